@@ -1,0 +1,566 @@
+"""Sound in and out: files, the compressed spectrogram, and endless batches of clean and noisy crops.
+
+    load_audio, save_audio     any file libsndfile reads; written by rename, never half
+    Spectrogram                STFT with amplitude compression, and back (SGMSE+, Sec. II; card of arXiv 2208.05830)
+    mix_at_snr                 speech + noise at a given signal-to-noise ratio
+    PairedAudio                folders of clean and noisy files with the same names
+    MixedAudio                 any folder of speech, any folder of noise, mixed anew every epoch
+    open_data                  finds out which of the two a folder is
+    batches                    (clean, noisy) float32 (B, L), both divided by the noisy peak of the crop
+
+Which crop a batch holds is a pure function of seed and position, so that a run resumed at step n, one with other
+workers and one on other hardware all see the same data. A corpus that fits in memory is decoded once into one int16
+array on the training device, where crops, gains and mixing are batched tensor operations; a larger one streams
+through worker processes that read only the crop.
+"""
+
+import collections
+import concurrent.futures
+import itertools
+import math
+import os
+import struct
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tqdm import tqdm
+
+SAMPLE_RATE = 16000                                      # Hz, of everything inside
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
+RESIDENT_LIMIT = 4 * 2 ** 30                             # bytes of int16 samples kept in memory: 37 hours
+VOICEBANK = {"train": ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav"),
+             "valid": ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav"),
+             "test": ("clean_testset_wav", "noisy_testset_wav")}
+VOICEBANK_VALID = ("p226_", "p287_")                     # the two speakers the field holds out for validation
+
+
+class AudioError(ValueError):
+    """A recording that cannot be used. The message names the file and what is wrong with it."""
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+def list_audio(folder):
+    """Sorted paths of the audio files below `folder`. Raises FileNotFoundError where there is none."""
+    folder = Path(folder)
+    paths = sorted(p for p in folder.rglob("[!.]*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not paths:
+        raise FileNotFoundError(f"no audio file ({', '.join(SUFFIXES)}) below {folder}")
+    return paths
+
+
+def audio_info(path):
+    """Header of a recording: soundfile's info object. Raises AudioError for what is no audio or is cut short."""
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, OSError) as error:
+        reason = "the file is empty" if os.path.isfile(path) and os.path.getsize(path) == 0 else str(error)
+        raise AudioError(f"{path}: not a readable audio file ({reason}). WAV, FLAC, OGG/Opus and MP3 are; "
+                         "convert others with ffmpeg") from None
+    if info.frames < 1:
+        raise AudioError(f"{path}: holds no samples")
+    promised = promised_bytes(path)
+    if promised > os.path.getsize(path):
+        raise AudioError(f"{path}: truncated, its header promises {promised} bytes and the file has "
+                         f"{os.path.getsize(path)}")
+    return info
+
+
+def promised_bytes(path):
+    """Size in bytes that the header of a WAV, the last page of an OGG implies; else 0. libsndfile reads cut ones mutely."""
+    with open(path, "rb") as file:
+        kind = file.read(4)
+        if kind == b"OggS":
+            start = file.seek(-min(os.path.getsize(path), 1 << 16), os.SEEK_END)     # a page has at most 65307 bytes
+            tail = file.read()
+            table = tail.rfind(b"OggS") + 27                                         # of the sizes of its segments
+            count = tail[table - 1] if len(tail) >= table else 1
+            return start + table + count + sum(tail[table:table + count])
+        if kind != b"RIFF":
+            return 0
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            name, size = struct.unpack("<4sI", head)
+            if name == b"data":
+                # From 0x7ffff000 on: a writer that streamed (sox, ffmpeg) and never knew the length
+                return 0 if size >= 0x7FFFF000 else file.tell() + size
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return 0
+
+
+def read_blocks(path, sample_rate=SAMPLE_RATE, block=1 << 18):
+    """Yield float32 arrays (samples, channels) at `sample_rate`, in constant memory.
+
+    Raises AudioError as `audio_info` does, and for samples that are not finite or end before the header says.
+    """
+    info = audio_info(path)
+    resampler = None
+    if info.samplerate != sample_rate:
+        resampler = soxr.ResampleStream(info.samplerate, sample_rate, info.channels, dtype="float32", quality="HQ")
+    read = 0
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            while len(x := file.read(block, dtype="float32", always_2d=True)):
+                read += len(x)
+                if not np.isfinite(x).all():
+                    raise AudioError(f"{path}: samples that are NaN or infinite before second {read / info.samplerate:.1f}")
+                yield x if resampler is None else resampler.resample_chunk(x)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{path}: damaged after {read} of {info.frames} samples ({error})") from None
+    if read < info.frames:
+        raise AudioError(f"{path}: truncated, {read} of {info.frames} samples")
+    if resampler is not None:
+        yield resampler.resample_chunk(np.zeros((0, info.channels), np.float32), last=True)
+
+
+def load_audio(path, sample_rate=SAMPLE_RATE):
+    """A recording as (float32 (channels, samples) at `sample_rate`, its own sample rate in Hz). Raises AudioError."""
+    x = np.concatenate(list(read_blocks(path, sample_rate)))
+    return torch.from_numpy(np.ascontiguousarray(x.T)), soundfile.info(str(path)).samplerate
+
+
+class AtomicAudioWriter:
+    """A SoundFile that appears under its name only when it is complete. Use as a context manager. Raises AudioError."""
+
+    def __init__(self, path, sample_rate, channels, subtype=None):
+        self.path = Path(path)
+        suffix = self.path.suffix.lower()
+        format = {".opus": "OGG", ".aif": "AIFF"}.get(suffix, suffix[1:].upper())
+        subtype = subtype or {".opus": "OPUS"}.get(suffix)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, self.part = tempfile.mkstemp(dir=self.path.parent, prefix=".", suffix=".part")
+        os.close(handle)
+        try:
+            self.file = soundfile.SoundFile(self.part, "w", sample_rate, channels, subtype, format=format)
+        except (ValueError, soundfile.LibsndfileError):
+            os.remove(self.part)
+            raise AudioError(f"{path}: libsndfile cannot write '{suffix}', {subtype or 'default'} samples, {channels} "
+                             f"channels, {sample_rate} Hz. WAV can hold all but the strangest") from None
+
+    def write(self, x):
+        self.file.write(x)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, trace):
+        try:
+            self.file.close()
+            if kind is None:
+                os.chmod(self.part, 0o666 & ~current_umask())    # mkstemp makes a file for the owner alone
+                os.replace(self.part, self.path)
+        finally:
+            Path(self.part).unlink(missing_ok=True)
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_audio(path, wave, sample_rate, subtype=None):
+    """Write (samples,) or (channels, samples) in [-1, 1]; the format is the suffix's, the subtype libsndfile's name.
+
+    Values outside [-1, 1] are clipped by integer formats. The file appears by rename, or not at all.
+    """
+    x = torch.as_tensor(wave).detach().cpu().numpy()
+    x = x.T if x.ndim == 2 else x[:, None]
+    with AtomicAudioWriter(path, sample_rate, x.shape[1], subtype) as writer:
+        writer.write(x)
+
+
+# ------------------------------------------------------------------------------------------------ spectrogram
+
+class Spectrogram(nn.Module):
+    """STFT and amplitude compression c -> factor |c|^exponent e^(i angle c), and back. SGMSE+, Eq. (1) of its Sec. V.
+
+    forward: (..., L) -> complex (..., F, T), F = n_fft // 2 + 1, T = 1 + L // hop_length. inverse: the way back.
+    510 makes F = 256, which the network can halve. exponent 1 only scales; transform "log" is factor log(1 + |c|),
+    "none" neither compresses nor scales. window: "hann" or "sqrthann", both periodic.
+    """
+
+    def __init__(self, n_fft=510, hop_length=128, exponent=0.5, factor=0.15, window="hann", transform="exponent"):
+        super().__init__()
+        if transform not in ("exponent", "log", "none") or window not in ("hann", "sqrthann"):
+            raise ValueError(f"transform is exponent, log or none, window hann or sqrthann; got {transform}, {window}")
+        self.n_fft, self.hop_length, self.exponent, self.factor = n_fft, hop_length, exponent, factor
+        self.transform = transform
+        hann = torch.hann_window(n_fft, periodic=True)
+        self.register_buffer("window", hann.sqrt() if window == "sqrthann" else hann, persistent=False)
+
+    def stft(self, wave):
+        if wave.shape[-1] <= self.n_fft // 2:
+            raise ValueError(f"expected more than {self.n_fft // 2} samples, half a window; got {wave.shape[-1]}")
+        flat = wave.reshape(-1, wave.shape[-1])
+        spec = torch.stft(flat, self.n_fft, self.hop_length, window=self.window.to(wave.dtype), center=True,
+                          return_complex=True)
+        return spec.reshape(*wave.shape[:-1], *spec.shape[-2:])
+
+    def istft(self, spec, length):
+        flat = spec.reshape(-1, *spec.shape[-2:])
+        wave = torch.istft(flat, self.n_fft, self.hop_length, window=self.window.to(spec.real.dtype), center=True,
+                           length=length)
+        return wave.reshape(*spec.shape[:-2], length)
+
+    def compress(self, c):
+        if self.transform == "log":
+            # The bound on |c| keeps value and gradient finite at digital silence, here and below.
+            a = c.abs().clamp(min=1e-8)
+            return self.factor * a.log1p() / a * c
+        if self.transform == "none":
+            return c
+        return self.factor * c.abs().clamp(min=1e-8) ** (self.exponent - 1) * c
+
+    def decompress(self, c):
+        if self.transform == "log":
+            a = c.abs().clamp(min=1e-8)
+            return (a / self.factor).expm1() / a * c
+        if self.transform == "none":
+            return c
+        c = c / self.factor
+        return c if self.exponent == 1 else c.abs().clamp(min=1e-8) ** (1 / self.exponent - 1) * c
+
+    def forward(self, wave):
+        return self.compress(self.stft(wave))
+
+    def inverse(self, spec, length):
+        return self.istft(self.decompress(spec), length)
+
+    def samples(self, frames):
+        """Number of samples of a crop that fills exactly `frames` frames."""
+        return (frames - 1) * self.hop_length
+
+
+def pad_frames(spec, multiple, mode="constant"):
+    """(..., F, T) -> (..., F, T'), T' the next multiple of `multiple`; added on the right, zeros or "reflect"."""
+    missing = -spec.shape[-1] % multiple
+    if mode == "reflect" and missing < spec.shape[-1]:   # else there is not enough to reflect
+        return torch.cat([spec, spec[..., -1 - missing:-1].flip(-1)], dim=-1)
+    return F.pad(spec, (0, missing))
+
+
+def mix_at_snr(speech, noise, snr_db):
+    """speech + g noise, with g such that their mean powers differ by snr_db. (..., L), (..., L), dB -> (..., L)."""
+    snr_db = torch.as_tensor(snr_db, dtype=speech.dtype, device=speech.device)
+    power_ratio = speech.square().mean(-1) / noise.square().mean(-1)
+    gain = (power_ratio / 10 ** (snr_db / 10)).sqrt()
+    return speech + gain[..., None] * noise
+
+
+# ------------------------------------------------------------------------------------------------ corpora
+
+class Recordings:
+    """Mono 16 kHz recordings, index by index as in `paths`: all in memory as int16 (`resident`), or read crop by crop.
+
+    A file that cannot be used keeps its index with length 0; `problems` says what is wrong with each.
+    """
+
+    def __init__(self, paths, device="cpu", resident=True, min_samples=510):
+        self.paths, self.device, self.resident = paths, device, resident
+        self.lengths, self.problems, waves = np.zeros(len(paths), np.int64), [], []
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            jobs = pool.map(attempt, itertools.repeat(decode if resident else measure), paths)
+            for i, (result, problem) in enumerate(tqdm(jobs, "reading", len(paths), unit="file", leave=False)):
+                length = result if isinstance(result, int) else len(result)
+                if not problem and length < min_samples:
+                    problem = f"{paths[i]}: {length} samples at 16 kHz, shorter than one frame of {min_samples}"
+                if problem:
+                    self.problems.append(problem)
+                    continue
+                self.lengths[i] = length
+                if resident:
+                    waves.append(result)
+        if not self.lengths.any():
+            raise AudioError(f"none of {len(paths)} recordings can be used; the first: {self.problems[0]}")
+        if resident:
+            self.offsets = np.cumsum(self.lengths) - self.lengths
+            self.samples = np.concatenate(waves)                           # int16, all recordings end to end
+            self.on_device = torch.from_numpy(self.samples).to(device)     # the same memory on a CPU
+
+    def wave(self, index):
+        """A whole recording, float32 (L,). Raises AudioError."""
+        wave = self.samples[self.offsets[index]:] if self.resident else decode(self.paths[index])
+        return torch.from_numpy(wave[:self.lengths[index]] / np.float32(32768))
+
+    def crop(self, index, start, num_samples, loop=False):
+        """int16 (num_samples,) on the host. Beyond the recording: zeros, or its repetition when `loop`."""
+        length = self.lengths[index]
+        first, last = max(start, 0), min(start + num_samples, length)
+        if loop and start + num_samples > length:
+            first, last = 0, length
+        if self.resident:
+            wave = self.samples[self.offsets[index]:][first:last]
+        else:
+            wave = read_crop(self.paths[index], first, last - first)
+        if loop:
+            return np.resize(np.roll(wave, first - start), num_samples)
+        crop = np.zeros(num_samples, np.int16)
+        crop[first - start:last - start] = wave
+        return crop
+
+    def gather(self, indices, starts, num_samples, loop=False):
+        """`crop` for a batch at once, on the device: indices, starts (B,) -> int16 (B, num_samples)."""
+        lengths, offsets, starts = (torch.from_numpy(a).to(self.device)[:, None]
+                                    for a in (self.lengths[indices], self.offsets[indices], starts))
+        where = starts + torch.arange(num_samples, device=self.device)     # (B, num_samples)
+        if loop:
+            return self.on_device[offsets + where % lengths]
+        inside = (where >= 0) & (where < lengths)
+        return self.on_device[offsets + where.clamp(min=0).minimum(lengths - 1)] * inside
+
+
+def attempt(function, path):
+    """(function(path), None), or (0, what is wrong with the file)."""
+    try:
+        return function(path), None
+    except AudioError as error:
+        return 0, str(error)
+
+
+def decode(path):
+    """A whole recording as int16 (L,), mono at 16 kHz. Raises AudioError."""
+    wave, _ = load_audio(path)
+    return to_int16(wave.mean(0).numpy())
+
+
+def measure(path):
+    """Its length at 16 kHz, from the header alone. Raises AudioError."""
+    info = audio_info(path)
+    return (2 * info.frames * SAMPLE_RATE // info.samplerate + 1) // 2      # rounded, as soxr does
+
+
+def read_crop(path, start, num_samples):
+    """int16 (num_samples,) from sample `start` at 16 kHz, decoding no more than that where no resampling is needed."""
+    if audio_info(path).samplerate != SAMPLE_RATE:
+        wave = decode(path)[start:start + num_samples]
+    else:
+        try:
+            x, _ = soundfile.read(str(path), num_samples, start, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{path}: damaged ({error})") from None
+        if not np.isfinite(x).all():
+            raise AudioError(f"{path}: has samples that are NaN or infinite")
+        wave = to_int16(x.mean(1))
+    if len(wave) < num_samples:
+        raise AudioError(f"{path}: truncated, it ends at sample {start + len(wave)} at 16 kHz")
+    return wave
+
+
+def to_int16(x):
+    return (x * 32768).round().clip(-32768, 32767).astype(np.int16)
+
+
+def fits_in_memory(paths):
+    """Whether the recordings take less than RESIDENT_LIMIT bytes as int16; judged from their headers."""
+    size = 0
+    for path in paths:
+        size += 2 * attempt(measure, path)[0]
+        if size > RESIDENT_LIMIT:
+            return False
+    return True
+
+
+class Crops:
+    """An endless, seeded order of crops from two sets of recordings: what PairedAudio and MixedAudio share.
+
+    Position p belongs to epoch p // len(self) and, within it, to one file of the epoch's permutation. Every other
+    choice for it is drawn from a generator seeded with (seed, p). A crop that is silent where it must not be, or
+    that cannot be read, is drawn again from another file; `problems` names the files and counts the crops.
+    """
+
+    def __init__(self, first, second, files, num_samples, seed):
+        self.sources, self.files, self.num_samples, self.seed = (first, second), files, num_samples, seed
+        self.order = (None, None)                        # (epoch, its permutation of the files)
+        self.problems = collections.Counter()
+        self.note(first.problems + second.problems)
+        if not len(files):
+            raise AudioError(f"no pair of recordings can be used; the first: {next(iter(self.problems))}")
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, position):
+        """(indices (2,), starts (2,), snr in dB, crops: two int16 arrays, problems met on the way)."""
+        epoch, place = divmod(position, len(self))
+        if self.order[0] != epoch:
+            self.order = epoch, np.random.default_rng([self.seed, epoch, 0]).permutation(self.files)
+        rng = np.random.default_rng([self.seed, position, 1])
+        index, problems = self.order[1][place], []
+        for _ in range(100):
+            indices, starts, snr_db = self.draw(index, rng)
+            try:
+                crops = [source.crop(i, start, self.num_samples, loop)
+                         for source, i, start, loop in zip(self.sources, indices, starts, self.loops)]
+                silent = [k for k in self.must_sound if not crops[k].any()]
+                if not silent:
+                    return indices, starts, snr_db, crops, problems
+                problems.append(f"{self.sources[silent[0]].paths[indices[silent[0]]]}: digital silence in a crop")
+            except AudioError as error:
+                problems.append(str(error))
+            index = rng.choice(self.files)
+        raise AudioError(f"100 crops in a row could not be used; the last: {problems[-1]}")
+
+    def note(self, problems):
+        for problem in problems:
+            if problem not in self.problems:
+                warnings.warn(f"left out: {problem}", stacklevel=3)
+            self.problems[problem] += 1
+
+    def batch(self, items):
+        """Items -> (clean, noisy), float32 (B, L) on the device, each divided by the peak of its noisy crop."""
+        indices, starts, snr_db, crops, problems = zip(*items)
+        self.note(itertools.chain.from_iterable(problems))
+        parts = []
+        for k, (source, loop) in enumerate(zip(self.sources, self.loops)):
+            if source.resident and torch.device(source.device).type != "cpu":
+                part = source.gather(np.array(indices)[:, k], np.array(starts)[:, k], self.num_samples, loop)
+            else:
+                part = torch.from_numpy(np.stack([crop[k] for crop in crops])).to(source.device)
+            parts.append(part / 32768)
+        clean, noisy = self.combine(*parts, torch.tensor(snr_db, device=parts[0].device))
+        peak = noisy.abs().amax(-1, keepdim=True)
+        return clean / peak, noisy / peak
+
+    def random_start(self, length, rng):
+        """Uniform start of a crop; one that is longer than the recording is centred on it."""
+        spare = int(length) - self.num_samples
+        return int(rng.integers(spare + 1)) if spare >= 0 else -(-spare // 2)
+
+
+class PairedAudio(Crops):
+    """Clean and noisy files with the same names, cut at the same place.
+
+    root: VoiceBank-DEMAND as distributed (clean_trainset_28spk_wav, noisy_trainset_28spk_wav, clean_testset_wav,
+    noisy_testset_wav; "valid" is the speakers p226 and p287 of its training set), or a folder with SPLIT/clean and
+    SPLIT/noisy, or with clean and noisy. Raises FileNotFoundError where there is none of these, ValueError that
+    lists the files without a partner, AudioError where no pair can be used.
+    """
+
+    loops, must_sound = (False, False), (1,)
+
+    def __init__(self, root, split="train", num_samples=32640, seed=0, device="cpu", resident=None):
+        paths = paired_paths(root, split)
+        resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
+        clean, noisy = (Recordings(p, device, resident) for p in paths)
+        clean.lengths = noisy.lengths = np.minimum(clean.lengths, noisy.lengths)
+        super().__init__(clean, noisy, np.flatnonzero(clean.lengths), num_samples, seed)
+
+    def draw(self, index, rng):
+        start = self.random_start(self.sources[0].lengths[index], rng)
+        return (index, index), (start, start), math.nan
+
+    def combine(self, clean, noisy, snr_db):
+        return clean, noisy
+
+    def utterance(self, number):
+        """A whole pair: (name, clean (L,), noisy (L,))."""
+        index = self.files[number]
+        return self.sources[0].paths[index].stem, *(source.wave(index) for source in self.sources)
+
+
+class MixedAudio(Crops):
+    """Speech and noise from any two folders, mixed at a ratio drawn from `snrs` (dB), differently every epoch.
+
+    Every second of noise is equally likely; a noise shorter than a crop repeats. Raises FileNotFoundError for a
+    folder without audio, AudioError where no file in it can be used.
+    """
+
+    loops, must_sound = (False, True), (0, 1)
+
+    def __init__(self, speech_dir, noise_dir, snrs=(0, 5, 10, 15), num_samples=32640, seed=0, device="cpu",
+                 resident=None):
+        paths = list_audio(speech_dir), list_audio(noise_dir)
+        resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
+        speech, noise = (Recordings(p, device, resident) for p in paths)
+        self.snrs, self.noise_ends = snrs, np.cumsum(noise.lengths)
+        super().__init__(speech, noise, np.flatnonzero(speech.lengths), num_samples, seed)
+
+    def draw(self, index, rng):
+        start = self.random_start(self.sources[0].lengths[index], rng)
+        noise, noise_start = self.draw_noise(rng)
+        return (index, noise), (start, noise_start), float(rng.choice(self.snrs))
+
+    def draw_noise(self, rng):
+        """A file of noise, with the probability of its length, and a second in it."""
+        place = rng.integers(self.noise_ends[-1])
+        noise = np.searchsorted(self.noise_ends, place, side="right")
+        length = self.sources[1].lengths[noise]
+        return noise, int(rng.integers(max(length - self.num_samples, 0) + 1))
+
+    def combine(self, speech, noise, snr_db):
+        return speech, mix_at_snr(speech, noise, snr_db)
+
+    def utterance(self, number):
+        """A whole recording and its mixture, the same at every call: (name, clean (L,), noisy (L,))."""
+        rng = np.random.default_rng([self.seed, number, 2])
+        index = self.files[number]
+        clean = self.sources[0].wave(index)
+        noise, start = self.draw_noise(rng)
+        noise = torch.from_numpy(self.sources[1].crop(noise, start, len(clean), loop=True) / np.float32(32768))
+        noisy = mix_at_snr(clean, noise, float(rng.choice(self.snrs)))
+        peak = max(1.0, noisy.abs().max().item())        # a file would clip
+        return self.sources[0].paths[index].stem, clean / peak, noisy / peak
+
+
+def paired_paths(root, split):
+    """Sorted (clean, noisy) paths of a split; see PairedAudio."""
+    root = Path(root)
+    folders = [(root / VOICEBANK[split][0], root / VOICEBANK[split][1]), (root / split / "clean", root / split / "noisy"),
+               (root / split / "pairs" / "clean", root / split / "pairs" / "noisy"), (root / "clean", root / "noisy")]
+    found = [pair for pair in folders if pair[0].is_dir() and pair[1].is_dir()]
+    if not found:
+        tried = "; ".join(f"{a.relative_to(root)} + {b.relative_to(root)}" for a, b in folders)
+        raise FileNotFoundError(f"no clean and noisy files for '{split}' in {root}. Looked for the folders {tried}")
+    clean, noisy = ({p.relative_to(folder).with_suffix(""): p for p in list_audio(folder)} for folder in found[0])
+    alone = [str(name) for name in sorted(clean.keys() ^ noisy.keys())]
+    if alone:
+        more = f" and {len(alone) - 10} more" if len(alone) > 10 else ""
+        raise ValueError(f"{len(alone)} files in {found[0][0]} or {found[0][1]} have no partner of the same name in the "
+                         f"other: {', '.join(alone[:10])}{more}")
+    names = sorted(clean)
+    if found[0] == folders[0] and split != "test":
+        names = [name for name in names if name.name.startswith(VOICEBANK_VALID) == (split == "valid")]
+    if not names:
+        raise FileNotFoundError(f"no recording of the '{split}' speakers in {found[0][0]}")
+    return [clean[name] for name in names], [noisy[name] for name in names]
+
+
+def open_data(root, split, snrs=(0, 5, 10, 15), **options):
+    """PairedAudio, or MixedAudio where SPLIT/speech and SPLIT/noise (or speech and noise) stand in `root`."""
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}")
+    for folder in (root / split, root):
+        if (folder / "speech").is_dir() and (folder / "noise").is_dir() and not (folder / "pairs").is_dir():
+            return MixedAudio(folder / "speech", folder / "noise", snrs, **options)
+    try:
+        return PairedAudio(root, split, **options)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {split}/speech + {split}/noise; speech + noise") from None
+
+
+def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4):
+    """Yield batches (clean, noisy) for ever, from batch number `step` on; the rank-th of `world` equal parts of each.
+
+    Resident recordings need no workers; others are read by that many processes.
+    """
+    def positions():
+        for number in itertools.count(step):
+            first = (number * world + rank) * batch_size
+            yield range(first, first + batch_size)
+
+    if all(source.resident for source in dataset.sources):
+        for part in positions():
+            yield dataset.batch([dataset[p] for p in part])
+    loader = torch.utils.data.DataLoader(dataset, batch_sampler=positions(), num_workers=workers, collate_fn=list,
+                                         prefetch_factor=4 if workers else None)
+    for items in loader:
+        yield dataset.batch(items)

@@ -1,0 +1,368 @@
+"""NCSN++, the U-Net that every method here shares, in one file that imports nothing of ours.
+
+Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021, in the
+complex-spectrogram form of SGMSE+ (Richter et al., TASLP 2023, arXiv 2208.05830).
+
+    NCSNpp                 the whole network; `NCSNpp.from_official` takes released weights
+      ResBlock             two 3x3 convolutions, time embedding in between (BigGAN block)
+      Attention            single-head self-attention over all frequency-time positions
+      Resample             FIR low-pass and a factor of two, up or down, on both axes
+      TimeEmbedding        Fourier features of a time and two dense layers
+    SMALL, TINY            the network of every method's `small` preset, and the one of tests and notebooks
+
+Shapes: spectrograms are complex (B, C, F, T); inside, real (B, 2C, F, T) in the order re, im, re, im, ...
+To carry it off, copy this file. Where we differ: the reference filters at full resolution and discards three of
+four results; here the same filter is one strided depthwise convolution, with the same numbers.
+"""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+# One definition each, so that methods compare like with like. Most of the cost of an NCSN++ sits in its first two
+# resolutions, so these stay narrow there and grow below. Slow Fourier features (scale 1): a short training
+# cannot afford to learn every noise level on its own.
+SMALL = dict(width=16, channel_mults=(1, 1, 2, 4, 6), num_res_blocks=1, attention_resolutions=(), fourier_scale=1.0)
+TINY = dict(width=8, channel_mults=(1, 2), num_res_blocks=1, attention_resolutions=(), fourier_scale=1.0)
+
+
+def fan_average_(layer, scale=1.0):
+    """Uniform weights of variance `scale` over the mean of fan-in and fan-out, and zero biases, in place.
+
+    Scale 0 stands for 1e-10, as in the reference: branches that start with it add nothing at first.
+    """
+    weight = layer.weight
+    fan_average = weight[0, 0].numel() * (weight.shape[0] + weight.shape[1]) / 2
+    bound = math.sqrt(3 * max(scale, 1e-10) / fan_average)
+    nn.init.uniform_(weight, -bound, bound)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def conv(in_channels, out_channels, kernel_size, scale=1.0):
+    """Convolution that keeps the size of the map."""
+    return fan_average_(nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2), scale)
+
+
+def group_norm(channels):
+    """At least four channels a group, 32 groups at most, as in the reference; fewer where 32 do not divide them."""
+    groups = next(g for g in range(max(min(channels // 4, 32), 1), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class TimeEmbedding(nn.Module):
+    """(B,) -> (B, 4 width): random Fourier features of a scalar, then two dense layers."""
+
+    def __init__(self, width, scale):
+        super().__init__()
+        # A parameter, not a buffer: released averaged weights list it among the parameters.
+        self.frequencies = nn.Parameter(torch.randn(width) * scale, requires_grad=False)
+        self.dense0 = fan_average_(nn.Linear(2 * width, 4 * width))
+        self.dense1 = fan_average_(nn.Linear(4 * width, 4 * width))
+
+    def forward(self, u):
+        angle = 2 * math.pi * u[:, None] * self.frequencies                # (B, width)
+        features = torch.cat([angle.sin(), angle.cos()], dim=1)            # (B, 2 width)
+        return self.dense1(F.silu(self.dense0(features)))
+
+
+class Resample(nn.Module):
+    """Low-pass with the outer product of [1, 3, 3, 1] and change both axes by a factor of two; zeros outside.
+
+    (B, C, F, T) -> (B, C, F/2, T/2), or (B, C, 2F, 2T) when `up`. A constant filter: nothing to learn or store.
+    """
+
+    def __init__(self, channels, up):
+        super().__init__()
+        k = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        kernel = torch.outer(k, k) / 64 * (4 if up else 1)                 # an upsampled map has zeros in between
+        self.register_buffer("kernel", kernel.repeat(channels, 1, 1, 1), persistent=False)
+        self.up = up
+
+    def forward(self, x):
+        convolve = F.conv_transpose2d if self.up else F.conv2d
+        return convolve(x, self.kernel.to(x.dtype), stride=2, padding=1, groups=len(self.kernel))
+
+
+class ResBlock(nn.Module):
+    """(B, in, F, T) and embedding (B, E) -> (B, out, F', T'); F', T' as `resample` makes them."""
+
+    def __init__(self, in_channels, out_channels, emb_channels, resample=None, dropout=0.0):
+        super().__init__()
+        self.resample = Resample(in_channels, up=resample == "up") if resample else None
+        self.norm0 = group_norm(in_channels)
+        self.conv0 = conv(in_channels, out_channels, 3)
+        self.dense = fan_average_(nn.Linear(emb_channels, out_channels)) if emb_channels else None
+        self.norm1 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv1 = conv(out_channels, out_channels, 3, scale=0)
+        self.shortcut = conv(in_channels, out_channels, 1) if resample or in_channels != out_channels else None
+
+    def forward(self, x, emb=None):
+        h = F.silu(self.norm0(x))
+        if self.resample:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv0(h)
+        if self.dense:
+            h = h + self.dense(F.silu(emb))[:, :, None, None]
+        h = self.conv1(self.dropout(F.silu(self.norm1(h))))
+        if self.shortcut:
+            x = self.shortcut(x)
+        return (x + h) * math.sqrt(0.5)
+
+
+class Attention(nn.Module):
+    """Self-attention over all F*T positions of a (B, C, F, T) map, one head, with a residual."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.query = conv(channels, channels, 1, scale=0.1)
+        self.key = conv(channels, channels, 1, scale=0.1)
+        self.value = conv(channels, channels, 1, scale=0.1)
+        self.out = conv(channels, channels, 1, scale=0)
+
+    def forward(self, x):
+        h = self.norm(x)
+        tokens = [layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.query, self.key, self.value)]
+        h = F.scaled_dot_product_attention(*tokens)                        # (B, 1, FT, C)
+        h = h[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])
+        return (x + self.out(h)) * math.sqrt(0.5)
+
+
+class Encoder(nn.Module):
+    """One resolution on the way down: its skips, and the features of the next resolution (None at the last)."""
+
+    def __init__(self, in_channels, channels, num_blocks, attention, image_channels, emb_channels, dropout, last):
+        super().__init__()
+        widths = [in_channels] + [channels] * num_blocks
+        self.blocks = nn.ModuleList(ResBlock(a, b, emb_channels, dropout=dropout) for a, b in zip(widths, widths[1:]))
+        self.attentions = nn.ModuleList(Attention(channels) if attention else nn.Identity() for _ in self.blocks)
+        self.down = None if last else ResBlock(channels, channels, emb_channels, "down", dropout)
+        self.shrink = None if last else Resample(image_channels, up=False)
+        self.combine = None if last else conv(image_channels, channels, 1)  # the input joins at every resolution
+
+    def forward(self, h, image, emb):
+        skips = []
+        for block, attention in zip(self.blocks, self.attentions):
+            h = attention(block(h, emb))
+            skips.append(h)
+        if self.down is None:
+            return skips, h, image
+        image = self.shrink(image)
+        h = self.down(h, emb) + self.combine(image)
+        return skips + [h], h, image
+
+
+class Decoder(nn.Module):
+    """One resolution on the way up: consumes its skips and adds its part to the growing output image."""
+
+    def __init__(self, in_channels, skip_channels, channels, attention, image_channels, emb_channels, dropout, last):
+        super().__init__()
+        widths = [in_channels] + [channels] * len(skip_channels)
+        self.blocks = nn.ModuleList(ResBlock(a + s, b, emb_channels, dropout=dropout)
+                                    for a, s, b in zip(widths, skip_channels, widths[1:]))
+        self.attention = Attention(channels) if attention else nn.Identity()
+        self.norm = group_norm(channels)
+        self.to_image = conv(channels, image_channels, 3, scale=0)
+        self.up = None if last else ResBlock(channels, channels, emb_channels, "up", dropout)
+        self.grow = None if last else Resample(image_channels, up=True)
+
+    def forward(self, h, image, skips, emb):
+        for block in self.blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        h = self.attention(h)
+        part = self.to_image(F.silu(self.norm(h)))
+        image = part if image is None else image + part
+        if self.up is None:
+            return h, image
+        return self.up(h, emb), self.grow(image)
+
+
+class NCSNpp(nn.Module):
+    """NCSN++ on complex spectrograms.
+
+    forward(x, *times): x complex (B, in_channels, F, T), F and T of any size; each time (B,). Returns complex
+    (B, out_channels, F, T). The first time is the process time t in (0, 1]; the second, where there are
+    two, is the length delta = t - r >= 0 of the interval that an average velocity spans. Raises ValueError
+    for a wrong shape, dtype or number of times.
+
+    Card of the paper's network: the defaults, 65 590 822 parameters.
+    """
+
+    def __init__(
+        self,
+        in_channels=2,                           # complex signals in: the state x_t, the noisy y, other conditions
+        out_channels=1,                          # complex signals out
+        width=128,                               # channels at full resolution
+        channel_mults=(1, 1, 2, 2, 2, 2, 2),     # channels per resolution, in widths; each resolution halves F and T
+        num_res_blocks=2,                        # per resolution on the way down; one more on the way up
+        attention_resolutions=(16,),             # frequency heights with attention; the bottleneck always has it
+        image_size=256,                          # F that attention_resolutions refers to
+        num_times=1,                             # 0: direct map; 1: t; 2: t and delta = t - r
+        version=1,                               # 1 divides by t before the last layer; 2 leaves scaling to the caller
+        dropout=0.0,
+        fourier_scale=16,                        # std of the random frequencies of log t
+    ):
+        super().__init__()
+        if version == 1 and num_times == 0:
+            raise ValueError("version 1 divides its output by t: use version=2 with num_times=0")
+        self.config = dict(in_channels=in_channels, out_channels=out_channels, width=width,
+                           channel_mults=tuple(channel_mults), num_res_blocks=num_res_blocks,
+                           attention_resolutions=tuple(attention_resolutions), image_size=image_size,
+                           num_times=num_times, version=version, dropout=dropout, fourier_scale=fourier_scale)
+        image = 2 * in_channels                  # real channels of the input and of the output pyramid
+        emb = 4 * width if num_times else 0
+        levels = len(channel_mults)
+        self.multiple = 2 ** (levels - 1)        # F and T are padded to a multiple of this
+        self.times = nn.ModuleList(TimeEmbedding(width, fourier_scale) for _ in range(num_times))
+        self.stem = conv(image, width, 3)
+
+        self.encoders, h, skips = nn.ModuleList(), width, [[width]]
+        for level, mult in enumerate(channel_mults):
+            attention, last = image_size // 2 ** level in attention_resolutions, level == levels - 1
+            self.encoders.append(Encoder(h, width * mult, num_res_blocks, attention, image, emb, dropout, last))
+            h = width * mult
+            skips[-1] += [h] * num_res_blocks    # a level's first skip came from above: from the stem or a combine
+            skips.append([h])
+
+        self.middle = nn.ModuleList([ResBlock(h, h, emb, dropout=dropout), Attention(h),
+                                     ResBlock(h, h, emb, dropout=dropout)])
+
+        self.decoders = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mults))):
+            attention, last = image_size // 2 ** level in attention_resolutions, level == 0
+            self.decoders.append(Decoder(h, skips[level][::-1], width * mult, attention, image, emb, dropout, last))
+            h = width * mult
+
+        self.head = nn.Conv2d(image, 2 * out_channels, 1)
+
+    def forward(self, x, *times):
+        expected = self.config["in_channels"]
+        if not x.is_complex() or x.ndim != 4 or x.shape[1] != expected:
+            raise ValueError(f"expected a complex spectrogram (B, {expected}, F, T); got {x.dtype} {tuple(x.shape)}. "
+                             "Join state and condition with torch.cat([xt, y], dim=1); see data.Spectrogram.")
+        if len(times) != len(self.times):
+            raise ValueError(f"this network takes {len(self.times)} time(s) after x; got {len(times)}")
+        bins, frames = x.shape[2:]
+        x = F.pad(as_real(x), (0, -frames % self.multiple, 0, -bins % self.multiple))
+        return as_complex(self.unet(x, *times)[..., :bins, :frames])
+
+    def unet(self, x, *times):
+        """The network on real channels: (B, 2 in_channels, F, T) -> (B, 2 out_channels, F, T)."""
+        emb = None
+        if times:
+            emb = self.times[0](times[0].clamp(min=1e-4).log())
+        if len(times) == 2:
+            emb = emb + self.times[1](times[1].log1p())
+
+        h, image = self.stem(x), x
+        stack = [h]
+        for encoder in self.encoders:
+            skips, h, image = encoder(h, image, emb)
+            stack += skips
+
+        block, attention, block_after = self.middle
+        h = block_after(attention(block(h, emb)), emb)
+
+        image = None
+        for decoder in self.decoders:
+            h, image = decoder(h, image, stack, emb)
+
+        if self.config["version"] == 1:
+            image = image / times[0][:, None, None, None]
+        return self.head(image)
+
+    @classmethod
+    def from_official(cls, state_dict, **kwargs):
+        """The network of a released checkpoint, with the same outputs.
+
+        state_dict: tensors by their official names (`all_modules.4.Conv_0.weight`, ...), with or without the
+        prefix `dnn.`; entries that belong to no network (a PESQ loss) are ignored. kwargs: those of the
+        constructor, as far as the checkpoint's differ from its defaults. For averaged weights, which are stored
+        as a list without names, see `official_names`. Raises ValueError where the two do not fit.
+        """
+        net = cls(**kwargs)
+        weights = {name.removeprefix("dnn."): tensor for name, tensor in state_dict.items()}
+        ours = {}
+        for official, name in net.official_names():
+            if official not in weights:
+                raise ValueError(f"the checkpoint has no '{official}' (our {name}): are width, channel_mults, "
+                                 f"num_res_blocks, attention_resolutions and num_times those it was trained with?")
+            tensor = weights.pop(official)
+            if ".NIN_" in official and official.endswith("W"):
+                tensor = tensor.T[:, :, None, None]                        # stored as (in, out)
+            ours[name] = tensor
+        left = [name for name in weights if name.startswith(("all_modules.", "delta_", "output_layer."))]
+        if left:
+            raise ValueError(f"the checkpoint has {len(left)} tensors that this network lacks, such as '{left[0]}'")
+        try:
+            net.load_state_dict(ours)
+        except RuntimeError as error:
+            raise ValueError(f"the checkpoint's tensors have other shapes than this network's: {error}") from None
+        return net
+
+    def official_names(self):
+        """Pairs (official name, our name) in the order in which released checkpoints list their tensors."""
+        ours = {id(p): name for name, p in self.named_parameters()}
+        in_block = (("GroupNorm_0", "norm0"), ("Conv_0", "conv0"), ("Dense_0", "dense"),
+                    ("GroupNorm_1", "norm1"), ("Conv_1", "conv1"), ("Conv_2", "shortcut"))
+        in_attention = (("GroupNorm_0", "norm"), ("NIN_0", "query"), ("NIN_1", "key"), ("NIN_2", "value"),
+                        ("NIN_3", "out"))
+
+        def pairs(prefix, layer):
+            if isinstance(layer, (ResBlock, Attention)):
+                for official, name in in_block if isinstance(layer, ResBlock) else in_attention:
+                    if getattr(layer, name) is not None:
+                        yield from pairs(f"{prefix}.{official}", getattr(layer, name))
+            elif isinstance(layer, nn.Parameter):
+                yield prefix, ours[id(layer)]
+            else:
+                nin = ".NIN_" in prefix
+                yield f"{prefix}.{'W' if nin else 'weight'}", ours[id(layer.weight)]
+                yield f"{prefix}.{'b' if nin else 'bias'}", ours[id(layer.bias)]
+
+        yield from pairs("output_layer", self.head)
+        if len(self.times) == 2:
+            yield from pairs("delta_gfproj.W", self.times[1].frequencies)
+            yield from pairs("delta_fc1", self.times[1].dense0)
+            yield from pairs("delta_fc2", self.times[1].dense1)
+        for number, (suffix, layer) in enumerate(self.official_order()):
+            yield from pairs(f"all_modules.{number}{suffix}", layer)
+
+    def official_order(self):
+        """Pairs (suffix, layer): the layers as the reference numbers them in its list `all_modules`."""
+        if len(self.times):
+            time = self.times[0]
+            yield from ((".W", time.frequencies), ("", time.dense0), ("", time.dense1))
+        yield "", self.stem
+        for encoder in self.encoders:
+            for block, attention in zip(encoder.blocks, encoder.attentions):
+                yield "", block
+                if isinstance(attention, Attention):
+                    yield "", attention
+            if encoder.down:
+                yield "", encoder.down
+                yield ".Conv_0", encoder.combine
+        yield from (("", layer) for layer in self.middle)
+        for decoder in self.decoders:
+            yield from (("", block) for block in decoder.blocks)
+            if isinstance(decoder.attention, Attention):
+                yield "", decoder.attention
+            yield from (("", decoder.norm), ("", decoder.to_image))
+            if decoder.up:
+                yield "", decoder.up
+
+
+def as_real(x):
+    """complex (B, C, F, T) -> real (B, 2C, F, T), real and imaginary part of each signal side by side."""
+    return torch.view_as_real(x).movedim(-1, 2).flatten(1, 2)
+
+
+def as_complex(x):
+    """The inverse of `as_real`. In float32 at least: half precision has no complex arithmetic."""
+    x = x.unflatten(1, (-1, 2)).movedim(2, -1)
+    x = x if x.dtype == torch.float64 else x.float()
+    return torch.view_as_complex(x.contiguous())

@@ -1,0 +1,566 @@
+"""sgmse.py against its closed forms, against the reference systems' numbers, and door to door."""
+
+import dataclasses
+import json
+import math
+import os
+import pickle
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.integrate
+import torch
+
+import nets
+import sgmse
+import train
+
+FIXTURES = Path(__file__).parent / "fixtures"
+PROCESSES = {"ouve_default": sgmse.OUVE(), "ouve_48k": sgmse.OUVE(2.0, 0.1, 1.0), "sbve_default": sgmse.SBVE(),
+             "bbed_default": sgmse.BBED(c=0.52), "bbed_theta051": sgmse.BBED()}
+
+
+def load(name):
+    return np.load(FIXTURES / f"{name}.npz")
+
+
+def replay(monkeypatch, draws):
+    """Let torch.randn_like return these, in order."""
+    draws = iter(draws)
+    monkeypatch.setattr(torch, "randn_like", lambda x: torch.as_tensor(next(draws)).to(x.dtype))
+    return draws
+
+
+# ---- processes ----
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("precision", ["f32", "f64"])
+def test_process_equals_reference(name, precision, monkeypatch):
+    fixture = load("sde_bbed" if name.startswith("bbed") else "sde_ouve_sbve")
+    get = lambda key: torch.from_numpy(fixture[f"{name}/{key}"])
+    dtype, tolerance = (torch.float32, 2e-5) if precision == "f32" else (torch.float64, 1e-6)
+    complex_dtype = torch.complex64 if precision == "f32" else torch.complex128
+    sde, t = PROCESSES[name], get("t").to(dtype)
+    x0, y, xt = (get(key).to(complex_dtype) for key in ("x0", "y", "xt"))
+    drift, g = sde.drift(xt, y, t), sde.diffusion(t)
+    score = (0.3 * y - xt) / sgmse.per_bin(0.2 + t)
+    g_bin = sgmse.per_bin(g)
+    dt = float(fixture[f"{name}/stepsize"])
+    mean, noise = sgmse.reverse_step(lambda *_: score, xt[:1], y[:1], t[0].item(), dt, sde)
+    if not isinstance(sde, sgmse.SBVE):                  # the bridge starts at y itself
+        replay(monkeypatch, [get(f"{precision}/prior_z")])
+    for key, value in {"mean": sde.mean(x0, y, t), "std": sde.std(t), "drift": drift, "diffusion": g,
+                       "rev_drift": drift - g_bin ** 2 * score, "pf_drift": drift - 0.5 * g_bin ** 2 * score,
+                       "prior": sde.prior(y)}.items():
+        assert value.dtype in (dtype, complex_dtype)
+        torch.testing.assert_close(value, get(f"{precision}/{key}").to(value.dtype).expand_as(value), atol=tolerance,
+                                   rtol=tolerance, msg=key)
+    torch.testing.assert_close(mean[0], xt[0] - get(f"{precision}/rev_disc_f")[0], atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(noise.flatten()[0], get(f"{precision}/rev_disc_G")[0], atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("sde", [sgmse.OUVE(), sgmse.BBED(), sgmse.SBVE()], ids=lambda sde: type(sde).__name__)
+def test_mean_and_std_solve_the_moment_equations(sde):
+    """dm/dt = f(m), dv/dt = 2 f'(x) v + g^2, from m = x0, v = 0; the bridge is the same process, conditioned on its end."""
+    if isinstance(sde, sgmse.SBVE):
+        t = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
+        s, s_bar = sde.sigma(t)
+        # Two independent Gaussian views of x_t, from 0 and from T, weighted by their precisions.
+        torch.testing.assert_close(sde.std(t), (1 / s ** 2 + 1 / s_bar ** 2) ** -0.5, rtol=1e-6, atol=0)
+        return
+    x0, y = 3 + 1j, 2 - 1j
+    one = lambda t: torch.tensor([t], dtype=torch.float64)
+    bin_ = lambda c: torch.full((1, 1, 1, 1), c, dtype=torch.complex128)
+
+    def moments(t, state):
+        drift = lambda c: sde.drift(bin_(c), bin_(y), one(t)).item()
+        slope = (drift(1.0) - drift(0.0)).real
+        m = complex(state[0], state[1])
+        return [drift(m).real, drift(m).imag, 2 * slope * state[2] + sde.diffusion(one(t)).item() ** 2]
+
+    for end in (0.1, 0.5, 0.95):
+        solved = scipy.integrate.solve_ivp(moments, (0, end), [x0.real, x0.imag, 0], rtol=1e-10, atol=1e-12).y[:, -1]
+        mean = sde.mean(bin_(x0), bin_(y), one(end)).item()
+        assert mean == pytest.approx(complex(solved[0], solved[1]), abs=1e-8)
+        assert sde.std(one(end)).item() == pytest.approx(math.sqrt(solved[2]), rel=1e-8)
+
+
+def test_bbed_std_agrees_with_the_card():
+    t = torch.tensor([0.03, 0.1, 0.5, 0.8, 0.9, 0.999])
+    expected = torch.tensor([0.123609, 0.225275, 0.486935, 0.521025, 0.447566, 0.058339])
+    std = sgmse.BBED().std(t)
+    torch.testing.assert_close(std, expected, atol=2e-6, rtol=0)
+    assert std.dtype == torch.float32
+
+
+def test_expi_agrees_with_scipy():
+    u = -torch.logspace(-6, 0.9, 50, dtype=torch.float64)
+    np.testing.assert_allclose(sgmse.expi(u).numpy(), scipy.special.expi(u.numpy()), rtol=1e-10)
+
+
+def test_monte_carlo_of_the_forward_process_has_its_mean_and_std():
+    sde, n, steps = sgmse.OUVE(), 20000, 400
+    generator = torch.Generator().manual_seed(0)
+    x = torch.full((1, 1, n, 1), 3 + 1j, dtype=torch.complex64)
+    x0, y = x.clone(), torch.full_like(x, 2 - 1j)
+    for i in range(steps):
+        t = torch.tensor([(i + 0.5) / steps])
+        z = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        x = x + sde.drift(x, y, t) / steps + sde.diffusion(t) * math.sqrt(1 / steps) * z
+    t = torch.tensor([1.0])
+    assert abs(x.mean() - sde.mean(x0, y, t).mean()) < 0.01
+    assert x.std().item() == pytest.approx(sde.std(t).item(), rel=0.01)
+
+
+# ---- a Gaussian world: x0 | y ~ N(m, s^2), so every score and every sampler is affine and can be solved ----
+
+M, S, Y = 1.2 + 0.3j, 0.4, 2 - 1j
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactStart(sgmse.OUVE):
+    """The prior y + std z leaves out what x_T still knows of x0; here the reverse process starts from its true law."""
+
+    def prior(self, y, t=None):
+        t = torch.full((len(y),), self.T if t is None else t, dtype=y.real.dtype)
+        mean, var = gaussian_marginal(self, y, t)
+        return mean + var.sqrt() * torch.randn_like(y)
+
+
+class ExactStartBBED(sgmse.BBED):
+    prior = ExactStart.prior
+
+
+def gaussian_marginal(sde, y, t):
+    """Mean and variance of x_t given y."""
+    m = torch.full_like(y, M)
+    a = (sde.mean(torch.ones_like(y), torch.zeros_like(y), t)).real
+    return sde.mean(m, y, t), a ** 2 * S ** 2 + sgmse.per_bin(sde.std(t)) ** 2
+
+
+def gaussian_score(sde):
+    def score(x, y, t):
+        mean, var = gaussian_marginal(sde, y, t)
+        return -(x - mean) / var
+    return score
+
+
+def law(monkeypatch, sampler, draws):
+    """Exact mean and variance of an affine sampler: the response to no noise, and to each draw alone."""
+    y = torch.full((draws + 1, 1, 1, 1), Y, dtype=torch.complex128)
+    units = torch.eye(draws + 1, dtype=torch.complex128)[1:, :, None, None, None]
+    left = replay(monkeypatch, units)
+    out = sampler(y).flatten()
+    assert next(left, None) is None, "the sampler used fewer draws than it was given"
+    return out[0].item(), (out[1:] - out[0]).abs().square().sum().item()
+
+
+def orders(errors):
+    """Observed orders when the number of steps doubles."""
+    errors = np.array(errors)
+    return np.log2(errors[:-1] / errors[1:])
+
+
+@pytest.mark.parametrize("process, T", [(ExactStart, 1.0), (ExactStartBBED, 0.9)])
+def test_euler_maruyama_reaches_the_posterior_at_first_order(monkeypatch, process, T):
+    errors = []
+    for N in (64, 128, 256):
+        sde = process(T=T, t_eps=T / N)                  # a uniform grid down to 0
+        mean, variance = law(monkeypatch, lambda y: sgmse.euler_maruyama(gaussian_score(sde), y, sde, N), N)
+        errors.append([abs(mean - M), abs(variance - S ** 2)])
+    means, variances = np.transpose(errors)
+    assert orders(variances) == pytest.approx(1, abs=0.25)
+    # The bridge's mean is linear in t, which an Euler step follows exactly.
+    assert means.max() < 1e-9 if process is ExactStartBBED else orders(means) == pytest.approx(1, abs=0.25)
+
+
+@pytest.mark.parametrize("process, T", [(ExactStart, 1.0), (ExactStartBBED, 0.9)])
+def test_predictor_corrector_reaches_the_posterior(monkeypatch, process, T):
+    """Mean at first order. Each Langevin step adds variance as each predictor step loses some; both vanish with 1/N."""
+    errors = []
+    for N in (64, 128, 256):
+        sde = process(T=T, t_eps=T / N)
+        mean, variance = law(monkeypatch, lambda y: sgmse.predictor_corrector(gaussian_score(sde), y, sde, N), 1 + 2 * N)
+        errors.append([abs(mean - M), abs(variance - S ** 2)])
+    means, variances = np.transpose(errors)
+    assert variances.max() < 0.003
+    assert means.max() < 1e-9 if process is ExactStartBBED else (orders(means) > 0.9).all() and means[-1] < 0.002
+
+
+def test_langevin_corrector_settles_at_its_known_variance(monkeypatch):
+    """x + e s + sqrt(2 e) z leaves v / (1 - e / 2v) invariant where the target has variance v."""
+    sde = ExactStart(t_eps=0.3)
+    y = torch.full((1, 1, 1, 1), Y, dtype=torch.complex128)
+    t = torch.tensor([0.3], dtype=torch.float64)
+    mean, v = (a.item() for a in gaussian_marginal(sde, y, t))
+    step = 2 * (0.5 * sde.std(t).item()) ** 2
+    still = lambda x, y, t: gaussian_score(sde)(x, y, t)
+    monkeypatch.setattr(sgmse, "reverse_step", lambda score, x, *_: (x, torch.zeros(1)))     # the corrector alone
+    got = law(monkeypatch, lambda y: sgmse.predictor_corrector(still, y, sde, 1, corrector_steps=150, start=0.3), 152)
+    assert got[0] == pytest.approx(mean, abs=1e-6)
+    assert got[1] == pytest.approx(v / (1 - step / (2 * v)), rel=1e-6)
+
+
+def test_the_predictor_alone_is_euler_maruyama(monkeypatch):
+    sde = sgmse.OUVE()
+    run = lambda sampler, draws: law(monkeypatch, sampler, draws)
+    alone = run(lambda y: sgmse.predictor_corrector(gaussian_score(sde), y, sde, 6, corrector_steps=0), 7)
+    assert alone == pytest.approx(run(lambda y: sgmse.euler_maruyama(gaussian_score(sde), y, sde, 6), 6))
+
+
+@pytest.mark.parametrize("method, order", [("euler", 1), ("heun", 2)])
+def test_probability_flow_reaches_the_marginal_at_its_order(monkeypatch, method, order):
+    sde, errors = ExactStart(), []
+    t = torch.tensor([sde.t_eps], dtype=torch.float64)
+    mean, variance = gaussian_marginal(sde, torch.full((1, 1, 1, 1), Y, dtype=torch.complex128), t)
+    for N in (129, 257, 513):
+        got = law(monkeypatch, lambda y: sgmse.probability_flow(gaussian_score(sde), y, sde, N, method, denoise=False), 1)
+        errors.append([abs(got[0] - mean.item()), abs(got[1] - variance.item())])
+    assert np.array([orders(e) for e in np.transpose(errors)]) == pytest.approx(order, abs=0.25)
+
+
+def test_adaptive_probability_flow_reaches_the_marginal_to_its_tolerance(monkeypatch):
+    sde = ExactStart()
+    mean, variance = gaussian_marginal(sde, torch.full((1, 1, 1, 1), Y, dtype=torch.complex128),
+                                       torch.tensor([sde.t_eps], dtype=torch.float64))
+    got = law(monkeypatch, lambda y: sgmse.probability_flow(gaussian_score(sde), y, sde, method="rk45", denoise=False,
+                                                            tolerance=1e-9), 1)
+    assert got[0] == pytest.approx(mean.item(), abs=1e-6)
+    assert got[1] == pytest.approx(variance.item(), abs=1e-6)
+
+
+def gaussian_predictor(sde):
+    """E[x0 | x_t, y]."""
+    def predict(x, y, t):
+        mean, var = gaussian_marginal(sde, y, t)
+        a = sde.mean(torch.ones_like(y), torch.zeros_like(y), t).real
+        return M + a * S ** 2 / var * (x - mean)
+    return predict
+
+
+def test_bridge_sde_reaches_the_posterior_at_first_order(monkeypatch):
+    sde, errors = sgmse.SBVE(eps=1e-12), []
+    for N in (64, 128, 256):
+        mean, variance = law(monkeypatch, lambda y: sgmse.bridge_sde(gaussian_predictor(sde), y, sde, N), N - 1)
+        errors.append([abs(mean - M), abs(variance - S ** 2)])
+    assert np.max(errors[-1]) < 0.02
+    assert orders(np.transpose(errors)[1]) == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize("N", [1, 5, 50])
+def test_bridge_ode_with_a_perfect_prediction_ends_at_it(N):
+    """Card 1, self-check 21: A x0 + B y with A = 0.999966, B = 0.000598 whatever N."""
+    x0, y = (torch.full((1, 1, 1, 1), c, dtype=torch.complex128) for c in (M, Y))
+    out = sgmse.bridge_ode(lambda *_: x0, y, sgmse.SBVE(), N)
+    torch.testing.assert_close(out, 0.999966 * x0 + 0.000598 * y, atol=3e-6, rtol=0)
+
+
+def test_the_exact_score_has_the_smallest_score_matching_loss():
+    torch.manual_seed(0)
+    sde, shape = sgmse.OUVE(), (512, 1, 16, 4)
+    y = torch.full(shape, Y, dtype=torch.complex64)
+    x0 = M + S * torch.randn_like(y)
+    t, z = sgmse.OUVE().t_eps + 0.97 * torch.rand(512), torch.randn_like(y)
+    exact = gaussian_score(sde)
+    losses = [sgmse.dsm_loss(lambda x, y, t: k * exact(x, y, t), x0, y, t, z, sde).item() for k in (0.8, 1, 1.2)]
+    assert losses[1] < losses[0] and losses[1] < losses[2]
+
+
+def test_score_matching_with_a_zero_score_costs_half_a_unit_per_bin():
+    torch.manual_seed(0)
+    z = torch.randn(4, 1, 256, 256, dtype=torch.complex64)
+    t = torch.rand(4) * 0.97 + 0.03
+    loss = sgmse.dsm_loss(lambda x, y, t: torch.zeros_like(x), z, z, t, z, sgmse.OUVE())
+    assert loss.item() == pytest.approx(32768, rel=0.01)
+
+
+# ---- the reference systems' numbers ----
+
+TOY = lambda x, y, t: (0.3 * y - x) / sgmse.per_bin(0.2 + t)
+TOY_DATA = lambda x, y, t: 0.6 * y + 0.1 * x * sgmse.per_bin(1 - t)
+PC = {"pc_rd_ald": {}, "pc_rd_ald_nodenoise": dict(denoise=False), "pc_rd_ald_2c": dict(N=3, snr=0.33, corrector_steps=2),
+      "pc_rd_langevin": dict(corrector="langevin"), "pc_rd_none": dict(corrector_steps=0)}
+
+
+class Counted:
+    def __init__(self, function):
+        self.function, self.states, self.times = function, [], []
+
+    def __call__(self, x, y, t):
+        self.states.append(x)
+        self.times.append(t)
+        return self.function(x, y, t)
+
+
+@pytest.mark.parametrize("tag", [*PC, "ode_rk45", "sb_ode_N1", "sb_ode_N5", "sb_sde_N1", "sb_sde_N5"])
+def test_sampler_equals_reference(tag, monkeypatch):
+    fixture = load("samplers_sgmse")
+    y = torch.from_numpy(fixture["y"])
+    replay(monkeypatch, fixture[f"{tag}/draws"] if f"{tag}/draws" in fixture else [])
+    network = Counted(TOY_DATA if tag.startswith("sb") else TOY)
+    tolerance = 2e-6
+    if tag in PC:
+        out = sgmse.predictor_corrector(network, y, sgmse.OUVE(), **dict(N=5) | PC[tag])
+    elif tag == "ode_rk45":
+        out = sgmse.probability_flow(network, y, sgmse.OUVE(), method="rk45", denoise=False)
+    else:
+        sampler, N = sgmse.bridge_ode if "ode" in tag else sgmse.bridge_sde, int(tag[-1])
+        out = sampler(network, y, sgmse.SBVE(), N)
+        # The reference computes the coefficients in float32, where they cancel; here float64.
+        tolerance = 5e-5 if "ode" in tag else 2e-6
+    torch.testing.assert_close(out, torch.from_numpy(fixture[f"{tag}/out"]), atol=tolerance, rtol=tolerance)
+    states, times = ("model_x", "model_t") if tag.startswith("sb") else ("score_x", "score_t")
+    if f"{tag}/{times}" in fixture:
+        torch.testing.assert_close(torch.stack(network.times), torch.from_numpy(fixture[f"{tag}/{times}"]), check_dtype=False)
+        torch.testing.assert_close(torch.stack(network.states), torch.from_numpy(fixture[f"{tag}/{states}"]),
+                                   atol=10 * tolerance, rtol=10 * tolerance)
+    nfe = {"ode_rk45": "nfe"}.get(tag, "nfe_actual")
+    if f"{tag}/{nfe}" in fixture:
+        assert len(network.times) == fixture[f"{tag}/{nfe}"]
+
+
+def test_bbed_sampler_equals_reference(monkeypatch):
+    fixture = load("sde_bbed")
+    prefix = "bbed_default/pc_rd_ald" if "bbed_default/pc_rd_ald/out" in fixture else "pc_rd_ald"
+    replay(monkeypatch, fixture[f"{prefix}/draws"])
+    out = sgmse.predictor_corrector(TOY, torch.from_numpy(fixture[f"{prefix}/y"]), sgmse.BBED(c=0.52), N=5)
+    # 1 / (1 - t) = 1000 at the first step magnifies rounding.
+    torch.testing.assert_close(out, torch.from_numpy(fixture[f"{prefix}/out"]), atol=1e-4, rtol=1e-4, check_dtype=False)
+
+
+def small_spectrogram_model(variant):
+    """ScoreSDE with the reference network of the fixture and one of its wrappers."""
+    fixture = load("net_ncsnpp_v2_b")
+    kwargs = json.loads(str(fixture["kwargs_json"]))["kwargs"]
+    names = dict(loss_type="objective", network_scaling="network_scaling", c_in="c_in", c_out="c_out", c_skip="c_skip",
+                 sde="sde", c="c")
+    config = sgmse.Config(version=2, width=8, weighting="sigma^2", n_fft=62, hop_length=16, num_frames=32,
+                          channel_mults=tuple(kwargs["ch_mult"]), num_res_blocks=1, attention_resolutions=(32, 8),
+                          **{ours: variant[theirs] for theirs, ours in names.items() if theirs in variant})
+    model = sgmse.ScoreSDE(config)
+    weights = {name[2:]: torch.from_numpy(fixture[name]) for name in fixture.files if name.startswith("p/")}
+    model.net = nets.NCSNpp.from_official(weights, **model.net.config)
+    return model
+
+
+VARIANTS = ["M1_score", "score_1_over_t", "denoiser", "edm_precond_data", "c_out_sigma", "c_out_1_over_sigma", "sbve_data"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_wrapper_and_its_loss_equal_reference(name, monkeypatch):
+    fixture = load("wrapper_sgmse")
+    variant = json.loads(str(fixture["settings_json"]))["variants"][name]
+    model = small_spectrogram_model(variant)
+    get = lambda key: torch.from_numpy(fixture[key])
+    call = model.score if variant["loss_type"] == "denoiser" else model
+    with torch.no_grad():
+        out = call(get("x_t"), get("y"), get("t").float())
+    expected = get(f"{name}/forward")
+    assert (out - expected).abs().max() < 1e-5 * expected.abs().max()
+    monkeypatch.setattr(model, "spectrogram", Ready(model.spectrogram, get("x"), get("y")))
+    monkeypatch.setattr(torch, "rand", lambda *a, **k: get("u"))
+    replay(monkeypatch, [get("z")])
+    loss, _ = model.loss((torch.zeros(2, 1), torch.zeros(2, 1)))
+    assert loss.item() == pytest.approx(float(fixture[f"{name}/step_loss"]), rel=1e-5)
+
+
+class Ready(torch.nn.Module):
+    """A spectrogram transform that hands out given spectrograms, one a call."""
+
+    def __init__(self, real, *specs):
+        super().__init__()
+        self.real, self.specs = real, list(specs)
+        self.samples, self.inverse = real.samples, real.inverse
+
+    def forward(self, wave):
+        return self.specs.pop(0)[:, 0]
+
+
+@pytest.mark.parametrize("case", ["score_matching", "denoiser_1", "denoiser_sigma2", "denoiser_edm", "data_prediction_ouve",
+                                  "data_prediction_sbve", "data_prediction_sbve_l1_0"])
+@pytest.mark.parametrize("batch", ["B1", "B2"])
+def test_loss_equals_reference(case, batch):
+    fixture = load("losses_sgmse")
+    out, xt, z, mean, x, t = (torch.from_numpy(fixture[f"{batch}/{key}"]) for key in ("forward_out", "x_t", "z", "mean", "x", "t"))
+    sde = sgmse.OUVE()
+    std = sgmse.per_bin(sde.std(t))
+
+    class Given(sgmse.OUVE):
+        """The fixture's mean, which belongs to no y."""
+        def mean(self, x0, y, t):
+            return mean
+
+    if case == "score_matching":
+        loss = sgmse.dsm_loss(lambda *_: out, x, x, t, z, sde)
+    elif case.startswith("denoiser"):
+        weight = {"1": torch.ones_like, "sigma2": torch.square, "edm": sgmse.edm_weight}[case.split("_")[1]]
+        loss = sgmse.denoising_loss(lambda *_: std ** 2 * out + xt, x, x, t, z, Given(), weight)
+    else:
+        l1_weight = 0.0 if case.endswith("l1_0") else 0.001
+        if batch == "B1":
+            l1_weight /= 7 * 128                         # the reference squeezes a batch of one and averages twice
+        loss = sgmse.data_prediction_loss(lambda *_: out, x, x, t, z, sde, sgmse.Spectrogram(), l1_weight)
+    if case == "denoiser_edm" and batch == "B2":
+        # The reference mixes the weights across the batch; here each example has its own.
+        error = (std ** 2 * out + xt - mean).abs().square().sum((1, 2, 3))
+        expected = (0.5 * sgmse.edm_weight(std.flatten()) * error).mean().item()
+        assert abs(expected - float(fixture[f"{case}/{batch}"])) > 1e-3 * expected
+    else:
+        expected = float(fixture[f"{case}/{batch}"])
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_prediction_gives_the_same_score_where_they_mean_the_same():
+    """If D is the mean of x_t and x_hat the x0 behind it, denoiser and data prediction imply one score."""
+    torch.manual_seed(0)
+    y, xt, x_hat = (torch.randn(2, 1, 32, 8, dtype=torch.complex64) for _ in range(3))
+    t = torch.tensor([0.2, 0.9])
+    make = lambda objective: sgmse.ScoreSDE(sgmse.Config(objective=objective, version=2, n_fft=62, **nets.TINY))
+    data, denoiser = make("data_prediction"), make("denoiser")
+    data.net.forward = lambda x, t: x_hat
+    denoiser.net.forward = lambda x, t: denoiser.sde.mean(x_hat, y, t)
+    torch.testing.assert_close(data.score(xt, y, t), denoiser.score(xt, y, t))
+
+
+# ---- grids ----
+
+def test_grid_ends_at_zero_and_has_the_published_spacing():
+    for N, T in ((30, 1.0), (5, 0.5), (1, 0.5)):
+        times, steps = sgmse.reverse_grid(sgmse.OUVE(), N, T)
+        assert len(times) == len(steps) == N and sum(steps) == pytest.approx(T)
+    assert sgmse.reverse_grid(sgmse.OUVE(), 30)[1][0] == pytest.approx(0.97 / 29)
+    assert sgmse.reverse_grid(sgmse.BBED(), 5, 0.5) == (pytest.approx([0.5, 0.3825, 0.265, 0.1475, 0.03]),
+                                                        pytest.approx([0.1175] * 4 + [0.03]))
+    assert sgmse.reverse_grid(sgmse.BBED(), 1, 0.5) == ([0.5], [0.5])
+
+
+# ---- the model ----
+
+def tiny(**changes):
+    torch.manual_seed(0)
+    return sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | changes)).eval()
+
+
+SAMPLERS = {"pc": 10, "em": 5, "ode": 9, "bridge_ode": 5, "bridge_sde": 5}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sde", ["ouve", "bbed", "sbve"])
+def test_every_process_and_sampler_enhances_any_length_with_the_promised_calls(sampler, sde):
+    if sampler.startswith("bridge") != (sde == "sbve"):
+        pytest.skip("the bridge has samplers of its own")
+    model = tiny(sampler=sampler, sde=sde, objective="data_prediction" if sde == "sbve" else "precond_denoiser")
+    wave = torch.randn(2, 5003) * 0.1
+    out = model.enhance(wave)
+    assert out.shape == wave.shape and out.isfinite().all()
+    assert model.calls == SAMPLERS[sampler]
+
+
+@pytest.mark.parametrize("objective, weighting", [("score_matching", "1"), ("denoiser", "1"), ("denoiser", "sigma^2"),
+                                                  ("precond_denoiser", "edm"), ("data_prediction", "1")])
+def test_every_objective_gives_one_finite_number_and_reaches_every_weight(objective, weighting):
+    model = tiny(objective=objective, weighting=weighting).train()
+    loss, _ = model.loss((torch.randn(3, model.num_samples) * 0.1, torch.randn(3, model.num_samples) * 0.1))
+    loss.backward()
+    assert loss.ndim == 0 and loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_batch_equals_one_by_one():
+    model = tiny(sampler="bridge_ode", sde="sbve", objective="data_prediction")    # draws no noise
+    wave = torch.randn(3, 4000) * 0.1
+    together = model.enhance(wave)
+    torch.testing.assert_close(together, torch.cat([model.enhance(w[None]) for w in wave]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("gain", [0.01, 0.1, 10])
+def test_gain_passes_through(gain):
+    model, wave = tiny(), torch.randn(1, 4000) * 0.05
+    torch.manual_seed(1)
+    reference = model.enhance(wave)
+    torch.manual_seed(1)
+    torch.testing.assert_close(model.enhance(gain * wave), gain * reference, rtol=1e-3, atol=1e-3 * gain * reference.abs().max().item())
+
+
+def test_silence_stays_silence():
+    assert tiny().enhance(torch.zeros(1, 4000)).abs().max() < 1e-4
+
+
+def test_same_seed_same_wave_other_seed_other_wave():
+    model, wave = tiny(), torch.randn(1, 4000) * 0.1
+    outs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        outs.append(model.enhance(wave))
+    assert torch.equal(outs[0], outs[1]) and not torch.allclose(outs[0], outs[2])
+
+
+# ---- released checkpoints ----
+
+def official_checkpoint(path, hyper_parameters, weights, payload=None):
+    """A file in the layout of the reference's Lightning runs, class reference included."""
+    module = types.ModuleType("sgmse.data_module")
+    module.SpecsDataModule = type("SpecsDataModule", (), {"__module__": "sgmse.data_module"})
+    sys.modules["sgmse.data_module"] = module
+    try:
+        torch.save({
+            "state_dict": {f"dnn.{name}": torch.zeros_like(w) for name, w in weights.items()},
+            "ema": {"decay": 0.999, "num_updates": 9000, "shadow_params": list(weights.values()), "collected_params": None},
+            "hyper_parameters": {**hyper_parameters, "data_module_cls": module.SpecsDataModule},
+            "callbacks": {"best": np.float64(3.0)}, "epoch": 115, "payload": payload}, path)
+    finally:
+        del sys.modules["sgmse.data_module"]
+
+
+OFFICIAL = dict(backbone="ncsnpp", sde="ouve", theta=1.5, sigma_min=0.05, sigma_max=0.5, N=30, t_eps=0.03, lr=1e-4,
+                loss_type="mse", ch_mult=[1, 1, 2], num_res_blocks=2, attn_resolutions=[8], nf=8, n_fft=62, hop_length=16,
+                num_frames=32, spec_factor=0.15, spec_abs_exponent=0.5, window="hann", transform_type="exponent",
+                normalize="noisy", batch_size=8, base_dir="/somewhere")
+
+
+def official_weights():
+    fixture = load("net_crp_ncsnpp")
+    return {name: torch.from_numpy(fixture[f"p/{name}"]) for name in json.loads(str(fixture["state_names_json"]))}
+
+
+@pytest.mark.parametrize("sde, theirs, process", [
+    ("ouve", dict(theta=2.0), sgmse.OUVE(theta=2.0)),
+    ("bbed", dict(k=2.6, theta=0.52, sde_n=30), sgmse.BBED(c=0.52)),
+    ("bbve", dict(sigma_min=1.0, sigma_max=2.6, theta=0.51), sgmse.BBED(c=0.51))])
+def test_released_checkpoint_gives_the_averaged_network(tmp_path, sde, theirs, process):
+    path, weights = tmp_path / "epoch=115.ckpt", official_weights()
+    official_checkpoint(path, OFFICIAL | dict(sde=sde) | theirs, weights)
+    model = train.load_checkpoint(path, sgmse.ScoreSDE)
+    assert model.sde == process and model.config.N == 30
+    fixture = load("net_crp_ncsnpp")
+    x, y, t = (torch.from_numpy(fixture[key]) for key in ("x0", "y0", "t0"))
+    with torch.no_grad():
+        score = model(x, y, t)
+    expected = -torch.from_numpy(fixture["out0"])
+    assert (score - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_released_checkpoint_that_is_not_covered_says_so(tmp_path):
+    path = tmp_path / "m4.ckpt"
+    official_checkpoint(path, OFFICIAL | dict(backbone="edm2"), official_weights())
+    with pytest.raises(train.CheckpointError, match="edm2"):
+        train.load_checkpoint(path, sgmse.ScoreSDE)
+
+
+class Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_malicious_checkpoint_runs_nothing(tmp_path):
+    path, marker = tmp_path / "evil.ckpt", tmp_path / "marker"
+    official_checkpoint(path, OFFICIAL, official_weights(), Payload(marker))
+    with pytest.raises(train.CheckpointError):
+        train.load_checkpoint(path, sgmse.ScoreSDE)
+    assert not marker.exists()

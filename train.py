@@ -1,0 +1,642 @@
+"""The training loop and the command line that all methods share. It knows no method by name.
+
+    fit                 the loop: gradient, clip, Adam, average; resumes and saves by itself
+    EMA                 average of the weights, with the reference's warm-up
+    save_checkpoint     averaged weights and config as .safetensors;   load_checkpoint   the model again
+    enhance_file        one recording to another, in windows, so that memory stays flat
+    main                train, enhance and evaluate for a method
+
+A method is a module with a dataclass `Config`, a dictionary `presets` of its values, the names `inference` of those
+fields that may change after training, `num_samples` of a training crop, loss(batch) -> (scalar, dict) and
+enhance(wave (B, L), peak (B, 1)) -> wave.
+
+Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was killed and resumed
+gives bit for bit the weights of one that was not, on the same machine with the same number of threads.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import random
+import re
+import struct
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import soxr
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+import data
+import metrics
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass
+class TrainConfig:
+    data: str = ""                   # folder: VoiceBank-DEMAND's, or {train,valid}/{clean,noisy}, or {train,valid}/{speech,noise}
+    snrs: tuple = (0.0, 5.0, 10.0, 15.0)  # dB, drawn at random when speech and noise are mixed
+    out: str = ""                    # folder of the run (default: runs/METHOD); a run that is there is resumed
+    init: str = ""                   # checkpoint whose weights to start from
+    steps: int = 58000               # updates of the weights
+    batch_size: int = 8              # crops per process and backward pass
+    accumulate: int = 1              # backward passes per update
+    lr: float = 1e-4                 # of Adam, constant
+    ema: float = 0.999               # decay of the averaged weights
+    clip: float = 0.0                # largest norm of the gradient; 0: no limit
+    precision: str = "auto"          # of the network: bf16 or fp32; auto: bf16 on CUDA
+    compile: bool = False            # torch.compile the network: minutes at the start, faster steps
+    workers: int = 4                 # processes that read crops, where the corpus does not fit in memory
+    valid_every: int = 1000          # steps between validations; 0: never
+    valid_files: int = 20            # recordings to enhance and score
+    save_every: float = 60.0         # seconds between checkpoints
+    seed: int = 0                    # of weights, crops and noise
+    device: str = "auto"             # cpu, cuda or cuda:1; auto: cuda where there is one
+
+
+# ------------------------------------------------------------------------------------------------ the loop
+
+class Loss(torch.nn.Module):
+    """method.loss as a forward pass, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, method):
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch):
+        return self.method.loss(batch)
+
+
+def fit(method, loader, config, ema=None):
+    """Train: yield (step, what to log) after each update; step counts from 1.
+
+    loader: function (number of the first batch, rank, world size) -> endless iterator of batches. Continues from
+    config.out/last.pt where there is one, and writes it every config.save_every seconds and at the end. A step whose
+    gradient is not finite is skipped; ten in a row raise FloatingPointError.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = next(method.parameters()).device
+    weights = [p for p in method.parameters() if p.requires_grad]
+    opt = torch.optim.Adam(weights, lr=config.lr)
+    ema = ema or EMA(method, config.ema)
+    last = Path(config.out) / "last.pt"
+    done = resume(last, method, opt, ema) if last.exists() else 0
+
+    loss = Loss(method)
+    if dist.is_initialized():
+        loss = torch.nn.parallel.DistributedDataParallel(loss, device_ids=[device] if device.type == "cuda" else None)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    batches = iter(loader(done * config.accumulate, rank, world))
+    method.train()
+    saved, bad = time.monotonic(), 0
+    for step in range(done + 1, config.steps + 1):
+        seed_everything(config.seed, step, rank)
+        for micro in range(config.accumulate):
+            wait = micro + 1 < config.accumulate and dist.is_initialized()
+            with loss.no_sync() if wait else contextlib.nullcontext(), autocast:
+                value, parts = loss(next(batches))
+                (value / config.accumulate).backward()
+        norm = torch.nn.utils.clip_grad_norm_(weights, config.clip or float("inf"))
+        if norm.isfinite():
+            opt.step()
+            ema.update()
+            bad = 0
+        else:
+            bad += 1
+            warnings.warn(f"step {step}: loss {value.item():.4g}, gradient not finite; the weights stay as they were")
+            if bad == 10:
+                raise FloatingPointError(f"ten steps in a row without a finite gradient, up to step {step}. Lower --lr, "
+                                         "set --clip 1 or --precision fp32, and start again from the last checkpoint")
+        opt.zero_grad()
+        if rank == 0 and (time.monotonic() - saved > config.save_every or step == config.steps):
+            save_atomically(last, lambda path: torch.save(
+                {"step": step, "model": method.state_dict(), "ema": ema.state_dict(), "optimizer": opt.state_dict(),
+                 "config": dataclasses.asdict(method.config)}, path))
+            saved = time.monotonic()
+        yield step, {"loss": value.detach(), "gradient": norm, **parts}
+
+
+def resume(path, method, opt, ema):
+    """Load last.pt into the three; returns the number of steps that it has done."""
+    state = read_pickle(path)
+    theirs, ours = state["config"], dataclasses.asdict(method.config)
+    changed = [f"{k} {theirs.get(k)} -> {v}" for k, v in ours.items() if theirs.get(k) != v]
+    if changed:
+        raise ValueError(f"{path} is a run with other settings ({', '.join(changed)}): choose another --out")
+    method.load_state_dict(state["model"])
+    opt.load_state_dict(state["optimizer"])
+    ema.load_state_dict(state["ema"])
+    return state["step"]
+
+
+def seed_everything(seed, step=0, rank=0):
+    """Seed torch, numpy and random with one number made of the three."""
+    mixed = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+    torch.manual_seed(mixed)
+    np.random.seed(mixed)
+    random.seed(mixed)
+
+
+class EMA:
+    """Exponential moving average of a module's trainable parameters.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)), as in the reference: the start is soon forgotten.
+    """
+
+    def __init__(self, module, decay=0.999):
+        self.module, self.decay, self.num_updates = module, decay, 0
+        self.shadow = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+    def parameters(self):
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def update(self):
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        torch._foreach_lerp_(list(self.shadow.values()), self.parameters(), 1 - decay)
+
+    @contextlib.contextmanager
+    def applied(self):
+        """Within it the module has the averaged weights; afterwards its own again, whatever happens."""
+        with torch.no_grad():
+            own = [p.clone() for p in self.parameters()]
+            torch._foreach_copy_(self.parameters(), list(self.shadow.values()))
+        try:
+            yield self.module
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters(), own)
+
+    def state_dict(self):
+        return {"num_updates": self.num_updates, "shadow": self.shadow}
+
+    def load_state_dict(self, state):
+        self.num_updates = state["num_updates"]
+        for name, p in self.shadow.items():
+            p.copy_(state["shadow"][name])
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used. The message names the file and says why."""
+
+
+def save_atomically(path, write):
+    """write(temporary path), flush it to the disk, rename it to `path`: a kill leaves the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        os.close(handle)
+        write(part)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(part, 0o666 & ~data.current_umask())    # mkstemp makes a file for the owner alone
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(part)
+        raise
+
+
+def save_checkpoint(path, method, dtype=None, **extra):
+    """Weights and config of a method as .safetensors: enough to rebuild it, and no pickle.
+
+    dtype: torch.float16 halves the file. extra: what else to note in the metadata (step, scores).
+    """
+    weights = {name: p.to(dtype or p.dtype).contiguous() for name, p in method.state_dict().items()}
+    name = f"{Path(inspect.getfile(type(method))).stem}.{type(method).__name__}"
+    metadata = {"method": name, "config": json.dumps(dataclasses.asdict(method.config)), "extra": json.dumps(extra)}
+    save_atomically(path, lambda part: safetensors.torch.save_file(weights, part, metadata))
+
+
+def load_checkpoint(path, Method=None, **changes):
+    """The method of a checkpoint, in evaluation mode, in float32.
+
+    path: one of ours (.safetensors), or a released Lightning checkpoint (.ckpt) of a Method with `from_official`.
+    Method: its class, by default the one that the file names, which must be one of the files beside this one.
+    changes: config fields to override. Raises CheckpointError, ValueError for changes that do not exist.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file. Train one, or give another with --checkpoint")
+    if path.suffix == ".ckpt":
+        if not hasattr(Method, "from_official"):
+            raise CheckpointError(f"{path}: released checkpoints can be read by sgmse.py alone")
+        return Method.from_official(read_pickle(path), **changes).eval()
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({error})") from None
+    if "method" not in metadata:
+        raise CheckpointError(f"{path}: weights without a config; only files written by this project can be rebuilt")
+    broken = [name for name, p in weights.items() if not p.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{path}: '{broken[0]}' has values that are NaN or infinite")
+    module, name = metadata["method"].split(".")
+    if Method is None:
+        if not (module.isidentifier() and (HERE / f"{module}.py").is_file()):
+            raise CheckpointError(f"{path}: written by a method '{module}' that is not in this folder")
+        Method = getattr(importlib.import_module(module), name)
+    elif name != Method.__name__:
+        raise CheckpointError(f"{path}: holds a {name}; use python {module}.py, or give a {Method.__name__}")
+    config = json.loads(metadata["config"]) | changes
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    method = Method(Method.Config(**config))
+    try:
+        method.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit its config: {' '.join(str(error).split())[:300]}") from None
+    return method.eval()
+
+
+class Inert:
+    """Stands for any class or function that a foreign pickle names: building one does nothing."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+def read_pickle(path):
+    """A torch.save file as tensors and plain containers. Nothing that it names is imported or run.
+
+    Raises CheckpointError for a file that is damaged or wants something that could run.
+    """
+    try:
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(Inert, name) for name in named]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{path}: not a checkpoint, a damaged one, or one that wants to run code ({reason})") from None
+
+
+# ------------------------------------------------------------------------------------------------ enhancement
+
+def windowed(enhance, blocks, window, context, fade):
+    """Enhance a stream in overlapping windows: yields consecutive pieces of the output, float32 (C, n).
+
+    enhance: function (C, n) -> (C, n), n <= window. blocks: iterator of (C, n) arrays. Of each window, `context`
+    samples at an inner edge are thrown away, since there the network sees only one side; the next `fade` samples
+    cross-fade with the neighbour. A stream of at most `window` samples is enhanced whole.
+    """
+    ramp = np.linspace(0, 1, fade + 2, dtype=np.float32)[1:-1]
+    buffer, tail, last = next(blocks), None, False
+    while not last:
+        while buffer.shape[1] <= window and (block := next(blocks, None)) is not None:
+            buffer = np.concatenate([buffer, block], axis=1)
+        last = buffer.shape[1] <= window
+        piece = enhance(buffer[:, :window])
+        piece = piece[:, 0 if tail is None else context:None if last else -context]
+        if tail is not None:
+            piece[:, :fade] = ramp * piece[:, :fade] + (1 - ramp) * tail
+        if not last:
+            piece, tail = piece[:, :-fade], piece[:, -fade:]
+        yield piece
+        buffer = buffer[:, window - 2 * context - fade:]
+
+
+def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
+    """Enhance a recording: same sample rate, length, channels and, for WAV and FLAC, sample format.
+
+    Every channel is enhanced by itself. window: seconds enhanced at once; memory does not grow with the length
+    beyond it. progress: function called with the seconds of audio done. Returns the seconds of audio. Raises AudioError for an input that cannot be used; then, and when killed, `out` stays
+    as it was.
+    """
+    path, out = Path(path), Path(out)
+    info = data.audio_info(path)
+    if out.exists() and out.samefile(path):
+        raise data.AudioError(f"{path}: the output would overwrite the recording; choose another --out")
+    peak = np.zeros(info.channels, np.float32)           # of the whole file, before anything is written
+    samples = 0
+    for block in data.read_blocks(path):
+        peak = np.maximum(peak, np.abs(block).max(0, initial=0))
+        samples += len(block)
+    shortest = method.spectrogram.n_fft
+    if samples < shortest:
+        raise data.AudioError(f"{path}: {samples} samples at 16 kHz, shorter than one frame of {shortest}")
+
+    device = next(method.parameters()).device
+    level = torch.from_numpy(peak).to(device)[:, None]
+
+    def enhance(wave):
+        result = method.enhance(torch.from_numpy(np.ascontiguousarray(wave)).to(device), level).float().cpu().numpy()
+        if progress:
+            progress(wave.shape[1] / data.SAMPLE_RATE)
+        return result
+
+    seed_everything(seed)
+    second = data.SAMPLE_RATE
+    pieces = windowed(enhance, (block.T for block in data.read_blocks(path)), int(window * second), second, second // 10)
+    back = None
+    if info.samplerate != second:
+        back = soxr.ResampleStream(second, info.samplerate, info.channels, dtype="float32", quality="HQ")
+    lossless = info.format in ("WAV", "WAVEX", "FLAC", "AIFF")
+    with data.AtomicAudioWriter(out, info.samplerate, info.channels, info.subtype if lossless else None) as writer:
+        left = info.frames
+        for piece in pieces:
+            piece = np.ascontiguousarray(piece.T)
+            piece = piece if back is None else back.resample_chunk(piece)
+            writer.write(piece[:left])
+            left -= len(piece[:left])
+        if back is not None:
+            piece = back.resample_chunk(np.zeros((0, info.channels), np.float32), last=True)[:left]
+            writer.write(piece)
+            left -= len(piece)
+        writer.write(np.zeros((left, info.channels), np.float32))          # a resampler may end a sample early
+    return info.frames / info.samplerate
+
+
+def output_paths(inputs, folder):
+    """Pairs (recording, where its enhanced version goes); folders keep their structure below `folder`.
+
+    WAV and FLAC keep their format; others become FLAC. Raises FileNotFoundError for what does not exist, ValueError
+    where an output would fall on an input or two would share a name.
+    """
+    folder, pairs = Path(folder), []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            if folder.resolve() == given.resolve():
+                raise ValueError(f"--out {folder} is the input folder itself; choose another")
+            root = folder if len(inputs) == 1 else folder / given.resolve().name
+            inside = [p for p in data.list_audio(given) if folder.resolve() not in p.resolve().parents]
+            pairs += [(p, root / p.relative_to(given)) for p in inside]
+        elif given.is_file():
+            pairs.append((given, folder / given.name))
+        else:
+            raise FileNotFoundError(f"no file or folder {given}")
+    keep = (".wav", ".flac", ".aif", ".aiff")
+    pairs = [(p, out if out.suffix.lower() in keep else out.with_suffix(".flac")) for p, out in pairs]
+    sources, seen = {p.resolve() for p, _ in pairs}, {}
+    for p, out in pairs:
+        if out.resolve() in sources:
+            raise ValueError(f"{out} is one of the inputs; choose another --out")
+        if seen.setdefault(out, p) != p:
+            raise ValueError(f"{seen[out]} and {p} would both be written to {out}; enhance them in two runs")
+    return pairs
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+def add_flags(parser, cls, only=None):
+    """One flag per dataclass field; the comment on its line is the help. Only flags that are given reach the result."""
+    comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(cls), re.M))
+    for field in dataclasses.fields(cls):
+        if only is not None and field.name not in only:
+            continue
+        options = dict(default=argparse.SUPPRESS, dest=field.name,
+                       help=f"{comments.get(field.name, '')} (default: {field.default})".replace("%", "%%"))
+        kind = type(field.default)
+        if kind is bool:
+            options |= dict(action=argparse.BooleanOptionalAction)
+        elif kind is tuple:
+            options |= dict(type=type(field.default[0]), nargs="*", metavar="X")
+        else:
+            options |= dict(type=kind, metavar=kind.__name__.upper())
+        parser.add_argument(*{f"--{field.name.replace('_', '-')}", f"--{field.name}"}, **options)
+
+
+def given(args, cls):
+    """The flags of `add_flags` that were on the command line, as a dictionary."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items() if k in names}
+
+
+def pick_device(name):
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train_command(Method, args):
+    config = TrainConfig(**given(args, TrainConfig))
+    stem = Path(inspect.getfile(Method)).stem
+    config.out = config.out or f"runs/{stem}"
+    device = pick_device(config.device)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:                                        # started by torchrun
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if config.precision == "auto":
+        config.precision = "bf16" if device.type == "cuda" else "fp32"
+    if not config.data:
+        raise ValueError("give the training data with --data DIR")
+    torch.set_float32_matmul_precision("high")
+
+    seed_everything(config.seed)
+    changes = given(args, Method.Config)
+    if config.init:
+        method = load_checkpoint(config.init, Method, **changes)
+    else:
+        method = Method(Method.Config(**(Method.presets[args.preset] | changes)))
+    method = method.to(device, memory_format=torch.channels_last)
+    options = dict(snrs=config.snrs, num_samples=method.num_samples, seed=config.seed, device=device)
+    dataset = data.open_data(config.data, "train", **options)
+    try:
+        valid = data.open_data(config.data, "valid", **options | dict(device="cpu", seed=0)) if rank == 0 else None
+    except FileNotFoundError as error:
+        warnings.warn(f"no validation: {error}")
+        valid = None
+    if config.compile:
+        method.net.compile()
+
+    size = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    say = print if rank == 0 else lambda *a, **k: None
+    say(f"{type(method).__name__} {args.preset}: {size:,} trainable parameters on {device}, {config.precision}; "
+        f"{len(dataset)} recordings; {config.batch_size * config.accumulate * world} crops a step -> {config.out}")
+    log = open_log(config.out) if rank == 0 else None
+    ema = EMA(method, config.ema)
+    best = best_so_far(Path(config.out) / "best.safetensors")
+    loader = lambda step, rank, world: data.batches(dataset, config.batch_size, step, rank, world, config.workers)
+    bar, smooth = tqdm(total=config.steps, unit="step", disable=rank > 0, mininterval=1), None
+    for step, parts in fit(method, loader, config, ema):
+        bar.update(step - bar.n)
+        if step % 50 == 0 or step == config.steps:
+            values = {name: float(value) for name, value in parts.items()}
+            smooth = values["loss"] if smooth is None else 0.9 * smooth + 0.1 * values["loss"]
+            bar.set_postfix(loss=f"{smooth:.4g}")
+            if log:
+                log(step, values)
+        if valid and config.valid_every and (step % config.valid_every == 0 or step == config.steps):
+            with ema.applied():
+                method.eval()
+                scores, audio = validate(method, valid, config)
+                method.train()
+                log(step, scores, audio)
+                bar.write(f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+                if scores["pesq"] > best:
+                    best = scores["pesq"]
+                    save_checkpoint(Path(config.out) / "best.safetensors", method, step=step, **scores)
+        if rank == 0 and step == config.steps:
+            with ema.applied():
+                save_checkpoint(Path(config.out) / "last.safetensors", method, step=step)
+    bar.close()
+    for problem, count in dataset.problems.most_common():
+        say(f"left out {count} x {problem}")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def best_so_far(path):
+    """PESQ of the best checkpoint of a run that is resumed."""
+    if not path.is_file():
+        return -float("inf")
+    with safetensors.safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["extra"])["pesq"]
+
+
+def open_log(folder):
+    """Function (step, scalars, waves by name) that appends to FOLDER/log.jsonl, and to TensorBoard where installed."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+        board = SummaryWriter(folder)
+    except ImportError:
+        board = None
+
+    def log(step, scalars, waves=()):
+        with open(folder / "log.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time()), **scalars}) + "\n")
+        if board:
+            for name, value in scalars.items():
+                board.add_scalar(name, value, step)
+            for name, wave in dict(waves).items():
+                board.add_audio(name, wave, step, data.SAMPLE_RATE)
+    return log
+
+
+def validate(method, dataset, config):
+    """Enhance a few recordings, evenly spaced: (mean scores by name, waves by name)."""
+    device = next(method.parameters()).device
+    numbers = np.linspace(0, len(dataset) - 1, min(config.valid_files, len(dataset))).astype(int)
+    pairs, waves = [], {}
+    for number in numbers:
+        name, clean, noisy = dataset.utterance(number)
+        seed_everything(config.seed, 0)
+        enhanced = method.enhance(noisy[None].to(device)).float().cpu()[0]
+        pairs.append((f"{number} {name}", clean, enhanced))
+        waves = waves or {"clean": clean, "noisy": noisy, "enhanced": enhanced}
+    results = metrics.evaluate(pairs, ("pesq", "estoi", "si_sdr"), progress=False)
+    return {name: results.mean(name) for name in ("pesq", "estoi", "si_sdr")}, waves
+
+
+def load_for_use(Method, args):
+    """The method of --checkpoint on --device; its own weights in pretrained/ by default."""
+    path = args.checkpoint or HERE / "pretrained" / f"{Path(inspect.getfile(Method)).stem}.safetensors"
+    return load_checkpoint(path, Method, **given(args, Method.Config)).to(pick_device(args.device))
+
+
+def enhance_command(Method, args):
+    method = load_for_use(Method, args)
+    pairs = output_paths(args.inputs or [HERE / "tutorials" / "audio" / "noisy"], args.out)
+    return enhance_all(method, pairs, args.seed, args.window)
+
+
+def enhance_all(method, pairs, seed, window):
+    """Enhance (recording, output) pairs; returns the number of recordings that could not be."""
+    failures, seconds, calls, started = [], 0.0, method.calls, time.monotonic()
+    total = 0.0
+    for path, _ in pairs:
+        with contextlib.suppress(data.AudioError):
+            info = data.audio_info(path)
+            total += info.frames / info.samplerate
+    bar = tqdm(total=round(total, 1), unit="s", desc="enhancing", mininterval=1)
+    for path, out in pairs:
+        try:
+            with torch.inference_mode():
+                seconds += enhance_file(method, path, out, seed, window, bar.update)
+        except (data.AudioError, OSError) as error:
+            failures.append(str(error))
+    bar.close()
+    elapsed = time.monotonic() - started
+    if seconds:
+        print(f"{len(pairs) - len(failures)} recordings, {seconds:.1f} s of audio in {elapsed:.1f} s: real-time factor "
+              f"{elapsed / seconds:.3f}, {method.calls - calls} network calls")
+    for failure in failures:
+        print(f"not enhanced: {failure}", file=sys.stderr)
+    return len(failures)
+
+
+def evaluate_command(Method, args):
+    method = load_for_use(Method, args)
+    clean, noisy = data.paired_paths(args.data, args.split)
+    chosen = slice(args.first, None, args.every)
+    clean, noisy = clean[chosen], noisy[chosen]
+    out = Path(args.out)
+    enhanced = [out / "enhanced" / f"{path.stem}.wav" for path in noisy]
+    failed = enhance_all(method, list(zip(noisy, enhanced)), args.seed, args.window)
+    names = [path.stem for path in noisy]
+    print(f"{len(names)} recordings of {args.data}, {args.split}")
+    which = args.metrics.split(",")
+    before = metrics.evaluate(zip(names, clean, noisy), which, args.workers)
+    after = metrics.evaluate(zip(names, clean, enhanced, noisy), which, args.workers)
+    after.save_csv(out / "scores.csv")
+    for title, results in (("noisy", before), ("enhanced", after), ("enhanced - noisy", after.compare(before))):
+        print(f"\n{title}\n{results if isinstance(results, str) else results.table()}")
+    return failed + len(after.failed)
+
+
+def main(Method):
+    """The command line of a method: train, enhance, evaluate. Exits 2 for a request that cannot be met."""
+    module = inspect.getmodule(Method)
+    stem = Path(inspect.getfile(Method)).stem
+    parser = argparse.ArgumentParser(description=(module.__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    sub = commands.add_parser("train", help="train on a folder of recordings; continues a run that was interrupted")
+    sub.add_argument("--preset", choices=Method.presets, default="paper", help="values of the method's constants (default: paper)")
+    add_flags(sub.add_argument_group("training"), TrainConfig)
+    add_flags(sub.add_argument_group("method (defaults of the preset paper)"), Method.Config)
+
+    def add_use(sub, out):
+        sub.add_argument("--out", default=out, help=f"folder to write to (default: {out})")
+        sub.add_argument("--checkpoint", help=f"weights to use (default: pretrained/{stem}.safetensors)")
+        sub.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
+        sub.add_argument("--seed", type=int, default=0, help="of the noise that a recording's enhancement draws (default: 0)")
+        sub.add_argument("--window", type=float, default=30, help="seconds enhanced at once (default: 30)")
+        add_flags(sub.add_argument_group("method (defaults of the checkpoint)"), Method.Config, Method.inference)
+
+    sub = commands.add_parser("enhance", help="clean recordings")
+    sub.add_argument("inputs", nargs="*", metavar="FILE_OR_FOLDER",
+                     help="recordings: WAV, FLAC, OGG, MP3, any rate, any channels (default: tutorials/audio/noisy)")
+    add_use(sub, "enhanced")
+
+    sub = commands.add_parser("evaluate", help="enhance a test set and score it")
+    sub.add_argument("--data", required=True, help="folder with clean and noisy files, as for train")
+    sub.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
+    sub.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
+    sub.add_argument("--first", type=int, default=0, help="number of the first file (default: 0)")
+    sub.add_argument("--metrics", default="pesq,estoi,si_sdr", help="(default: pesq,estoi,si_sdr); see metrics.py")
+    sub.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that score (default: all cores)")
+    add_use(sub, f"evaluated/{stem}")
+
+    args = parser.parse_args()
+    command = {"train": train_command, "enhance": enhance_command, "evaluate": evaluate_command}[args.command]
+    try:
+        failed = command(Method, args)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(1 if failed else 0)
