@@ -74,13 +74,13 @@ def audio_info(path):
 
 
 def promised_bytes(path):
-    """Size in bytes that the header of a WAV, the last page of an OGG implies; else 0. libsndfile reads cut ones mutely."""
+    """Size in bytes that a WAV header or the last page of an OGG implies, else 0: libsndfile reads cut files mutely."""
     with open(path, "rb") as file:
         kind = file.read(4)
         if kind == b"OggS":
-            start = file.seek(-min(os.path.getsize(path), 1 << 16), os.SEEK_END)     # a page has at most 65307 bytes
+            start = file.seek(max(0, os.path.getsize(path) - (1 << 16)))           # a page has at most 65307 bytes
             tail = file.read()
-            table = tail.rfind(b"OggS") + 27                                         # of the sizes of its segments
+            table = tail.rfind(b"OggS") + 27                                       # of the sizes of its segments
             count = tail[table - 1] if len(tail) >= table else 1
             return start + table + count + sum(tail[table:table + count])
         if kind != b"RIFF":

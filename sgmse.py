@@ -72,7 +72,7 @@ class Config:
     num_frames: int = 256            # frames of a training crop
     exponent: float = 0.5            # amplitude compression of the spectrogram
     factor: float = 0.15             # its scale
-    window: str = "hann"             # hann or sqrthann
+    stft_window: str = "hann"        # hann or sqrthann
     transform: str = "exponent"      # exponent, log or none
     pad_mode: str = "constant"       # frames added up to what the network can halve: constant (zeros) or reflect
 
@@ -372,7 +372,7 @@ class ScoreSDE(nn.Module):
         process, names = constants[config.sde]
         self.sde = process(**{name: getattr(config, name) for name in names}, t_eps=config.t_eps)
         self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent, config.factor,
-                                       config.window, config.transform)
+                                       config.stft_window, config.transform)
         self.net = nets.NCSNpp(2, 1, config.width, config.channel_mults, config.num_res_blocks,
                                config.attention_resolutions, version=config.version, fourier_scale=config.fourier_scale,
                                image_size=config.n_fft // 2 + 1)
@@ -473,7 +473,7 @@ def official_config(theirs, **changes):
     if theirs.get("centered") is False or theirs.get("normalize", "noisy") != "noisy":
         raise train.CheckpointError("checkpoints trained with shifted inputs or without division by the noisy peak "
                                     "are not covered")
-    config = take(dict(t_eps="t_eps", n_fft="n_fft", hop_length="hop_length", num_frames="num_frames", window="window",
+    config = take(dict(t_eps="t_eps", n_fft="n_fft", hop_length="hop_length", num_frames="num_frames", stft_window="window",
                        exponent="spec_abs_exponent", factor="spec_factor", transform="transform_type", width="nf",
                        channel_mults="ch_mult", num_res_blocks="num_res_blocks", weighting="loss_weighting",
                        attention_resolutions="attn_resolutions", fourier_scale="fourier_scale", l1_weight="l1_weight"))

@@ -196,7 +196,10 @@ class CheckpointError(ValueError):
 
 
 def save_atomically(path, write):
-    """write(temporary path), flush it to the disk, rename it to `path`: a kill leaves the old file or the new one."""
+    """write(temporary path), flush it to the disk, rename it to `path`: a kill leaves the old file or the new one.
+
+    Raises OSError, and leaves the old file, where the new one cannot be written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
@@ -207,9 +210,11 @@ def save_atomically(path, write):
             os.fsync(file.fileno())
         os.chmod(part, 0o666 & ~data.current_umask())    # mkstemp makes a file for the owner alone
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.remove(part)
+        if isinstance(error, (OSError, RuntimeError, safetensors.SafetensorError)):
+            raise OSError(f"{path} could not be written, what was there is kept ({' '.join(str(error).split())[:200]})") from None
         raise
 
 
@@ -319,8 +324,8 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
     """Enhance a recording: same sample rate, length, channels and, for WAV and FLAC, sample format.
 
     Every channel is enhanced by itself. window: seconds enhanced at once; memory does not grow with the length
-    beyond it. progress: function called with the seconds of audio done. Returns the seconds of audio. Raises AudioError for an input that cannot be used; then, and when killed, `out` stays
-    as it was.
+    beyond it. progress: function called with the seconds of audio done. Returns the seconds of audio. Raises
+    AudioError for an input that cannot be used; then, and when killed, `out` stays as it was.
     """
     path, out = Path(path), Path(out)
     info = data.audio_info(path)
@@ -346,7 +351,9 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
 
     seed_everything(seed)
     second = data.SAMPLE_RATE
-    pieces = windowed(enhance, (block.T for block in data.read_blocks(path)), int(window * second), second, second // 10)
+    size = int(window * second)
+    context = min(second, size // 8)                     # beyond a second the network hardly looks
+    pieces = windowed(enhance, (block.T for block in data.read_blocks(path)), size, context, context // 10)
     back = None
     if info.samplerate != second:
         back = soxr.ResampleStream(second, info.samplerate, info.channels, dtype="float32", quality="HQ")
@@ -636,7 +643,7 @@ def main(Method):
     command = {"train": train_command, "enhance": enhance_command, "evaluate": evaluate_command}[args.command]
     try:
         failed = command(Method, args)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         sys.exit(2)
     sys.exit(1 if failed else 0)

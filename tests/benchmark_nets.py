@@ -1,14 +1,15 @@
 """What NCSN++ costs, and how much of it is the work it cannot do without.
 
-    python tests/benchmark_nets.py [--device cuda] [--threads 2] [--only small|paper|width32] [--repeats 5]
+    python tests/benchmark_nets.py [--device cuda] [--threads 2] [--only paper|width32|small] [--repeats 5]
 
-Per network, batch 1 at 256 x 256: parameters, GFLOP of a forward pass (two per multiply-add), time and memory of a forward
-pass and of forward + backward. The ratio compares each time with the same convolutions and matrix products alone: same
-shapes, memory format and precision, measured in the same run, interleaved, medians. The depthwise FIR filters of the
-resampling count as overhead, like norms, activations and additions: they are not the network's own convolutions.
+Per network, batch 1 at 256 x 256: parameters, GFLOP of a forward pass (two per multiply-add), time and memory of a
+forward pass and of forward + backward, in both memory formats, and where the time of the faster one goes. The ratio
+compares each time with the same convolutions and matrix products alone: same shapes, memory format and precision,
+measured in turns in the same run, medians. The depthwise FIR filters of the resampling count as overhead, like
+norms, activations and additions: they are not the network's own convolutions.
 
-CPU: float32, memory is the growth of the process's peak, in a fresh process per case. CUDA: bfloat16 autocast, memory is
-the peak that torch allocates, weights included. Times are those of an otherwise idle machine, or they are only ratios.
+CPU: float32; memory is the growth of the process's peak, in a fresh process per case (Linux). CUDA: bfloat16 autocast;
+memory is the peak that torch allocates, weights included. On a busy machine only the ratios mean something.
 """
 
 import argparse
@@ -49,18 +50,23 @@ def build(case, memory_format, device):
     return net, (x, torch.tensor([0.5], device=device))
 
 
+def autocast(inputs):
+    return torch.autocast("cuda", torch.bfloat16, enabled=inputs[0].is_cuda)
+
+
 def run(function, inputs, grad=None):
-    """One forward pass; with `grad`, the output's gradient, also all gradients that training takes. Returns the output."""
-    with torch.set_grad_enabled(grad is not None), torch.autocast("cuda", torch.bfloat16, enabled=inputs[0].is_cuda):
+    """One forward pass; given the output's gradient, all gradients that training takes, too. Returns the output."""
+    with torch.set_grad_enabled(grad is not None), autocast(inputs):
         out = function(*inputs)
     if grad is not None:
-        parameters = getattr(function, "__self__", function).parameters() if function is not torch.matmul else []
+        owner = getattr(function, "__self__", function)                 # of a method such as net.unet
+        parameters = owner.parameters() if isinstance(owner, nn.Module) else []
         torch.autograd.grad(out, [p for p in [*parameters, *inputs] if p.requires_grad], grad)
     return out
 
 
 def core_products(net, inputs):
-    """(function, inputs, gradient of the output) of every convolution and matrix product, in the network's own layouts."""
+    """(function, inputs, gradient of the output) of each convolution and matrix product, laid out as the network's."""
     products = []
 
     def record(layer, args):
@@ -75,7 +81,8 @@ def core_products(net, inputs):
 
     recorders = {nn.Conv2d: record, nn.Linear: record, nets.Attention: record_attention}
     hooks = [m.register_forward_pre_hook(recorders[type(m)]) for m in net.modules() if type(m) in recorders]
-    net.unet(*inputs)                            # with gradients: the input itself needs none, all that follows does
+    with autocast(inputs):
+        net.unet(*inputs)                        # with gradients: the input itself needs none, all that follows does
     for hook in hooks:
         hook.remove()
     return [(function, args, torch.randn_like(run(function, args))) for function, args in products]
@@ -129,7 +136,7 @@ def shares(net, inputs, backward):
 
 
 def resident(key):
-    """Bytes of this process from Linux's own books: VmRSS now, VmHWM at the peak (`getrusage` inherits its parent's)."""
+    """Bytes of this process in Linux's books: VmRSS now, VmHWM at its peak (`getrusage` inherits the parent's)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024
 
@@ -156,8 +163,8 @@ def report(case, args):
         for backward in (False, True):
             results[memory_format, backward] = measure(net, inputs, args.repeats, backward)
             profiles[memory_format, backward] = shares(net, inputs, backward)
-    print(f"\n{case}: {sum(p.numel() for p in net.parameters()):,} parameters, "
-          f"{gigaflop(core_products(net, inputs)):.1f} GFLOP")
+    parameters, gflop = sum(p.numel() for p in net.parameters()), gigaflop(core_products(net, inputs))
+    print(f"\n{case}: {parameters:,} parameters, {gflop:.1f} GFLOP")
     for backward in (False, True):
         best = min(FORMATS, key=lambda memory_format: results[memory_format, backward][0])
         for memory_format in FORMATS:

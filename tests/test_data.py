@@ -47,7 +47,7 @@ def write(path, wave, rate=16000, subtype=None, format=None):
 
 
 def decibel(power_ratio):
-    return 10 * np.log10(power_ratio)
+    return 10 * np.log10(np.asarray(power_ratio))
 
 
 # ---- files ----
@@ -55,13 +55,13 @@ def decibel(power_ratio):
 FORMATS = [("wav", None, "PCM_U8", 9e-3), ("wav", None, "PCM_16", 1e-4), ("wav", None, "PCM_24", 1e-6),
            ("wav", None, "PCM_32", 1e-6), ("wav", None, "FLOAT", 0), ("wav", None, "DOUBLE", 1e-7),
            ("WAV", "WAVEX", "PCM_24", 1e-6), ("wav", "RF64", "PCM_16", 1e-4), ("flac", None, "PCM_16", 1e-4),
-           ("flac", None, "PCM_24", 1e-6), ("aiff", None, "PCM_16", 1e-4), ("ogg", None, "VORBIS", 0.05),
+           ("flac", None, "PCM_24", 1e-6), ("aiff", None, "PCM_16", 1e-4), ("ogg", None, "VORBIS", 0.08),
            ("opus", "OGG", "OPUS", 0.05), ("ogg", "OGG", "OPUS", 0.05), ("mp3", None, None, 0.05)]
 
 
 @pytest.mark.parametrize("suffix, format, subtype, tolerance", FORMATS)
 def test_every_format_is_read_sample_by_sample(tmp_path, suffix, format, subtype, tolerance):
-    for channels in (1, 2) if suffix == "mp3" else (1, 2, 8):
+    for channels in (1, 2) if subtype in (None, "OPUS") else (1, 2, 8):    # the fourth of 8 in Opus is a subwoofer's
         expected = np.stack([tone(300 + 100 * c, 16000) for c in range(channels)]).astype(np.float32)
         path = write(tmp_path / f"{channels}.{suffix}", expected.T, subtype=subtype, format=format)
         wave, rate = data.load_audio(path)
@@ -103,7 +103,7 @@ def test_resampling_suppresses_the_alias_of_9_khz_by_100_db(tmp_path, rate):
 
 
 def test_a_long_file_is_read_in_constant_memory(tmp_path):
-    minute = sound(44100 * 60, 2)
+    minute = np.tile(sound(44100 * 6, 2), (10, 1))
     with soundfile.SoundFile(str(tmp_path / "long.wav"), "w", 44100, 2, "PCM_16") as file:
         for _ in range(5):
             file.write(minute)                           # five minutes: 106 MB as float32
@@ -112,8 +112,8 @@ def test_a_long_file_is_read_in_constant_memory(tmp_path):
               "for i, block in enumerate(data.read_blocks(sys.argv[1])):\n"
               "    start = peak() if i == 1 else locals().get('start')\n"
               "print(i, peak() - start)")
-    blocks, megabytes = subprocess.run([sys.executable, "-c", script, str(tmp_path / "long.wav")], text=True, check=True,
-                                       cwd=FIXTURES.parents[1], stdout=subprocess.PIPE).stdout.split()
+    command = [sys.executable, "-c", script, str(tmp_path / "long.wav")]
+    blocks, megabytes = subprocess.check_output(command, text=True, cwd=FIXTURES.parents[1]).split()
     assert int(blocks) > 40 and float(megabytes) < 10
 
 
@@ -208,8 +208,9 @@ def test_whatever_is_written_loads_finite_and_as_long_or_is_refused(tmp_path_fac
 
 # ---- writing ----
 
-@pytest.mark.parametrize("suffix, expected", [("wav", "PCM_16"), ("flac", "PCM_16"), ("ogg", "VORBIS"), ("opus", "OPUS"),
-                                              ("mp3", "MPEG_LAYER_III"), ("aif", "PCM_16"), ("AIFF", "PCM_16")])
+@pytest.mark.parametrize("suffix, expected", [
+    ("wav", "PCM_16"), ("flac", "PCM_16"), ("ogg", "VORBIS"), ("opus", "OPUS"), ("mp3", "MPEG_LAYER_III"),
+    ("aif", "PCM_16"), ("AIFF", "PCM_16")])
 def test_the_suffix_chooses_a_format_that_is_read_back(tmp_path, suffix, expected):
     path = tmp_path / "new" / f"x.{suffix}"
     wave = torch.from_numpy(tone(440, 16000, 0.5)).float()
@@ -228,7 +229,8 @@ def test_what_libsndfile_cannot_write_is_named_and_leaves_nothing(tmp_path, name
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("suffix, subtype", [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "PCM_32"), ("flac", "PCM_16")])
+@pytest.mark.parametrize("suffix, subtype", [
+    ("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "PCM_32"), ("flac", "PCM_16")])
 def test_integer_formats_clip_and_do_not_wrap_around(tmp_path, suffix, subtype):
     path = tmp_path / f"x.{suffix}"
     data.save_audio(path, torch.tensor([0.0, 1.0, 1.5, -1.0, -1.5, 40.0]), 16000, subtype)
@@ -393,10 +395,10 @@ def test_too_short_a_wave_or_an_unknown_option_raises():
 def test_padding_equals_the_official_one(mode, tag):
     rows = torch.from_numpy(OFFICIAL["pad2/in_rows8"])                     # (8, 76)
     for spec in (rows, rows[None], rows[None, None].repeat(2, 1, 1, 1)):
-        padded = data.pad_frames(spec, 64, mode)
+        padded, tail = data.pad_frames(spec, 64, mode), torch.from_numpy(OFFICIAL[f"pad2/{tag}_tail"])
         assert padded.shape == (*spec.shape[:-1], OFFICIAL[f"pad2/{tag}_shape"][-1])
         assert torch.equal(padded[..., :76], spec)
-        assert torch.equal(padded[..., 76:], torch.from_numpy(OFFICIAL[f"pad2/{tag}_tail"]).expand(*spec.shape[:-1], 52))
+        assert torch.equal(padded[..., 76:], tail.expand(*spec.shape[:-1], 52))
 
 
 def test_padding_leaves_a_multiple_alone_and_has_zeros_where_reflection_ends():
@@ -412,12 +414,14 @@ def test_mixture_has_the_ratio_asked_for_per_item():
     speech, noise = torch.from_numpy(sound(3, 4000)), torch.from_numpy(sound(3, 4000, seed=1, level=0.01))
     snr = torch.tensor([-5.0, 0.0, 17.5])
     rest = data.mix_at_snr(speech, noise, snr) - speech
-    assert decibel(speech.square().mean(-1) / rest.square().mean(-1)).tolist() == pytest.approx(snr.tolist(), abs=1e-3)
+    measured = decibel(speech.square().mean(-1) / rest.square().mean(-1))
+    assert measured == pytest.approx(snr.numpy(), abs=1e-3)
     torch.testing.assert_close(data.mix_at_snr(speech[2], noise[2], 17.5), (speech + rest)[2])
 
 
 def voicebank(root):
-    for split, names in (("trainset_28spk", ["p225_001", "p226_001", "p2260_001", "p287_002"]), ("testset", ["p232_001"])):
+    speakers = {"trainset_28spk": ["p225_001", "p226_001", "p2260_001", "p287_002"], "testset": ["p232_001"]}
+    for split, names in speakers.items():
         for seed, name in enumerate(names):
             clean = sound(N + 100, seed=seed)
             write(root / f"clean_{split}_wav" / f"{name}.wav", clean)
@@ -502,7 +506,7 @@ def test_pairs_are_cut_at_the_same_place_and_divided_by_the_noisy_peak_of_the_cr
 def test_a_short_pair_is_centred_in_zeros(tmp_path, resident, missing):
     x = sound(N - missing)
     write(tmp_path / "clean/a.wav", x)
-    write(tmp_path / "noisy/a.wav", np.concatenate([x, sound(30)]))        # partners differ by a little: cut to the shorter
+    write(tmp_path / "noisy/a.wav", np.concatenate([x, sound(30)]))        # cut to the shorter
     _, y = first_batch(PairedAudio(tmp_path, "train", N, resident=resident), 1)
     expected = np.pad(x[:, 0], (missing // 2, missing - missing // 2))
     torch.testing.assert_close(y[0], torch.from_numpy(expected / np.abs(x).max()), atol=1e-3, rtol=0)
@@ -514,7 +518,7 @@ def test_an_utterance_of_a_pair_is_whole_and_as_long_as_the_shorter(tmp_path):
     for resident in (True, False):
         name, clean, noisy = PairedAudio(tmp_path, "test", N, resident=resident).utterance(0)
         assert name == "a" and clean.shape == noisy.shape == (3 * N,)
-        torch.testing.assert_close(clean, torch.from_numpy(sound(3 * N)[:, 0]), atol=2e-5, rtol=0)
+        torch.testing.assert_close(clean, torch.from_numpy(sound(3 * N)[:, 0]), atol=4e-5, rtol=0)
 
 
 # ---- mixtures, and the order of crops ----
@@ -528,7 +532,8 @@ def corpus(tmp_path_factory):
         wave = sound(N // 2 if seed == 5 else 3 * rate // 4, 2 if seed == 2 else 1, seed)
         write(root / "speech" / f"{seed % 2}/s{seed}.wav", wave, rate)
     for seed, samples in enumerate((20000, 700, 1500, 9000)):
-        write(root / "noise" / f"n{seed}.wav", sound(samples, seed=seed + 50, level=0.02), 22050 if seed == 3 else 16000)
+        wave = sound(samples, seed=seed + 50, level=0.02)
+        write(root / "noise" / f"n{seed}.wav", wave, 22050 if seed == 3 else 16000)
     return root
 
 
@@ -550,7 +555,7 @@ def assert_same(first, second):
 def test_mixtures_come_out_at_the_ratios_asked_for(corpus, resident):
     dataset = mixtures(corpus, snrs=(-3, 4, 11), resident=resident)
     clean, noisy = first_batch(dataset, 30)
-    measured = decibel(clean.square().mean(1) / (noisy - clean).square().mean(1)).numpy()
+    measured = decibel(clean.square().mean(1) / (noisy - clean).square().mean(1))
     drawn = [dataset[p][2] for p in range(30)]
     assert measured == pytest.approx(drawn, abs=0.01) and set(drawn) == {-3, 4, 11}
     assert noisy.abs().amax(1).tolist() == pytest.approx([1] * 30)
@@ -578,6 +583,15 @@ def test_batches_are_a_function_of_seed_and_position(corpus):
     assert_same(batches, take(mixtures(corpus), 3))
     for other in (take(mixtures(corpus, seed=1), 3), take(mixtures(corpus), 3, step=7)):        # 7 batches: 4 epochs
         assert not any(torch.equal(a[1], b[1]) for a, b in zip(batches, other))
+
+
+def test_another_seed_cuts_the_same_recording_elsewhere(corpus):
+    starts = []
+    for seed in (0, 1):
+        dataset = mixtures(corpus, seed=seed)
+        dataset.files = dataset.files[:1]
+        starts.append([dataset[position][1] for position in range(8)])
+    assert starts[0] != starts[1] and len(set(starts[0])) > 4
 
 
 def test_every_recording_comes_once_per_epoch_in_a_new_order(corpus):
@@ -608,6 +622,14 @@ def test_a_corpus_too_large_for_memory_is_streamed(corpus, monkeypatch):
     assert all(source.resident for source in mixtures(corpus).sources)
     monkeypatch.setattr(data, "RESIDENT_LIMIT", 100000)
     assert not any(source.resident for source in mixtures(corpus).sources)
+
+
+@resident_and_streamed
+def test_a_recording_beyond_full_scale_is_clipped_and_does_not_wrap_around(tmp_path, resident):
+    path = write(tmp_path / "loud.wav", 2 * tone(100, 16000, level=1), subtype="FLOAT")
+    crop = Recordings([path], resident=resident).crop(0, 0, 16000)
+    assert crop.max() == 32767 and crop.min() == -32768
+    assert np.abs(crop / 32768 - np.clip(2 * tone(100, 16000, level=1), -1, 1)).max() < 1e-4
 
 
 @pytest.mark.parametrize("loop", [False, True])
@@ -646,7 +668,7 @@ def test_an_utterance_is_the_same_at_every_call_and_cannot_clip(corpus):
             assert name == data.list_audio(corpus / "speech")[number].stem
             assert clean.shape == noisy.shape == (dataset.sources[0].lengths[number],)
             assert noisy.abs().max() <= 1
-            assert decibel(clean.square().mean() / (noisy - clean).square().mean()).item() == pytest.approx(-20, abs=0.01)
+            assert decibel(clean.square().mean() / (noisy - clean).square().mean()) == pytest.approx(-20, abs=0.01)
             assert torch.equal(noisy, dataset.utterance(number)[2])
 
 
@@ -676,8 +698,6 @@ def run_with_one_bad(make, root, resident, count=12):
 @resident_and_streamed
 @pytest.mark.parametrize("kind", [*BAD, "short", "silent"])
 def test_a_bad_recording_is_left_out_with_one_warning_and_a_count(tmp_path, kind, resident):
-    if not resident and kind == "truncated opus":
-        pytest.skip("one case of a truncated OGG streams")
     make = {"short": short_file, "silent": silent_file}.get(kind) or BAD[kind][0]
     dataset, bad, batches, caught = run_with_one_bad(make, tmp_path, resident)
     assert all(torch.isfinite(part).all() for batch in batches for part in batch)
@@ -700,8 +720,8 @@ def test_silence_in_some_crops_leaves_the_others(tmp_path, workers):
     with pytest.warns(UserWarning, match="digital silence in a crop"):
         batches = take(dataset, 8, workers=workers)
     assert all(part.abs().amax(1).gt(0).all() and torch.isfinite(part).all() for batch in batches for part in batch)
-    assert [key.split(": ")[0] for key in dataset.problems] == [str(tmp_path / name) for name in ("speech/half.wav", "noise/n.wav")] \
-        or len(dataset.problems) == 2
+    named = {key.split(": ")[0] for key in dataset.problems}
+    assert named == {str(tmp_path / name) for name in ("speech/half.wav", "noise/n.wav")}
     assert min(dataset.problems.values()) > 3
 
 
@@ -727,7 +747,7 @@ def test_a_pair_with_a_bad_partner_is_left_out(tmp_path, resident):
     take(dataset, 3)
     cut(tmp_path / "clean/a.wav")
     (tmp_path / "noisy/c.wav").write_bytes(b"")
-    with pytest.warns(UserWarning), pytest.raises(AudioError, match="no pair of recordings can be used; the first: .*a.wav"):
+    with pytest.warns(UserWarning), pytest.raises(AudioError, match="no pair of .* can be used; the first: .*a.wav"):
         PairedAudio(tmp_path, "train", N, resident=resident)
 
 

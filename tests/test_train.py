@@ -1,0 +1,580 @@
+"""train.py: nothing is lost, nothing changes by interruption, and the commands work door to door."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import soundfile
+import torch
+import torch.distributed as dist
+
+import data
+import metrics
+import sgmse
+import train
+
+ROOT = Path(__file__).parent.parent
+SPEECH_LIKE = 0.05
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """train and valid pairs: harmonics with a syllable rhythm, and the same in noise."""
+    root, rng = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0)
+    for split, count in (("train", 6), ("valid", 2), ("test", 2)):
+        for i in range(count):
+            t = np.arange(16000 * 2) / 16000
+            voice = sum(np.sin(2 * np.pi * (120 + 10 * i) * k * t) / k for k in range(1, 20))
+            clean = SPEECH_LIKE * voice * (0.2 + np.clip(np.sin(2 * np.pi * 3 * t), 0, 1))
+            for kind, wave in (("clean", clean), ("noisy", clean + 0.03 * rng.standard_normal(len(t)))):
+                data.save_audio(root / split / kind / f"{i}.wav", wave.astype(np.float32), 16000, "PCM_16")
+    return root
+
+
+def tiny(seed=0, **changes):
+    train.seed_everything(seed)
+    return sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=16) | changes))
+
+
+def loader_of(corpus, method, batch_size=2):
+    dataset = data.PairedAudio(corpus, "train", num_samples=method.num_samples)
+    return lambda step, rank, world: data.batches(dataset, batch_size, step, rank, world)
+
+
+def settings(out, **changes):
+    return train.TrainConfig(**dict(out=str(out), steps=20, lr=1e-3, clip=1.0, save_every=1e9, precision="fp32") | changes)
+
+
+def state_of(path):
+    return torch.load(path, weights_only=True)
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def run(*arguments):
+    """A command line in this process: (exit code, so that files and devices stay warm)."""
+    before = sys.argv
+    sys.argv = ["sgmse.py", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            train.main(sgmse.ScoreSDE)
+    finally:
+        sys.argv = before
+    return stop.value.code
+
+
+# ---- the loop ----
+
+def test_resumed_run_is_bit_for_bit_the_unbroken_one(tmp_path, corpus):
+    whole = tiny()
+    losses = [parts["loss"].item() for _, parts in train.fit(whole, loader_of(corpus, whole), settings(tmp_path / "a"))]
+    first = tiny()
+    head = [parts["loss"].item() for _, parts in train.fit(first, loader_of(corpus, first), settings(tmp_path / "b", steps=9))]
+    second = tiny(seed=5)                                # whatever it starts from, the checkpoint replaces
+    tail = [parts["loss"].item() for _, parts in train.fit(second, loader_of(corpus, second), settings(tmp_path / "b"))]
+    assert head + tail == losses
+    assert same(state_of(tmp_path / "a/last.pt"), state_of(tmp_path / "b/last.pt"))
+
+
+def in_fresh_process(function, *arguments):
+    """Run a function of this file in a process that has torch, but no threads yet, so that it may fork."""
+    script = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}; import test_train; test_train.{function.__name__}(*sys.argv[1:])"
+    result = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def forked(function, *arguments):
+    """The process id of a child that runs the function."""
+    child = os.fork()
+    if not child:
+        try:
+            function(*arguments)
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    return child
+
+
+def fit_saving_always(out, corpus, steps):
+    torch.set_num_threads(1)
+    method = tiny()
+    for _ in train.fit(method, loader_of(corpus, method), settings(out, steps=steps, save_every=0.0)):
+        pass
+
+
+def kill_often(folder, corpus):
+    """25 times: resume the run, wait for it to save, kill it a random moment later, look at what it left."""
+    import torch._dynamo                                 # as Adam does when first made; so no child has to
+    dice, last, seen = random.Random(0), Path(folder) / "broken/last.pt", 0
+    when = lambda: last.stat().st_mtime_ns if last.exists() else 0
+    for _ in range(25):
+        written, child = when(), forked(fit_saving_always, f"{folder}/broken", corpus, 10 ** 6)
+        while when() == written:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0, 0.1))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        step = state_of(last)["step"]                    # readable, and never older than before
+        assert step > seen
+        seen = step
+    for name in ("broken", "whole"):
+        assert os.waitpid(forked(fit_saving_always, f"{folder}/{name}", corpus, seen + 2), 0)[1] == 0
+    assert same(state_of(last), state_of(f"{folder}/whole/last.pt"))
+    print(seen)
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_loses_nothing_and_changes_nothing(tmp_path, corpus):
+    """A run that saves after every step is killed 25 times, mostly while saving, and ends as one that was not."""
+    assert int(in_fresh_process(kill_often, tmp_path, corpus)) >= 25
+
+
+class Toy(torch.nn.Module):
+    """A method without noise: its loss is a function of the batch alone."""
+
+    @dataclasses.dataclass
+    class Config:
+        size: int = 8                # samples, of a crop
+
+    def __init__(self, config=Config()):
+        super().__init__()
+        self.config = config
+        self.net = torch.nn.Linear(config.size, config.size)
+
+    def loss(self, batch):
+        clean, noisy = batch
+        return (self.net(noisy) - clean).square().mean(), {}
+
+
+def toy_batches(batch_size, poison=()):
+    """Batch n of rank r of w: the part of the n-th w * batch_size examples that is the rank's."""
+    def loader(step, rank, world):
+        for number in itertools.count(step):
+            rng = np.random.default_rng(number)
+            whole = torch.from_numpy(rng.standard_normal((2, 8, 8)).astype(np.float32))
+            if number in poison:
+                whole[1, 0, 0] = float("nan")
+            yield whole[:, rank * batch_size:][:, :batch_size].unbind(0)
+    return loader
+
+
+def toy_run(out, batch_size, **changes):
+    train.seed_everything(0)
+    method = Toy()
+    adam, torch.optim.Adam = torch.optim.Adam, torch.optim.SGD               # a step of SGD shows the gradient itself
+    try:
+        for _ in train.fit(method, toy_batches(batch_size), settings(out, steps=3, lr=0.1, clip=0.0, **changes)):
+            pass
+    finally:
+        torch.optim.Adam = adam
+    return method
+
+
+def toy_rank(folder, rank):
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save([p.detach() for p in toy_run(f"{folder}/run", 4).parameters()], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def two_toy_ranks(folder):
+    for child in [forked(toy_rank, folder, rank) for rank in range(2)]:
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_two_processes_with_half_the_batch_take_the_steps_of_one(tmp_path):
+    in_fresh_process(two_toy_ranks, tmp_path)
+    first, second = state_of(tmp_path / "0.pt"), state_of(tmp_path / "1.pt")
+    assert same(first, second)
+    for a, b in zip(first, toy_run(tmp_path / "one", 8).parameters()):
+        torch.testing.assert_close(a, b.detach(), atol=1e-6, rtol=0)
+
+
+def test_accumulated_gradients_average_their_batches(tmp_path):
+    method = Toy()
+    batches = list(itertools.islice(toy_batches(8)(0, 0, 1), 2))
+    expected = sum(torch.autograd.grad(method.loss(b)[0], method.net.weight)[0] for b in batches) / 2
+    adam, torch.optim.Adam = torch.optim.Adam, torch.optim.SGD
+    before = method.net.weight.detach().clone()
+    try:
+        next(train.fit(method, toy_batches(8), settings(tmp_path, lr=1.0, clip=0.0, accumulate=2)))
+    finally:
+        torch.optim.Adam = adam
+    torch.testing.assert_close(before - method.net.weight.detach(), expected)
+
+
+def test_gradient_is_clipped_to_its_limit(tmp_path):
+    method, adam = Toy(), torch.optim.Adam
+    before = method.net.weight.detach().clone(), method.net.bias.detach().clone()
+    torch.optim.Adam = torch.optim.SGD
+    try:
+        next(train.fit(method, toy_batches(8), settings(tmp_path, lr=1.0, clip=0.01)))
+    finally:
+        torch.optim.Adam = adam
+    moved = torch.cat([(a - b.detach()).flatten() for a, b in zip(before, (method.net.weight, method.net.bias))])
+    assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_poisoned_batch_is_skipped_and_leaves_weights_and_average(tmp_path):
+    method = Toy()
+    ema = train.EMA(method)
+    history = []
+    with pytest.warns(UserWarning, match="step 3: .*not finite"):
+        for step, _ in train.fit(method, toy_batches(8, poison={2}), settings(tmp_path, steps=4), ema):
+            history.append((method.net.weight.detach().clone(), ema.shadow["net.weight"].clone()))
+    assert same(history[1], history[2]) and not same(history[2], history[3])
+    assert all(p.isfinite().all() for p in method.parameters())
+
+
+def test_ten_poisoned_batches_in_a_row_stop_the_run(tmp_path):
+    method = Toy()
+    with warnings.catch_warnings(), pytest.raises(FloatingPointError, match="ten steps in a row"):
+        warnings.simplefilter("ignore")
+        for _ in train.fit(method, toy_batches(8, poison=set(range(3, 99))), settings(tmp_path, steps=50)):
+            pass
+
+
+@pytest.mark.parametrize("n, decay", [(1, 0.181818), (100, 0.918182), (1000, 0.991089), (8990, 0.999), (20000, 0.999)])
+def test_average_warms_up_as_the_reference_does(n, decay):
+    module = torch.nn.Linear(1, 1, bias=False)
+    ema = train.EMA(module)
+    ema.num_updates = n - 1
+    ema.shadow["weight"].zero_()
+    with torch.no_grad():
+        module.weight.fill_(1)
+    ema.update()
+    assert 1 - ema.shadow["weight"].item() == pytest.approx(decay, abs=1e-6)
+
+
+def test_averaged_weights_leave_when_validation_fails():
+    module = torch.nn.Linear(2, 2)
+    ema = train.EMA(module)
+    ema.shadow["weight"].zero_()
+    own = module.weight.detach().clone()
+    with contextlib.suppress(RuntimeError), ema.applied():
+        assert not module.weight.any()
+        raise RuntimeError
+    assert torch.equal(module.weight, own)
+
+
+def test_run_with_other_settings_is_not_resumed(tmp_path, corpus):
+    method = tiny()
+    for _ in train.fit(method, loader_of(corpus, method), settings(tmp_path, steps=1)):
+        pass
+    other = tiny(snr=0.3)
+    with pytest.raises(ValueError, match="snr 0.5 -> 0.3.*another --out"):
+        next(train.fit(other, loader_of(corpus, other), settings(tmp_path)))
+
+
+# ---- checkpoints ----
+
+def test_checkpoint_gives_the_same_model(tmp_path):
+    method = tiny(N=3)
+    train.save_checkpoint(tmp_path / "a.safetensors", method, step=7)
+    again = train.load_checkpoint(tmp_path / "a.safetensors")
+    assert type(again).__name__ == "ScoreSDE" and dataclasses.asdict(again.config) == dataclasses.asdict(method.config)
+    assert same(dict(again.state_dict()), dict(method.state_dict())) and not again.training
+
+
+def test_half_precision_checkpoint_is_half_the_size_and_close(tmp_path):
+    method = tiny()
+    train.save_checkpoint(tmp_path / "a.safetensors", method)
+    train.save_checkpoint(tmp_path / "b.safetensors", method, torch.float16)
+    assert os.path.getsize(tmp_path / "b.safetensors") < 0.6 * os.path.getsize(tmp_path / "a.safetensors")
+    for a, b in zip(method.parameters(), train.load_checkpoint(tmp_path / "b.safetensors").parameters()):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def damaged(tmp_path):
+    """name -> a file that is no usable checkpoint."""
+    good = tmp_path / "good.safetensors"
+    method = tiny()
+    train.save_checkpoint(good, method)
+    content = good.read_bytes()
+    with safetensors.safe_open(good, "pt") as file:
+        metadata = file.metadata()
+    broken = {"empty": b"", "truncated": content[:len(content) // 2], "zeros": bytes(200),
+              "huge_header": struct.pack("<Q", 2 ** 62) + content[8:]}
+    for name, value in broken.items():
+        (tmp_path / f"{name}.safetensors").write_bytes(value)
+    weights = dict(method.state_dict())
+    name = next(iter(weights))
+    safetensors.torch.save_file(weights | {name: weights[name] * float("nan")}, tmp_path / "nan.safetensors", metadata)
+    safetensors.torch.save_file(weights | {name: torch.zeros(3)}, tmp_path / "shape.safetensors", metadata)
+    safetensors.torch.save_file(weights, tmp_path / "bare.safetensors")
+    safetensors.torch.save_file(weights, tmp_path / "foreign.safetensors", metadata | {"method": "os.system"})
+    return [p for p in sorted(tmp_path.glob("*.safetensors")) if p != good] + [tmp_path / "missing.safetensors"]
+
+
+def test_damaged_checkpoints_get_one_line_and_exit_code_2(tmp_path, capsys, corpus):
+    paths = damaged(tmp_path)
+    assert len(paths) == 9
+    for path in paths:
+        started = time.monotonic()
+        assert run("enhance", corpus / "test/noisy/0.wav", "--checkpoint", path, "--out", tmp_path / "out") == 2
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and str(path) in message and "Traceback" not in message
+        assert time.monotonic() - started < 1
+
+
+def test_foreign_module_name_is_not_imported(tmp_path):
+    damaged(tmp_path)
+    with pytest.raises(train.CheckpointError, match="not in this folder"):
+        train.load_checkpoint(tmp_path / "foreign.safetensors")
+
+
+def test_no_file_is_read_with_pickle_unlocked():
+    for path in ROOT.glob("*.py"):
+        assert not re.search(r"weights_only\s*=\s*False|pickle\.loads?\(", path.read_text()), path
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "last.pt"
+    path.write_text("old")
+
+    def write(part):
+        Path(part).write_text("half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError):
+        train.save_atomically(path, write)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_full_disk_keeps_the_old_checkpoint_and_says_so(tmp_path, corpus):
+    """A limit on the size of files stands for the full disk: the save of step 2 cannot be written."""
+    script = (f"import resource, sys; sys.path[:0] = [{str(ROOT)!r}]; sys.argv = ['sgmse.py', 'train', '--data', {str(corpus)!r}, "
+              f"'--out', {str(tmp_path / 'run')!r}, '--preset', 'tiny', '--num-frames', '16', '--steps', 'STEPS', '--batch-size', '1', "
+              f"'--valid-every', '0', '--device', 'cpu']; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+              f"resource.setrlimit(resource.RLIMIT_FSIZE, @); import sgmse, train; train.main(sgmse.ScoreSDE)")
+    go = lambda steps, limit: subprocess.run([sys.executable, "-c", script.replace("STEPS", steps).replace("@", limit)],
+                                             capture_output=True, text=True)
+    assert go("1", "(-1, -1)").returncode == 0
+    before = (tmp_path / "run/last.pt").read_bytes()
+    full = go("2", "(100000, 100000)")
+    assert full.returncode == 2 and "last.pt" in full.stderr and "Traceback" not in full.stderr
+    assert (tmp_path / "run/last.pt").read_bytes() == before
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
+# ---- enhancement ----
+
+class Echo(torch.nn.Module):
+    """Gives back what it gets, and notes the sizes."""
+
+    def __init__(self, gain=1.0):
+        super().__init__()
+        self.spectrogram, self.calls, self.sizes = data.Spectrogram(), 0, []
+        self.gain = torch.nn.Parameter(torch.tensor(gain))
+
+    def enhance(self, wave, peak=None):
+        self.sizes.append(wave.shape[-1])
+        self.calls += 1
+        return wave * self.gain.detach()
+
+
+@pytest.mark.parametrize("length", [1, 700, 1000, 1001, 1751, 2501, 9999])
+def test_windows_put_together_are_the_whole(length):
+    """Where each window is right but for its edges, the stream is right everywhere."""
+    wave = np.random.default_rng(0).standard_normal((2, length)).astype(np.float32)
+
+    def spoilt_edges(x):
+        x = x.copy()
+        if x.shape[1] == 1000:
+            x[:, -100:] = 1e3
+        return x
+
+    blocks = (wave[:, i:i + 333] for i in range(0, length, 333))
+    out = np.concatenate(list(train.windowed(spoilt_edges if length > 1000 else np.copy, blocks, 1000, 100, 50)), axis=1)
+    np.testing.assert_allclose(out, wave, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate, channels, subtype, suffix", [
+    (16000, 1, "PCM_16", ".wav"), (48000, 2, "PCM_24", ".wav"), (44100, 1, "FLOAT", ".wav"), (8000, 3, "PCM_16", ".flac"),
+    (22050, 2, "PCM_24", ".flac"), (96000, 1, "PCM_32", ".wav")])
+def test_enhanced_file_has_the_form_of_its_input(tmp_path, rate, channels, subtype, suffix):
+    wave = 0.1 * np.random.default_rng(0).standard_normal((rate + 17, channels))
+    soundfile.write(tmp_path / f"in{suffix}", wave, rate, subtype)
+    train.enhance_file(Echo(), tmp_path / f"in{suffix}", tmp_path / f"out{suffix}", window=1.0)
+    a, b = soundfile.info(tmp_path / f"in{suffix}"), soundfile.info(tmp_path / f"out{suffix}")
+    assert (a.samplerate, a.channels, a.frames, a.subtype, a.format) == (b.samplerate, b.channels, b.frames, b.subtype, b.format)
+    if rate == 16000:
+        np.testing.assert_allclose(soundfile.read(tmp_path / f"out{suffix}")[0], soundfile.read(tmp_path / f"in{suffix}")[0], atol=1e-4)
+
+
+def test_enhanced_file_stays_in_step_with_its_input(tmp_path):
+    """A chirp through 44.1 -> 16 -> 44.1 kHz in windows: no shift, no gap."""
+    t = np.arange(44100 * 5) / 44100
+    soundfile.write(tmp_path / "in.wav", 0.5 * np.sin(2 * np.pi * (200 + 600 * t) * t), 44100, "FLOAT")
+    train.enhance_file(Echo(), tmp_path / "in.wav", tmp_path / "out.wav", window=2.5)
+    a, b = soundfile.read(tmp_path / "in.wav")[0], soundfile.read(tmp_path / "out.wav")[0]
+    assert 20 * np.log10(np.abs(a - b)[200:-200].max() / 0.5) < -60
+
+
+def test_each_channel_is_enhanced_by_itself(tmp_path):
+    method = tiny(N=1, sampler="bridge_ode", sde="sbve", objective="data_prediction").eval()
+    wave = 0.1 * np.random.default_rng(0).standard_normal((8000, 2))
+    soundfile.write(tmp_path / "two.wav", wave, 16000, "FLOAT")
+    soundfile.write(tmp_path / "one.wav", wave[:, 1], 16000, "FLOAT")
+    for name in ("one", "two"):
+        with torch.inference_mode():
+            train.enhance_file(method, tmp_path / f"{name}.wav", tmp_path / f"{name}_out.wav")
+    two, one = (soundfile.read(tmp_path / f"{name}_out.wav")[0] for name in ("two", "one"))
+    np.testing.assert_allclose(two[:, 1], one, atol=1e-5)
+
+
+def test_bad_recordings_are_named_and_the_others_done(tmp_path, capsys, corpus):
+    source, out = tmp_path / "in", tmp_path / "out"
+    good = 0.1 * np.random.default_rng(0).standard_normal(8000)
+    (source / "deep/er").mkdir(parents=True)
+    soundfile.write(source / "deep/er/good.wav", good, 16000)
+    soundfile.write(source / "good.mp3", good, 16000)
+    soundfile.write(source / "nan.wav", np.full(8000, np.nan), 16000, "FLOAT")
+    soundfile.write(source / "short.wav", good[:100], 16000)
+    (source / "text.wav").write_text("not audio")
+    (source / "empty.flac").write_bytes(b"")
+    (source / "cut.wav").write_bytes((source / "deep/er/good.wav").read_bytes()[:5000])
+    train.save_checkpoint(tmp_path / "w.safetensors", tiny(N=1))
+    assert run("enhance", source, "--out", out, "--checkpoint", tmp_path / "w.safetensors", "--corrector-steps", 0) == 1
+    printed = capsys.readouterr()
+    for name in ("nan.wav", "short.wav", "text.wav", "empty.flac", "cut.wav"):
+        assert f"not enhanced: {source / name}" in printed.err
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == ["deep/er/good.wav", "good.flac"]
+    assert "2 recordings" in printed.out and "2 network calls" in printed.out and "real-time factor" in printed.out
+
+
+def test_silent_recording_stays_silent(tmp_path):
+    soundfile.write(tmp_path / "in.wav", np.zeros(16000), 16000)
+    with torch.inference_mode():
+        train.enhance_file(tiny(N=1).eval(), tmp_path / "in.wav", tmp_path / "out.wav")
+    assert np.abs(soundfile.read(tmp_path / "out.wav")[0]).max() < 1e-4
+
+
+def test_recordings_are_never_written_over(tmp_path, capsys):
+    source = tmp_path / "in"
+    source.mkdir()
+    soundfile.write(source / "a.wav", np.zeros(16000), 16000)
+    content = (source / "a.wav").read_bytes()
+    train.save_checkpoint(tmp_path / "w.safetensors", tiny(N=1))
+    use = ("--checkpoint", tmp_path / "w.safetensors")
+    (tmp_path / "link").symlink_to(source)
+    for arguments in ((source, "--out", source), (source / "a.wav", "--out", source), (source, "--out", tmp_path / "link"),
+                      (source / "a.wav", "--out", tmp_path / "link")):
+        assert run("enhance", *arguments, *use) == 2
+        assert re.search("choose another( --out)?$", capsys.readouterr().err)
+    assert (source / "a.wav").read_bytes() == content
+
+
+def test_two_inputs_for_one_output_are_refused_and_folders_keep_apart(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        soundfile.write(tmp_path / folder / "a.wav", np.zeros(1000), 16000)
+    with pytest.raises(ValueError, match="both be written"):
+        train.output_paths([tmp_path / "x/a.wav", tmp_path / "y/a.wav"], tmp_path / "out")
+    pairs = train.output_paths([tmp_path / "x", tmp_path / "y"], tmp_path / "out")
+    assert [out.relative_to(tmp_path) for _, out in pairs] == [Path("out/x/a.wav"), Path("out/y/a.wav")]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train.output_paths([tmp_path / "nowhere"], tmp_path / "out")
+
+
+def test_outputs_stay_inside_their_folder_and_are_not_enhanced_again(tmp_path, monkeypatch):
+    (tmp_path / "in/out").mkdir(parents=True)
+    soundfile.write(tmp_path / "in/a.wav", np.zeros(1000), 16000)
+    soundfile.write(tmp_path / "in/out/a.wav", np.zeros(1000), 16000)
+    monkeypatch.chdir(tmp_path / "in")
+    for given in (".", "../in", tmp_path / "in"):
+        assert [(p.name, out) for p, out in train.output_paths([given], "out")] == [("a.wav", Path("out/a.wav"))]
+
+
+def peak_memory(source, target):
+    train.enhance_file(Echo(), source, target)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+@pytest.mark.slow
+def test_an_hour_takes_no_more_memory_than_ten_seconds(tmp_path):
+    second = 0.1 * np.random.default_rng(0).standard_normal((48000, 2)).astype(np.float32)
+    peak = {}
+    for name, seconds in (("short", 10), ("long", 3600)):
+        with soundfile.SoundFile(tmp_path / f"{name}.wav", "w", 48000, 2, "PCM_16") as file:
+            for _ in range(seconds):
+                file.write(second)
+        peak[name] = float(in_fresh_process(peak_memory, tmp_path / f"{name}.wav", tmp_path / "out.wav"))
+        (tmp_path / f"{name}.wav").unlink()
+    assert peak["long"] - peak["short"] < 200            # MiB; 1 GiB is what we promise
+
+
+# ---- door to door ----
+
+def test_train_interrupt_resume_enhance_evaluate(tmp_path, capsys, corpus, monkeypatch):
+    """The commands of the README on a small corpus, with no network."""
+    monkeypatch.setattr(socket.socket, "connect", lambda *a: pytest.fail("something wanted the network"))
+    flags = ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "16", "--batch-size", "2", "--device", "cpu",
+             "--valid-files", "1", "--N", "1")
+    run(*flags, "--out", tmp_path / "a", "--steps", "4", "--valid-every", "2")
+    run(*flags, "--out", tmp_path / "b", "--steps", "2", "--valid-every", "2")
+    assert run(*flags, "--out", tmp_path / "b", "--steps", "4", "--valid-every", "2") == 0
+    assert same(state_of(tmp_path / "a/last.pt"), state_of(tmp_path / "b/last.pt"))
+    log = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log if "pesq" in entry] == [2, 4]
+    assert "pesq" in capsys.readouterr().out or log
+
+    weights = tmp_path / "a/last.safetensors"
+    assert (tmp_path / "a/best.safetensors").exists()
+    assert run("enhance", corpus / "test/noisy", "--out", tmp_path / "enhanced", "--checkpoint", weights, "--N", "2") == 0
+    assert "8 network calls" in capsys.readouterr().out    # two files, two steps, a corrector each
+    first = (tmp_path / "enhanced/0.wav").read_bytes()
+    run("enhance", corpus / "test/noisy/0.wav", "--out", tmp_path / "again", "--checkpoint", weights, "--N", "2")
+    run("enhance", corpus / "test/noisy/0.wav", "--out", tmp_path / "other", "--checkpoint", weights, "--N", "2", "--seed", "1")
+    assert (tmp_path / "again/0.wav").read_bytes() == first != (tmp_path / "other/0.wav").read_bytes()
+
+    capsys.readouterr()
+    assert run("evaluate", "--data", corpus, "--checkpoint", weights, "--out", tmp_path / "scores", "--workers", "1") == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("noisy", "enhanced - noisy", "pesq", "estoi", "si_sdr"))
+    assert len((tmp_path / "scores/scores.csv").read_text().splitlines()) == 3
+
+
+def test_help_names_every_field_with_its_unit_and_default(capsys):
+    assert run("train", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for cls in (train.TrainConfig, sgmse.Config):
+        for field in dataclasses.fields(cls):
+            assert f"--{field.name.replace('_', '-')}" in text
+    assert "seconds between checkpoints (default: 60.0)" in text
+    fields = [f for cls in (train.TrainConfig, sgmse.Config) for f in dataclasses.fields(cls)]
+    assert text.count("(default:") >= len(fields)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("train",), "--data DIR"), (("train", "--data", "nowhere"), "no folder nowhere"),
+    (("evaluate", "--data", "nowhere"), "no ")])
+def test_unusable_requests_exit_2_with_one_line(arguments, message, capsys):
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
