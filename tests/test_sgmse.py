@@ -470,7 +470,7 @@ def test_every_objective_gives_one_finite_number_and_reaches_every_weight(object
 
 
 def test_batch_equals_one_by_one():
-    model = tiny(sampler="bridge_ode", sde="sbve", objective="data_prediction")    # draws no noise
+    model = tiny()                                       # its bridge draws no noise
     wave = torch.randn(3, 4000) * 0.1
     together = model.enhance(wave)
     torch.testing.assert_close(together, torch.cat([model.enhance(w[None]) for w in wave]), atol=1e-5, rtol=1e-4)
@@ -482,7 +482,7 @@ def test_gain_passes_through(gain):
     torch.manual_seed(1)
     reference = model.enhance(wave)
     torch.manual_seed(1)
-    torch.testing.assert_close(model.enhance(gain * wave), gain * reference, rtol=1e-3, atol=1e-3 * gain * reference.abs().max().item())
+    assert (model.enhance(gain * wave) / gain - reference).norm() < 1e-3 * reference.norm()
 
 
 def test_silence_stays_silence():
@@ -490,7 +490,7 @@ def test_silence_stays_silence():
 
 
 def test_same_seed_same_wave_other_seed_other_wave():
-    model, wave = tiny(), torch.randn(1, 4000) * 0.1
+    model, wave = tiny(sampler="bridge_sde"), torch.randn(1, 4000) * 0.1
     outs = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)

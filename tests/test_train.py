@@ -437,7 +437,7 @@ def test_enhanced_file_stays_in_step_with_its_input(tmp_path):
 
 
 def test_each_channel_is_enhanced_by_itself(tmp_path):
-    method = tiny(N=1, sampler="bridge_ode", sde="sbve", objective="data_prediction").eval()
+    method = tiny(N=1).eval()
     wave = 0.1 * np.random.default_rng(0).standard_normal((8000, 2))
     soundfile.write(tmp_path / "two.wav", wave, 16000, "FLOAT")
     soundfile.write(tmp_path / "one.wav", wave[:, 1], 16000, "FLOAT")
@@ -460,7 +460,7 @@ def test_bad_recordings_are_named_and_the_others_done(tmp_path, capsys, corpus):
     (source / "empty.flac").write_bytes(b"")
     (source / "cut.wav").write_bytes((source / "deep/er/good.wav").read_bytes()[:5000])
     train.save_checkpoint(tmp_path / "w.safetensors", tiny(N=1))
-    assert run("enhance", source, "--out", out, "--checkpoint", tmp_path / "w.safetensors", "--corrector-steps", 0) == 1
+    assert run("enhance", source, "--out", out, "--checkpoint", tmp_path / "w.safetensors") == 1
     printed = capsys.readouterr()
     for name in ("nan.wav", "short.wav", "text.wav", "empty.flac", "cut.wav"):
         assert f"not enhanced: {source / name}" in printed.err
@@ -544,13 +544,13 @@ def test_train_interrupt_resume_enhance_evaluate(tmp_path, capsys, corpus, monke
     assert [entry["step"] for entry in log if "pesq" in entry] == [2, 4]
     assert "pesq" in capsys.readouterr().out or log
 
-    weights = tmp_path / "a/last.safetensors"
+    weights, noisily = tmp_path / "a/last.safetensors", ("--sampler", "bridge_sde", "--N", "3")
     assert (tmp_path / "a/best.safetensors").exists()
-    assert run("enhance", corpus / "test/noisy", "--out", tmp_path / "enhanced", "--checkpoint", weights, "--N", "2") == 0
-    assert "8 network calls" in capsys.readouterr().out    # two files, two steps, a corrector each
+    assert run("enhance", corpus / "test/noisy", "--out", tmp_path / "enhanced", "--checkpoint", weights, *noisily) == 0
+    assert "6 network calls" in capsys.readouterr().out    # two files, three steps
     first = (tmp_path / "enhanced/0.wav").read_bytes()
-    run("enhance", corpus / "test/noisy/0.wav", "--out", tmp_path / "again", "--checkpoint", weights, "--N", "2")
-    run("enhance", corpus / "test/noisy/0.wav", "--out", tmp_path / "other", "--checkpoint", weights, "--N", "2", "--seed", "1")
+    run("enhance", corpus / "test/noisy/0.wav", "--out", tmp_path / "again", "--checkpoint", weights, *noisily)
+    run("enhance", corpus / "test/noisy/0.wav", "--out", tmp_path / "other", "--checkpoint", weights, *noisily, "--seed", "1")
     assert (tmp_path / "again/0.wav").read_bytes() == first != (tmp_path / "other/0.wav").read_bytes()
 
     capsys.readouterr()
