@@ -1,7 +1,7 @@
 """Sound in and out: files, the compressed spectrogram, and endless batches of clean and noisy crops.
 
     load_audio, save_audio     any file libsndfile reads; written by rename, never half
-    Spectrogram                STFT with amplitude compression, and back (SGMSE+, Sec. II; card of arXiv 2208.05830)
+    Spectrogram                STFT with amplitude compression, and back, as in SGMSE+ (arXiv 2208.05830)
     mix_at_snr                 speech + noise at a given signal-to-noise ratio
     PairedAudio                folders of clean and noisy files with the same names
     MixedAudio                 any folder of speech, any folder of noise, mixed anew every epoch
@@ -180,7 +180,7 @@ def save_audio(path, wave, sample_rate, subtype=None):
 # ------------------------------------------------------------------------------------------------ spectrogram
 
 class Spectrogram(nn.Module):
-    """STFT and amplitude compression c -> factor |c|^exponent e^(i angle c), and back. SGMSE+, Eq. (1) of its Sec. V.
+    """STFT and amplitude compression c -> factor |c|^exponent e^(i angle c), and back, as in SGMSE+.
 
     forward: (..., L) -> complex (..., F, T), F = n_fft // 2 + 1, T = 1 + L // hop_length. inverse: the way back.
     510 makes F = 256, which the network can halve. exponent 1 only scales; transform "log" is factor log(1 + |c|),

@@ -2,7 +2,7 @@
 
     pesq         1.04 .. 4.64   wide-band PESQ, ITU-T P.862.2 (package `pesq`)
     estoi        -1 .. 1        extended short-time objective intelligibility, Jensen & Taal 2016 (package `pystoi`)
-    si_sdr       dB             scale-invariant signal-to-distortion ratio, no mean removal (SGMSE+, Sec. V)
+    si_sdr       dB             scale-invariant signal-to-distortion ratio, no mean removal (as SGMSE+ reports it)
     si_sir_sar   dB, dB         the same distortion split into remaining noise and artifacts: SI-SIR, SI-SAR
     snr          dB             plain signal-to-noise ratio, not scale-invariant
     seg_snr      dB             mean of the SNRs of 30 ms frames, each limited to -10 .. 35 dB (Hu & Loizou 2008)
@@ -102,7 +102,7 @@ def si_sdr(clean, enhanced):
 
 def si_sir_sar(clean, enhanced, noise):
     """(SI-SIR, SI-SAR) in dB: s_hat = target + interference + artifacts, with the first two its projections on the
-    clean speech and on the noise (noisy - clean), each alone. SGMSE+ (arXiv 2208.05830), Sec. V."""
+    clean speech and on the noise (noisy - clean), each alone. As in SGMSE+ (arXiv 2208.05830)."""
     s, s_hat, n = checked(clean=clean, enhanced=enhanced, noise=noise)
     target, interference = project(s_hat, s), project(s_hat, n)
     return (like(clean, ratio_db(target, interference)),

@@ -4,7 +4,7 @@ Papers: Richter, Welker, Lemercier, Lay, Gerkmann, "Speech Enhancement and Derev
 Generative Models" (SGMSE+, TASLP 2023, arXiv 2208.05830); Lay et al., "Reducing the Prior Mismatch of Stochastic
 Differential Equations for Diffusion-based Speech Enhancement" (BBED, Interspeech 2023, arXiv 2302.14748); Richter,
 de Oliveira, Gerkmann, "Investigating Training Objectives for Generative Speech Enhancement" (ICASSP 2025, arXiv
-2409.10753), with the Schroedinger bridge of Jukic et al. (2024).
+2409.10753), with the Schroedinger bridge of Jukic et al. (Interspeech 2024).
 
 The idea: a forward process pulls the clean spectrogram x0 towards the noisy y while it adds Gaussian noise. A
 network learns the score, the gradient of log p_t(x_t | y), from pairs (x0, y). Running the process backwards with that
@@ -102,7 +102,7 @@ def at(t, x):
 
 @dataclass(frozen=True)
 class OUVE:
-    """Ornstein-Uhlenbeck process with exploding variance, SGMSE+ Eq. (5)-(10)."""
+    """Ornstein-Uhlenbeck process with exploding variance, the process of SGMSE+."""
     theta: float = 1.5               # stiffness
     sigma_min: float = 0.05          # per complex bin
     sigma_max: float = 0.5
@@ -136,7 +136,7 @@ class OUVE:
 
 @dataclass(frozen=True)
 class BBED:
-    """Brownian bridge with exponential diffusion coefficient, BBED Eq. (9)-(13). Its mean reaches y at t = 1."""
+    """Brownian bridge with exponential diffusion coefficient, of the BBED paper. Its mean reaches y at t = 1."""
     k: float = 2.6
     c: float = 0.51                  # the published run; the released class has 0.52
     T: float = 0.999                 # at 1 the drift divides by zero
@@ -172,7 +172,7 @@ def expi(u):
 
 @dataclass(frozen=True)
 class SBVE:
-    """Schroedinger bridge with exploding variance: from y to x0, both ends without noise. Jukic et al., Eq. (9)-(12)."""
+    """Schroedinger bridge with exploding variance: from y to x0, both ends without noise. Jukic et al."""
     k: float = 2.6
     c: float = 0.4
     T: float = 1.0
@@ -215,7 +215,7 @@ def sum_of_squares(error):
 
 
 def dsm_loss(score, x0, y, t, z, sde):
-    """Denoising score matching, SGMSE+ Eq. (18): E |std s + z|^2 / 2.
+    """Denoising score matching, the loss of SGMSE+ and BBED: E |std s(x_t, y, t) + z|^2 / 2.
 
     score: function (x_t, y, t) -> complex (B, 1, F, T); x0, y, z likewise; t (B,).
     """
@@ -261,7 +261,7 @@ def reverse_step(score, x, y, t, dt, sde):
 
 
 def euler_maruyama(score, y, sde, N=30, start=None):
-    """Reverse SDE by N Euler-Maruyama steps, the last without noise. SGMSE+ Eq. (13); the sampler of CRP."""
+    """Reverse SDE by N Euler-Maruyama steps, the last without noise: the sampler of CRP."""
     times, steps = reverse_grid(sde, N, start)
     x = sde.prior(y, times[0])
     for t, dt in zip(times[:-1], steps[:-1]):
@@ -271,7 +271,7 @@ def euler_maruyama(score, y, sde, N=30, start=None):
 
 
 def predictor_corrector(score, y, sde, N=30, snr=0.5, corrector_steps=1, corrector="ald", start=None, denoise=True):
-    """N times: Langevin steps at t_i, then a step of the reverse SDE to t_(i+1). SGMSE+ Alg. 1.
+    """N times: Langevin steps at t_i, then a step of the reverse SDE to t_(i+1): the sampler of SGMSE+.
 
     corrector: "ald", annealed Langevin dynamics with the step (snr std)^2, or "langevin", whose step comes from the
     norms of noise and score. Returns the mean of the last step, or its noisy state unless `denoise`.
@@ -293,7 +293,7 @@ def predictor_corrector(score, y, sde, N=30, snr=0.5, corrector_steps=1, correct
 
 
 def flow_velocity(score, x, y, t, sde):
-    """dx/dt = f - g^2 s / 2 of the probability-flow ODE, SGMSE+ Eq. (16)."""
+    """dx/dt = f - g^2 s / 2 of the probability-flow ODE, Song et al."""
     t = at(t, x)
     return sde.drift(x, y, t) - 0.5 * per_bin(sde.diffusion(t)) ** 2 * score(x, y, t)
 
@@ -327,7 +327,7 @@ def bridge_times(N, start=1.0, end=1e-4):
 
 
 def bridge_ode(predict, y, sde, N=50):
-    """Schroedinger bridge by a first-order exponential integrator of its ODE, Jukic et al. Eq. (20).
+    """Schroedinger bridge by a first-order exponential integrator of its ODE, Jukic et al.
 
     predict: function (x_p, y, t_q) -> x_hat. As released, it is told the time q that the step goes to.
     """
@@ -345,7 +345,7 @@ def bridge_ode(predict, y, sde, N=50):
 
 
 def bridge_sde(predict, y, sde, N=50):
-    """Schroedinger bridge by a first-order exponential integrator of its SDE, Jukic et al. Eq. (19)."""
+    """Schroedinger bridge by a first-order exponential integrator of its SDE, Jukic et al."""
     times = bridge_times(N)
     s, x = sde.sigma(times)[0], y
     for p, q in zip(range(N), range(1, N + 1)):

@@ -601,7 +601,7 @@ def evaluate_command(Method, args):
     after = metrics.evaluate(zip(names, clean, enhanced, noisy), which, args.workers)
     after.save_csv(out / "scores.csv")
     for title, results in (("noisy", before), ("enhanced", after), ("enhanced - noisy", after.compare(before))):
-        print(f"\n{title}\n{results if isinstance(results, str) else results.table()}")
+        print(f"\n{title}\n{results.table()}")
     return failed + len(after.failed)
 
 
