@@ -110,7 +110,7 @@ def read_blocks(path, sample_rate=SAMPLE_RATE, block=1 << 18):
             while len(x := file.read(block, dtype="float32", always_2d=True)):
                 read += len(x)
                 if not np.isfinite(x).all():
-                    raise AudioError(f"{path}: samples that are NaN or infinite before second {read / info.samplerate:.1f}")
+                    raise AudioError(f"{path}: NaN or infinite samples before second {read / info.samplerate:.1f}")
                 yield x if resampler is None else resampler.resample_chunk(x)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: damaged after {read} of {info.frames} samples ({error})") from None
@@ -513,7 +513,7 @@ class MixedAudio(Crops):
 def paired_paths(root, split):
     """Sorted (clean, noisy) paths of a split; see PairedAudio."""
     root = Path(root)
-    folders = [(root / VOICEBANK[split][0], root / VOICEBANK[split][1]), (root / split / "clean", root / split / "noisy"),
+    folders = [tuple(root / name for name in VOICEBANK[split]), (root / split / "clean", root / split / "noisy"),
                (root / split / "pairs" / "clean", root / split / "pairs" / "noisy"), (root / "clean", root / "noisy")]
     found = [pair for pair in folders if pair[0].is_dir() and pair[1].is_dir()]
     if not found:
@@ -523,8 +523,8 @@ def paired_paths(root, split):
     alone = [str(name) for name in sorted(clean.keys() ^ noisy.keys())]
     if alone:
         more = f" and {len(alone) - 10} more" if len(alone) > 10 else ""
-        raise ValueError(f"{len(alone)} files in {found[0][0]} or {found[0][1]} have no partner of the same name in the "
-                         f"other: {', '.join(alone[:10])}{more}")
+        raise ValueError(f"{len(alone)} files in {found[0][0]} or {found[0][1]} have no partner of the same name in "
+                         f"the other: {', '.join(alone[:10])}{more}")
     names = sorted(clean)
     if found[0] == folders[0] and split != "test":
         names = [name for name in names if name.name.startswith(VOICEBANK_VALID) == (split == "valid")]

@@ -23,7 +23,6 @@ import json
 import os
 import random
 import re
-import struct
 import sys
 import tempfile
 import time
@@ -46,7 +45,7 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass
 class TrainConfig:
-    data: str = ""                   # folder: VoiceBank-DEMAND's, or {train,valid}/{clean,noisy}, or {train,valid}/{speech,noise}
+    data: str = ""                   # VoiceBank-DEMAND, or {train,valid}/{clean,noisy}, or {train,valid}/{speech,noise}
     snrs: tuple = (0.0, 5.0, 10.0, 15.0)  # dB, drawn at random when speech and noise are mixed
     out: str = ""                    # folder of the run (default: runs/METHOD); a run that is there is resumed
     init: str = ""                   # checkpoint whose weights to start from
@@ -117,8 +116,8 @@ def fit(method, loader, config, ema=None):
             bad += 1
             warnings.warn(f"step {step}: loss {value.item():.4g}, gradient not finite; the weights stay as they were")
             if bad == 10:
-                raise FloatingPointError(f"ten steps in a row without a finite gradient, up to step {step}. Lower --lr, "
-                                         "set --clip 1 or --precision fp32, and start again from the last checkpoint")
+                raise FloatingPointError(f"ten steps in a row without a finite gradient, up to step {step}. Lower "
+                                         "--lr, set --clip 1 or --precision fp32, and continue from the checkpoint")
         opt.zero_grad()
         if rank == 0 and (time.monotonic() - saved > config.save_every or step == config.steps):
             save_atomically(last, lambda path: torch.save(
@@ -136,7 +135,9 @@ def resume(path, method, opt, ema):
     if changed:
         raise ValueError(f"{path} is a run with other settings ({', '.join(changed)}): choose another --out")
     method.load_state_dict(state["model"])
+    lr = opt.param_groups[0]["lr"]
     opt.load_state_dict(state["optimizer"])
+    opt.param_groups[0]["lr"] = lr                       # the command's, which may have changed
     ema.load_state_dict(state["ema"])
     return state["step"]
 
@@ -195,6 +196,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used. The message names the file and says why."""
 
 
+def one_line(error):
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def save_atomically(path, write):
     """write(temporary path), flush it to the disk, rename it to `path`: a kill leaves the old file or the new one.
 
@@ -214,7 +219,7 @@ def save_atomically(path, write):
         with contextlib.suppress(FileNotFoundError):
             os.remove(part)
         if isinstance(error, (OSError, RuntimeError, safetensors.SafetensorError)):
-            raise OSError(f"{path} could not be written, what was there is kept ({' '.join(str(error).split())[:200]})") from None
+            raise OSError(f"{path} could not be written, what was there is kept ({one_line(error)})") from None
         raise
 
 
@@ -267,7 +272,7 @@ def load_checkpoint(path, Method=None, **changes):
     try:
         method.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit its config: {' '.join(str(error).split())[:300]}") from None
+        raise CheckpointError(f"{path}: its weights do not fit its config ({one_line(error)})") from None
     return method.eval()
 
 
@@ -291,8 +296,8 @@ def read_pickle(path):
         with torch.serialization.safe_globals([(Inert, name) for name in named]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"{path}: not a checkpoint, a damaged one, or one that wants to run code ({reason})") from None
+        raise CheckpointError(f"{path}: no checkpoint, a damaged one, or one that wants to run code "
+                              f"({one_line(error)})") from None
 
 
 # ------------------------------------------------------------------------------------------------ enhancement
@@ -448,7 +453,7 @@ def train_command(Method, args):
     if config.precision == "auto":
         config.precision = "bf16" if device.type == "cuda" else "fp32"
     if not config.data:
-        raise ValueError("give the training data with --data DIR")
+        raise ValueError("give the training data with --data DIR; see --help")
     torch.set_float32_matmul_precision("high")
 
     seed_everything(config.seed)
@@ -591,10 +596,10 @@ def evaluate_command(Method, args):
     clean, noisy = data.paired_paths(args.data, args.split)
     chosen = slice(args.first, None, args.every)
     clean, noisy = clean[chosen], noisy[chosen]
-    out = Path(args.out)
-    enhanced = [out / "enhanced" / f"{path.stem}.wav" for path in noisy]
+    out, folder = Path(args.out), os.path.commonpath([path.parent for path in noisy])
+    names = [str(path.relative_to(folder).with_suffix("")) for path in noisy]
+    enhanced = [out / "enhanced" / f"{name}.wav" for name in names]
     failed = enhance_all(method, list(zip(noisy, enhanced)), args.seed, args.window)
-    names = [path.stem for path in noisy]
     print(f"{len(names)} recordings of {args.data}, {args.split}")
     which = args.metrics.split(",")
     before = metrics.evaluate(zip(names, clean, noisy), which, args.workers)
@@ -613,7 +618,8 @@ def main(Method):
     commands = parser.add_subparsers(dest="command", required=True)
 
     sub = commands.add_parser("train", help="train on a folder of recordings; continues a run that was interrupted")
-    sub.add_argument("--preset", choices=Method.presets, default="paper", help="values of the method's constants (default: paper)")
+    sub.add_argument("--preset", choices=Method.presets, default="paper",
+                     help="values of the method's constants (default: paper)")
     add_flags(sub.add_argument_group("training"), TrainConfig)
     add_flags(sub.add_argument_group("method (defaults of the preset paper)"), Method.Config)
 
@@ -621,7 +627,7 @@ def main(Method):
         sub.add_argument("--out", default=out, help=f"folder to write to (default: {out})")
         sub.add_argument("--checkpoint", help=f"weights to use (default: pretrained/{stem}.safetensors)")
         sub.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
-        sub.add_argument("--seed", type=int, default=0, help="of the noise that a recording's enhancement draws (default: 0)")
+        sub.add_argument("--seed", type=int, default=0, help="of the noise that is drawn (default: 0)")
         sub.add_argument("--window", type=float, default=30, help="seconds enhanced at once (default: 30)")
         add_flags(sub.add_argument_group("method (defaults of the checkpoint)"), Method.Config, Method.inference)
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import pickle
 import sys
 import types
 from pathlib import Path
@@ -64,7 +63,7 @@ def test_process_equals_reference(name, precision, monkeypatch):
 
 @pytest.mark.parametrize("sde", [sgmse.OUVE(), sgmse.BBED(), sgmse.SBVE()], ids=lambda sde: type(sde).__name__)
 def test_mean_and_std_solve_the_moment_equations(sde):
-    """dm/dt = f(m), dv/dt = 2 f'(x) v + g^2, from m = x0, v = 0; the bridge is the same process, conditioned on its end."""
+    """dm/dt = f(m), dv/dt = 2 f'(x) v + g^2, from m = x0, v = 0; the bridge is its process conditioned on the end."""
     if isinstance(sde, sgmse.SBVE):
         t = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
         s, s_bar = sde.sigma(t)
@@ -183,7 +182,8 @@ def test_predictor_corrector_reaches_the_posterior(monkeypatch, process, T):
     errors = []
     for N in (64, 128, 256):
         sde = process(T=T, t_eps=T / N)
-        mean, variance = law(monkeypatch, lambda y: sgmse.predictor_corrector(gaussian_score(sde), y, sde, N), 1 + 2 * N)
+        sampler = lambda y: sgmse.predictor_corrector(gaussian_score(sde), y, sde, N)
+        mean, variance = law(monkeypatch, sampler, 1 + 2 * N)
         errors.append([abs(mean - M), abs(variance - S ** 2)])
     means, variances = np.transpose(errors)
     assert variances.max() < 0.003
@@ -217,7 +217,8 @@ def test_probability_flow_reaches_the_marginal_at_its_order(monkeypatch, method,
     t = torch.tensor([sde.t_eps], dtype=torch.float64)
     mean, variance = gaussian_marginal(sde, torch.full((1, 1, 1, 1), Y, dtype=torch.complex128), t)
     for N in (129, 257, 513):
-        got = law(monkeypatch, lambda y: sgmse.probability_flow(gaussian_score(sde), y, sde, N, method, denoise=False), 1)
+        flow = lambda y: sgmse.probability_flow(gaussian_score(sde), y, sde, N, method, denoise=False)
+        got = law(monkeypatch, flow, 1)
         errors.append([abs(got[0] - mean.item()), abs(got[1] - variance.item())])
     assert np.array([orders(e) for e in np.transpose(errors)]) == pytest.approx(order, abs=0.25)
 
@@ -281,8 +282,9 @@ def test_score_matching_with_a_zero_score_costs_half_a_unit_per_bin():
 
 TOY = lambda x, y, t: (0.3 * y - x) / sgmse.per_bin(0.2 + t)
 TOY_DATA = lambda x, y, t: 0.6 * y + 0.1 * x * sgmse.per_bin(1 - t)
-PC = {"pc_rd_ald": {}, "pc_rd_ald_nodenoise": dict(denoise=False), "pc_rd_ald_2c": dict(N=3, snr=0.33, corrector_steps=2),
-      "pc_rd_langevin": dict(corrector="langevin"), "pc_rd_none": dict(corrector_steps=0)}
+PC = {"pc_rd_ald": {}, "pc_rd_ald_nodenoise": dict(denoise=False),
+      "pc_rd_ald_2c": dict(N=3, snr=0.33, corrector_steps=2), "pc_rd_langevin": dict(corrector="langevin"),
+      "pc_rd_none": dict(corrector_steps=0)}
 
 
 class Counted:
@@ -314,7 +316,8 @@ def test_sampler_equals_reference(tag, monkeypatch):
     torch.testing.assert_close(out, torch.from_numpy(fixture[f"{tag}/out"]), atol=tolerance, rtol=tolerance)
     states, times = ("model_x", "model_t") if tag.startswith("sb") else ("score_x", "score_t")
     if f"{tag}/{times}" in fixture:
-        torch.testing.assert_close(torch.stack(network.times), torch.from_numpy(fixture[f"{tag}/{times}"]), check_dtype=False)
+        torch.testing.assert_close(torch.stack(network.times), torch.from_numpy(fixture[f"{tag}/{times}"]),
+                                   check_dtype=False)
         torch.testing.assert_close(torch.stack(network.states), torch.from_numpy(fixture[f"{tag}/{states}"]),
                                    atol=10 * tolerance, rtol=10 * tolerance)
     nfe = {"ode_rk45": "nfe"}.get(tag, "nfe_actual")
@@ -346,7 +349,8 @@ def small_spectrogram_model(variant):
     return model
 
 
-VARIANTS = ["M1_score", "score_1_over_t", "denoiser", "edm_precond_data", "c_out_sigma", "c_out_1_over_sigma", "sbve_data"]
+VARIANTS = ["M1_score", "score_1_over_t", "denoiser", "edm_precond_data", "c_out_sigma", "c_out_1_over_sigma",
+            "sbve_data"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -379,12 +383,13 @@ class Ready(torch.nn.Module):
         return self.specs.pop(0)[:, 0]
 
 
-@pytest.mark.parametrize("case", ["score_matching", "denoiser_1", "denoiser_sigma2", "denoiser_edm", "data_prediction_ouve",
-                                  "data_prediction_sbve", "data_prediction_sbve_l1_0"])
+@pytest.mark.parametrize("case", ["score_matching", "denoiser_1", "denoiser_sigma2", "denoiser_edm",
+                                  "data_prediction_ouve", "data_prediction_sbve", "data_prediction_sbve_l1_0"])
 @pytest.mark.parametrize("batch", ["B1", "B2"])
 def test_loss_equals_reference(case, batch):
     fixture = load("losses_sgmse")
-    out, xt, z, mean, x, t = (torch.from_numpy(fixture[f"{batch}/{key}"]) for key in ("forward_out", "x_t", "z", "mean", "x", "t"))
+    out, xt, z, mean, x, t = (torch.from_numpy(fixture[f"{batch}/{key}"])
+                              for key in ("forward_out", "x_t", "z", "mean", "x", "t"))
     sde = sgmse.OUVE()
     std = sgmse.per_bin(sde.std(t))
 
@@ -508,7 +513,8 @@ def official_checkpoint(path, hyper_parameters, weights, payload=None):
     try:
         torch.save({
             "state_dict": {f"dnn.{name}": torch.zeros_like(w) for name, w in weights.items()},
-            "ema": {"decay": 0.999, "num_updates": 9000, "shadow_params": list(weights.values()), "collected_params": None},
+            "ema": {"decay": 0.999, "num_updates": 9000, "shadow_params": list(weights.values()),
+                    "collected_params": None},
             "hyper_parameters": {**hyper_parameters, "data_module_cls": module.SpecsDataModule},
             "callbacks": {"best": np.float64(3.0)}, "epoch": 115, "payload": payload}, path)
     finally:
@@ -516,9 +522,9 @@ def official_checkpoint(path, hyper_parameters, weights, payload=None):
 
 
 OFFICIAL = dict(backbone="ncsnpp", sde="ouve", theta=1.5, sigma_min=0.05, sigma_max=0.5, N=30, t_eps=0.03, lr=1e-4,
-                loss_type="mse", ch_mult=[1, 1, 2], num_res_blocks=2, attn_resolutions=[8], nf=8, n_fft=62, hop_length=16,
-                num_frames=32, spec_factor=0.15, spec_abs_exponent=0.5, window="hann", transform_type="exponent",
-                normalize="noisy", batch_size=8, base_dir="/somewhere")
+                loss_type="mse", ch_mult=[1, 1, 2], num_res_blocks=2, attn_resolutions=[8], nf=8, n_fft=62,
+                hop_length=16, num_frames=32, spec_factor=0.15, spec_abs_exponent=0.5, window="hann",
+                transform_type="exponent", normalize="noisy", batch_size=8, base_dir="/somewhere")
 
 
 def official_weights():

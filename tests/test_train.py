@@ -25,7 +25,6 @@ import torch
 import torch.distributed as dist
 
 import data
-import metrics
 import sgmse
 import train
 
@@ -58,7 +57,8 @@ def loader_of(corpus, method, batch_size=2):
 
 
 def settings(out, **changes):
-    return train.TrainConfig(**dict(out=str(out), steps=20, lr=1e-3, clip=1.0, save_every=1e9, precision="fp32") | changes)
+    usual = dict(out=str(out), steps=20, lr=1e-3, clip=1.0, save_every=1e9, precision="fp32")
+    return train.TrainConfig(**usual | changes)
 
 
 def state_of(path):
@@ -88,23 +88,24 @@ def run(*arguments):
 # ---- the loop ----
 
 def test_resumed_run_is_bit_for_bit_the_unbroken_one(tmp_path, corpus):
-    whole = tiny()
-    losses = [parts["loss"].item() for _, parts in train.fit(whole, loader_of(corpus, whole), settings(tmp_path / "a"))]
-    first = tiny()
-    head = [parts["loss"].item() for _, parts in train.fit(first, loader_of(corpus, first), settings(tmp_path / "b", steps=9))]
-    second = tiny(seed=5)                                # whatever it starts from, the checkpoint replaces
-    tail = [parts["loss"].item() for _, parts in train.fit(second, loader_of(corpus, second), settings(tmp_path / "b"))]
-    assert head + tail == losses
+    def losses(method, config):
+        return [parts["loss"].item() for _, parts in train.fit(method, loader_of(corpus, method), config)]
+
+    whole = losses(tiny(), settings(tmp_path / "a"))
+    head = losses(tiny(), settings(tmp_path / "b", steps=9))
+    tail = losses(tiny(seed=5), settings(tmp_path / "b"))                  # the checkpoint replaces what it starts from
+    assert head + tail == whole
     assert same(state_of(tmp_path / "a/last.pt"), state_of(tmp_path / "b/last.pt"))
 
 
-def in_fresh_process(function, *arguments):
+def in_fresh_process(function, *arguments, code=0):
     """Run a function of this file in a process that has torch, but no threads yet, so that it may fork."""
-    script = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}; import test_train; test_train.{function.__name__}(*sys.argv[1:])"
+    script = (f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}; "
+              f"import test_train; test_train.{function.__name__}(*sys.argv[1:])")
     result = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True,
                             env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+    assert result.returncode == code, result.stderr[-3000:]
+    return result
 
 
 def forked(function, *arguments):
@@ -129,7 +130,7 @@ def fit_saving_always(out, corpus, steps):
 
 def kill_often(folder, corpus):
     """25 times: resume the run, wait for it to save, kill it a random moment later, look at what it left."""
-    import torch._dynamo                                 # as Adam does when first made; so no child has to
+    torch.optim.Adam(tiny().parameters())                # imports what Adam needs, so that no child has to
     dice, last, seen = random.Random(0), Path(folder) / "broken/last.pt", 0
     when = lambda: last.stat().st_mtime_ns if last.exists() else 0
     for _ in range(25):
@@ -152,7 +153,7 @@ def kill_often(folder, corpus):
 @pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing_and_changes_nothing(tmp_path, corpus):
     """A run that saves after every step is killed 25 times, mostly while saving, and ends as one that was not."""
-    assert int(in_fresh_process(kill_often, tmp_path, corpus)) >= 25
+    assert int(in_fresh_process(kill_often, tmp_path, corpus).stdout) >= 25
 
 
 class Toy(torch.nn.Module):
@@ -366,18 +367,20 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["last.pt"]
 
 
+def train_with_files_of_at_most(size, corpus, out, steps):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)        # an error instead of an end
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
+    sys.argv = ["sgmse.py", "train", "--data", corpus, "--out", out, "--preset", "tiny", "--num-frames", "16",
+                "--batch-size", "1", "--steps", steps, "--valid-every", "0", "--device", "cpu"]
+    train.main(sgmse.ScoreSDE)
+
+
 def test_full_disk_keeps_the_old_checkpoint_and_says_so(tmp_path, corpus):
-    """A limit on the size of files stands for the full disk: the save of step 2 cannot be written."""
-    script = (f"import resource, sys; sys.path[:0] = [{str(ROOT)!r}]; sys.argv = ['sgmse.py', 'train', '--data', {str(corpus)!r}, "
-              f"'--out', {str(tmp_path / 'run')!r}, '--preset', 'tiny', '--num-frames', '16', '--steps', 'STEPS', '--batch-size', '1', "
-              f"'--valid-every', '0', '--device', 'cpu']; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-              f"resource.setrlimit(resource.RLIMIT_FSIZE, @); import sgmse, train; train.main(sgmse.ScoreSDE)")
-    go = lambda steps, limit: subprocess.run([sys.executable, "-c", script.replace("STEPS", steps).replace("@", limit)],
-                                             capture_output=True, text=True)
-    assert go("1", "(-1, -1)").returncode == 0
+    """A limit on the size of files stands for the full disk: the checkpoint of step 2 cannot be written."""
+    in_fresh_process(train_with_files_of_at_most, -1, corpus, tmp_path / "run", 1)
     before = (tmp_path / "run/last.pt").read_bytes()
-    full = go("2", "(100000, 100000)")
-    assert full.returncode == 2 and "last.pt" in full.stderr and "Traceback" not in full.stderr
+    full = in_fresh_process(train_with_files_of_at_most, 100000, corpus, tmp_path / "run", 2, code=2)
+    assert "last.pt" in full.stderr and "Traceback" not in full.stderr
     assert (tmp_path / "run/last.pt").read_bytes() == before
     assert not list((tmp_path / "run").glob("*.part"))
 
@@ -410,21 +413,24 @@ def test_windows_put_together_are_the_whole(length):
         return x
 
     blocks = (wave[:, i:i + 333] for i in range(0, length, 333))
-    out = np.concatenate(list(train.windowed(spoilt_edges if length > 1000 else np.copy, blocks, 1000, 100, 50)), axis=1)
+    enhance = spoilt_edges if length > 1000 else np.copy
+    out = np.concatenate(list(train.windowed(enhance, blocks, 1000, 100, 50)), axis=1)
     np.testing.assert_allclose(out, wave, atol=1e-6)
 
 
 @pytest.mark.parametrize("rate, channels, subtype, suffix", [
-    (16000, 1, "PCM_16", ".wav"), (48000, 2, "PCM_24", ".wav"), (44100, 1, "FLOAT", ".wav"), (8000, 3, "PCM_16", ".flac"),
-    (22050, 2, "PCM_24", ".flac"), (96000, 1, "PCM_32", ".wav")])
+    (16000, 1, "PCM_16", ".wav"), (48000, 2, "PCM_24", ".wav"), (44100, 1, "FLOAT", ".wav"),
+    (8000, 3, "PCM_16", ".flac"), (22050, 2, "PCM_24", ".flac"), (96000, 1, "PCM_32", ".wav")])
 def test_enhanced_file_has_the_form_of_its_input(tmp_path, rate, channels, subtype, suffix):
     wave = 0.1 * np.random.default_rng(0).standard_normal((rate + 17, channels))
     soundfile.write(tmp_path / f"in{suffix}", wave, rate, subtype)
     train.enhance_file(Echo(), tmp_path / f"in{suffix}", tmp_path / f"out{suffix}", window=1.0)
-    a, b = soundfile.info(tmp_path / f"in{suffix}"), soundfile.info(tmp_path / f"out{suffix}")
-    assert (a.samplerate, a.channels, a.frames, a.subtype, a.format) == (b.samplerate, b.channels, b.frames, b.subtype, b.format)
+    paths = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+    a, b = ([getattr(soundfile.info(p), what) for what in ("samplerate", "channels", "frames", "subtype", "format")]
+            for p in paths)
+    assert a == b
     if rate == 16000:
-        np.testing.assert_allclose(soundfile.read(tmp_path / f"out{suffix}")[0], soundfile.read(tmp_path / f"in{suffix}")[0], atol=1e-4)
+        np.testing.assert_allclose(*(soundfile.read(p)[0] for p in paths), atol=1e-4)
 
 
 def test_enhanced_file_stays_in_step_with_its_input(tmp_path):
@@ -483,9 +489,8 @@ def test_recordings_are_never_written_over(tmp_path, capsys):
     train.save_checkpoint(tmp_path / "w.safetensors", tiny(N=1))
     use = ("--checkpoint", tmp_path / "w.safetensors")
     (tmp_path / "link").symlink_to(source)
-    for arguments in ((source, "--out", source), (source / "a.wav", "--out", source), (source, "--out", tmp_path / "link"),
-                      (source / "a.wav", "--out", tmp_path / "link")):
-        assert run("enhance", *arguments, *use) == 2
+    for given, out in itertools.product((source, source / "a.wav"), (source, tmp_path / "link")):
+        assert run("enhance", given, "--out", out, *use) == 2
         assert re.search("choose another( --out)?$", capsys.readouterr().err)
     assert (source / "a.wav").read_bytes() == content
 
@@ -524,7 +529,7 @@ def test_an_hour_takes_no_more_memory_than_ten_seconds(tmp_path):
         with soundfile.SoundFile(tmp_path / f"{name}.wav", "w", 48000, 2, "PCM_16") as file:
             for _ in range(seconds):
                 file.write(second)
-        peak[name] = float(in_fresh_process(peak_memory, tmp_path / f"{name}.wav", tmp_path / "out.wav"))
+        peak[name] = float(in_fresh_process(peak_memory, tmp_path / f"{name}.wav", tmp_path / "out.wav").stdout)
         (tmp_path / f"{name}.wav").unlink()
     assert peak["long"] - peak["short"] < 200            # MiB; 1 GiB is what we promise
 
@@ -534,27 +539,29 @@ def test_an_hour_takes_no_more_memory_than_ten_seconds(tmp_path):
 def test_train_interrupt_resume_enhance_evaluate(tmp_path, capsys, corpus, monkeypatch):
     """The commands of the README on a small corpus, with no network."""
     monkeypatch.setattr(socket.socket, "connect", lambda *a: pytest.fail("something wanted the network"))
-    flags = ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "16", "--batch-size", "2", "--device", "cpu",
-             "--valid-files", "1", "--N", "1")
+    flags = ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "16", "--batch-size", "2",
+             "--device", "cpu", "--valid-files", "1", "--N", "1")
     run(*flags, "--out", tmp_path / "a", "--steps", "4", "--valid-every", "2")
     run(*flags, "--out", tmp_path / "b", "--steps", "2", "--valid-every", "2")
     assert run(*flags, "--out", tmp_path / "b", "--steps", "4", "--valid-every", "2") == 0
     assert same(state_of(tmp_path / "a/last.pt"), state_of(tmp_path / "b/last.pt"))
     log = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "pesq" in entry] == [2, 4]
-    assert "pesq" in capsys.readouterr().out or log
+    capsys.readouterr()
 
     weights, noisily = tmp_path / "a/last.safetensors", ("--sampler", "bridge_sde", "--N", "3")
     assert (tmp_path / "a/best.safetensors").exists()
     assert run("enhance", corpus / "test/noisy", "--out", tmp_path / "enhanced", "--checkpoint", weights, *noisily) == 0
     assert "6 network calls" in capsys.readouterr().out    # two files, three steps
     first = (tmp_path / "enhanced/0.wav").read_bytes()
-    run("enhance", corpus / "test/noisy/0.wav", "--out", tmp_path / "again", "--checkpoint", weights, *noisily)
-    run("enhance", corpus / "test/noisy/0.wav", "--out", tmp_path / "other", "--checkpoint", weights, *noisily, "--seed", "1")
+    again = ("enhance", corpus / "test/noisy/0.wav", "--checkpoint", weights, *noisily)
+    run(*again, "--out", tmp_path / "again")
+    run(*again, "--out", tmp_path / "other", "--seed", "1")
     assert (tmp_path / "again/0.wav").read_bytes() == first != (tmp_path / "other/0.wav").read_bytes()
 
     capsys.readouterr()
-    assert run("evaluate", "--data", corpus, "--checkpoint", weights, "--out", tmp_path / "scores", "--workers", "1") == 0
+    scores = ("--out", tmp_path / "scores", "--workers", "1")
+    assert run("evaluate", "--data", corpus, "--checkpoint", weights, *scores) == 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("noisy", "enhanced - noisy", "pesq", "estoi", "si_sdr"))
     assert len((tmp_path / "scores/scores.csv").read_text().splitlines()) == 3
