@@ -110,7 +110,7 @@ class ResBlock(nn.Module):
         h = self.conv1(self.dropout(F.silu(self.norm1(h))))
         if self.shortcut:
             x = self.shortcut(x)
-        return (x + h) * math.sqrt(0.5)
+        return (at_least_float32(x) + h) * math.sqrt(0.5)
 
 
 class Attention(nn.Module):
@@ -129,7 +129,7 @@ class Attention(nn.Module):
         tokens = [layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.query, self.key, self.value)]
         h = F.scaled_dot_product_attention(*tokens)                        # (B, 1, FT, C)
         h = h[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])
-        return (x + self.out(h)) * math.sqrt(0.5)
+        return (at_least_float32(x) + self.out(h)) * math.sqrt(0.5)
 
 
 class Encoder(nn.Module):
@@ -174,7 +174,7 @@ class Decoder(nn.Module):
         for block in self.blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
         h = self.attention(h)
-        part = self.to_image(F.silu(self.norm(h)))
+        part = at_least_float32(self.to_image(F.silu(self.norm(h))))
         image = part if image is None else image + part
         if self.up is None:
             return h, image
@@ -362,7 +362,11 @@ def as_real(x):
 
 
 def as_complex(x):
-    """The inverse of `as_real`. In float32 at least: half precision has no complex arithmetic."""
-    x = x.unflatten(1, (-1, 2)).movedim(2, -1)
-    x = x if x.dtype == torch.float64 else x.float()
+    """The inverse of `as_real`."""
+    x = at_least_float32(x).unflatten(1, (-1, 2)).movedim(2, -1)
     return torch.view_as_complex(x.contiguous())
+
+
+def at_least_float32(x):
+    """Half precision has no complex numbers, and sums of dozens of blocks lose their last digits in it."""
+    return x if x.dtype == torch.float64 else x.float()
