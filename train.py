@@ -357,8 +357,9 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
     seed_everything(seed)
     second = data.SAMPLE_RATE
     size = int(window * second)
-    context = min(second, size // 8)                     # beyond a second the network hardly looks
-    pieces = windowed(enhance, (block.T for block in data.read_blocks(path)), size, context, context // 10)
+    # The network's norms take in the whole window, so that two windows never quite agree on a second: fade slowly.
+    context = fade = min(second, size // 8)
+    pieces = windowed(enhance, (block.T for block in data.read_blocks(path)), size, context, fade)
     back = None
     if info.samplerate != second:
         back = soxr.ResampleStream(second, info.samplerate, info.channels, dtype="float32", quality="HQ")
@@ -471,7 +472,7 @@ def train_command(Method, args):
         warnings.warn(f"no validation: {error}")
         valid = None
     if config.compile:
-        method.net.compile()
+        method.net.compile(dynamic=False)              # changing shapes break inductor in some releases
 
     size = sum(p.numel() for p in method.parameters() if p.requires_grad)
     say = print if rank == 0 else lambda *a, **k: None

@@ -418,6 +418,38 @@ def test_windows_put_together_are_the_whole(length):
     np.testing.assert_allclose(out, wave, atol=1e-6)
 
 
+def shipped(**changes):
+    return train.load_checkpoint(ROOT / "pretrained/sgmse.safetensors", sgmse.ScoreSDE, **changes)
+
+
+def twenty_seconds():
+    waves = [data.load_audio(path)[0][0] for path in data.list_audio(ROOT / "tutorials/audio/noisy")]
+    return torch.cat([*waves, *waves])[:20 * 16000]
+
+
+@torch.inference_mode()
+def test_twenty_seconds_are_enhanced_as_one_piece(tmp_path):
+    wave, method = twenty_seconds(), shipped(N=1)
+    data.save_audio(tmp_path / "in.wav", wave, 16000, "FLOAT")
+    train.enhance_file(method, tmp_path / "in.wav", tmp_path / "out.wav")
+    whole, [out] = method.enhance(wave[None])[0], data.load_audio(tmp_path / "out.wav")[0]
+    assert (out - whole).square().sum() < 1e-4 * whole.square().sum()      # -40 dB
+
+
+@torch.inference_mode()
+def test_windows_agree_where_they_meet(tmp_path):
+    """Two windows of 10 s instead of one piece: another estimate, as the norms see other seconds, but no step in it."""
+    wave, method = twenty_seconds(), shipped(N=1)
+    data.save_audio(tmp_path / "in.wav", wave, 16000, "FLOAT")
+    train.enhance_file(method, tmp_path / "in.wav", tmp_path / "out.wav", window=10)
+    whole, [out] = method.enhance(wave[None])[0], data.load_audio(tmp_path / "out.wav")[0]
+    difference = out - whole
+    assert difference.square().mean() < 0.05 * whole.square().mean()
+    steps = difference.diff().abs()
+    edges = [int(s * 16000) for s in (8, 9, 15, 16)]     # of the fades
+    assert max(steps[e - 2:e + 2].max() for e in edges) <= steps.max() / 2
+
+
 @pytest.mark.parametrize("rate, channels, subtype, suffix", [
     (16000, 1, "PCM_16", ".wav"), (48000, 2, "PCM_24", ".wav"), (44100, 1, "FLOAT", ".wav"),
     (8000, 3, "PCM_16", ".flac"), (22050, 2, "PCM_24", ".flac"), (96000, 1, "PCM_32", ".wav")])
