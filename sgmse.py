@@ -80,12 +80,12 @@ class Config:
 # For short training: a bridge that predicts x0 learns in an hour what a score needs days for, sooner if the network
 # starts from y and hears its waveform errors; half the frames, half the cost.
 LIGHT = dict(sde="sbve", c=0.4, t_eps=1e-4, objective="data_prediction", c_skip="y", l1_weight=0.1,
-             sampler="bridge_ode", N=5, version=2, hop_length=256, num_frames=128)
+             sampler="bridge_ode", version=2, hop_length=256, num_frames=128)
 PRESETS = {
     "paper": {},
     "bbed": dict(sde="bbed", start=0.999),
-    "small": dict(**LIGHT, **nets.SMALL),
-    "tiny": dict(**LIGHT, **nets.TINY),
+    "small": dict(N=15, **LIGHT, **nets.SMALL),
+    "tiny": dict(N=5, **LIGHT, **nets.TINY),
 }
 
 

@@ -349,10 +349,7 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
     level = torch.from_numpy(peak).to(device)[:, None]
 
     def enhance(wave):
-        result = method.enhance(torch.from_numpy(np.ascontiguousarray(wave)).to(device), level).float().cpu().numpy()
-        if progress:
-            progress(wave.shape[1] / data.SAMPLE_RATE)
-        return result
+        return method.enhance(torch.from_numpy(np.ascontiguousarray(wave)).to(device), level).float().cpu().numpy()
 
     seed_everything(seed)
     second = data.SAMPLE_RATE
@@ -367,6 +364,8 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
     with data.AtomicAudioWriter(out, info.samplerate, info.channels, info.subtype if lossless else None) as writer:
         left = info.frames
         for piece in pieces:
+            if progress:
+                progress(piece.shape[1] / second)
             piece = np.ascontiguousarray(piece.T)
             piece = piece if back is None else back.resample_chunk(piece)
             writer.write(piece[:left])
@@ -564,7 +563,9 @@ def load_for_use(Method, args):
 def enhance_command(Method, args):
     method = load_for_use(Method, args)
     pairs = output_paths(args.inputs or [HERE / "tutorials" / "audio" / "noisy"], args.out)
-    return enhance_all(method, pairs, args.seed, args.window)
+    failed = enhance_all(method, pairs, args.seed, args.window)
+    print(f"written to {args.out}")
+    return failed
 
 
 def enhance_all(method, pairs, seed, window):
@@ -575,7 +576,8 @@ def enhance_all(method, pairs, seed, window):
         with contextlib.suppress(data.AudioError):
             info = data.audio_info(path)
             total += info.frames / info.samplerate
-    bar = tqdm(total=round(total, 1), unit="s", desc="enhancing", mininterval=1)
+    bar = tqdm(total=total + 1e-3, desc="enhancing", mininterval=1,        # rounding must not pass the total
+               bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]")
     for path, out in pairs:
         try:
             with torch.inference_mode():

@@ -30,4 +30,4 @@ for axis, path, title in zip(axes[:, 0], args.recordings, args.titles or args.re
     axis.set_title(title, loc="left", fontsize=10)
 axes[-1, 0].set_xlabel("time (s)")
 figure.colorbar(image, ax=axes[:, 0], label="level (dB below the loudest bin)", pad=0.02)
-figure.savefig(args.out, dpi=110, bbox_inches="tight")
+figure.savefig(args.out, dpi=80, bbox_inches="tight")
