@@ -462,7 +462,8 @@ def train_command(Method, args):
         method = load_checkpoint(config.init, Method, **changes)
     else:
         method = Method(Method.Config(**(Method.presets[args.preset] | changes)))
-    method = method.to(device, memory_format=torch.channels_last)
+    # Tensor cores want channels last; the backward pass of a CPU is a quarter slower with it.
+    method = method.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
     options = dict(snrs=config.snrs, num_samples=method.num_samples, seed=config.seed, device=device)
     dataset = data.open_data(config.data, "train", **options)
     try:
