@@ -577,12 +577,13 @@ def enhance_all(method, pairs, seed, window):
         with contextlib.suppress(data.AudioError):
             info = data.audio_info(path)
             total += info.frames / info.samplerate
-    bar = tqdm(total=total + 1e-3, desc="enhancing", mininterval=1,        # rounding must not pass the total
+    bar = tqdm(total=total, desc="enhancing", mininterval=1,
                bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]")
+    progress = lambda done: bar.update(min(done, total - bar.n))           # rounding must not pass the total
     for path, out in pairs:
         try:
             with torch.inference_mode():
-                seconds += enhance_file(method, path, out, seed, window, bar.update)
+                seconds += enhance_file(method, path, out, seed, window, progress)
         except (data.AudioError, OSError) as error:
             failures.append(str(error))
     bar.close()
