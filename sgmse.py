@@ -77,8 +77,8 @@ class Config:
     pad_mode: str = "constant"       # frames added up to what the network can halve: constant (zeros) or reflect
 
 
-# For short training: a bridge that predicts x0 learns in an hour what a score needs days for, sooner if the network
-# starts from y and hears its waveform errors; half the frames, half the cost.
+# For short training: a bridge that predicts x0, added to y, with a waveform term for SI-SDR; half the frames halve the
+# cost. Chosen from single runs of a thousand steps: better in SI-SDR and ESTOI than without the last two, worse in PESQ.
 LIGHT = dict(sde="sbve", c=0.4, t_eps=1e-4, objective="data_prediction", c_skip="y", l1_weight=0.1,
              sampler="bridge_ode", version=2, hop_length=256, num_frames=128)
 PRESETS = {
