@@ -266,6 +266,7 @@ class Recordings:
     def __init__(self, paths, device="cpu", resident=True, min_samples=510):
         self.paths, self.device, self.resident = paths, device, resident
         self.lengths, self.problems, waves = np.zeros(len(paths), np.int64), [], []
+        self.made = {}                                                     # index -> int16 samples, where not resident
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             jobs = pool.map(attempt, itertools.repeat(decode if resident else measure), paths)
             for i, (result, problem) in enumerate(tqdm(jobs, "reading", len(paths), unit="file", leave=False)):
@@ -285,6 +286,16 @@ class Recordings:
             self.samples = np.concatenate(waves)                           # int16, all recordings end to end
             self.on_device = torch.from_numpy(self.samples).to(device)     # the same memory on a CPU
 
+    def append(self, name, wave):
+        """A recording that no file holds, int16 (L,), as the last one."""
+        self.paths, self.lengths = [*self.paths, name], np.append(self.lengths, len(wave))
+        if self.resident:
+            self.samples = np.concatenate([self.samples, wave])
+            self.offsets = np.cumsum(self.lengths) - self.lengths
+            self.on_device = torch.from_numpy(self.samples).to(self.device)
+        else:
+            self.made[len(self.paths) - 1] = wave
+
     def wave(self, index):
         """A whole recording, float32 (L,). Raises AudioError."""
         wave = self.samples[self.offsets[index]:] if self.resident else decode(self.paths[index])
@@ -298,6 +309,8 @@ class Recordings:
             first, last = 0, length
         if self.resident:
             wave = self.samples[self.offsets[index]:][first:last]
+        elif index in self.made:
+            wave = self.made[index][first:last]
         else:
             wave = read_crop(self.paths[index], first, last - first)
         if loop:
@@ -469,18 +482,21 @@ class PairedAudio(Crops):
 class MixedAudio(Crops):
     """Speech and noise from any two folders, mixed at a ratio drawn from `snrs` (dB), differently every epoch.
 
-    Every second of noise is equally likely; a noise shorter than a crop repeats. Raises FileNotFoundError for a
-    folder without audio, AudioError where no file in it can be used.
+    Every second of noise is equally likely; a noise shorter than a crop repeats. In a share `babble` of the mixtures
+    the noise is six talkers of the speech folder at once. Raises FileNotFoundError for a folder without audio,
+    AudioError where no file in it can be used.
     """
 
     loops, must_sound = (False, True), (0, 1)
 
     def __init__(self, speech_dir, noise_dir, snrs=(0, 5, 10, 15), num_samples=32640, seed=0, device="cpu",
-                 resident=None):
+                 resident=None, babble=0.0):
         paths = list_audio(speech_dir), list_audio(noise_dir)
         resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
         speech, noise = (Recordings(p, device, resident) for p in paths)
-        self.snrs, self.noise_ends = snrs, np.cumsum(noise.lengths)
+        self.snrs, self.noise_ends, self.babble = snrs, np.cumsum(noise.lengths), babble
+        if babble:
+            noise.append("babble", make_babble(speech, np.random.default_rng([seed, 3])))
         super().__init__(speech, noise, np.flatnonzero(speech.lengths), num_samples, seed)
 
     def draw(self, index, rng):
@@ -490,8 +506,10 @@ class MixedAudio(Crops):
 
     def draw_noise(self, rng):
         """A file of noise, with the probability of its length, and a second in it."""
-        place = rng.integers(self.noise_ends[-1])
-        noise = np.searchsorted(self.noise_ends, place, side="right")
+        if self.babble and rng.random() < self.babble:
+            noise = len(self.noise_ends)
+        else:
+            noise = np.searchsorted(self.noise_ends, rng.integers(self.noise_ends[-1]), side="right")
         length = self.sources[1].lengths[noise]
         return noise, int(rng.integers(max(length - self.num_samples, 0) + 1))
 
@@ -508,6 +526,18 @@ class MixedAudio(Crops):
         noisy = mix_at_snr(clean, noise, float(rng.choice(self.snrs)))
         peak = max(1.0, noisy.abs().max().item())        # a file would clip
         return self.sources[0].paths[index].stem, clean / peak, noisy / peak
+
+
+def make_babble(speech, rng, talkers=6, minutes=10):
+    """`talkers` voices at once, equally loud: each reads recordings in its own random order. int16 (L,)."""
+    total, usable = np.zeros(minutes * 60 * SAMPLE_RATE), np.flatnonzero(speech.lengths)
+    for _ in range(talkers):
+        end = 0
+        while end < len(total):
+            wave = speech.wave(rng.choice(usable)).numpy()[:len(total) - end]
+            total[end:end + len(wave)] += wave / max(np.sqrt(np.mean(wave ** 2)), 1e-4)
+            end += len(wave)
+    return to_int16(total / np.abs(total).max())
 
 
 def paired_paths(root, split):
@@ -533,14 +563,14 @@ def paired_paths(root, split):
     return [clean[name] for name in names], [noisy[name] for name in names]
 
 
-def open_data(root, split, snrs=(0, 5, 10, 15), **options):
+def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, **options):
     """PairedAudio, or MixedAudio where SPLIT/speech and SPLIT/noise (or speech and noise) stand in `root`."""
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
     for folder in (root / split, root):
         if (folder / "speech").is_dir() and (folder / "noise").is_dir() and not (folder / "pairs").is_dir():
-            return MixedAudio(folder / "speech", folder / "noise", snrs, **options)
+            return MixedAudio(folder / "speech", folder / "noise", snrs, babble=babble, **options)
     try:
         return PairedAudio(root, split, **options)
     except FileNotFoundError as error:

@@ -4,7 +4,8 @@ Papers: Richter, Welker, Lemercier, Lay, Gerkmann, "Speech Enhancement and Derev
 Generative Models" (SGMSE+, TASLP 2023, arXiv 2208.05830); Lay et al., "Reducing the Prior Mismatch of Stochastic
 Differential Equations for Diffusion-based Speech Enhancement" (BBED, Interspeech 2023, arXiv 2302.14748); Richter,
 de Oliveira, Gerkmann, "Investigating Training Objectives for Generative Speech Enhancement" (ICASSP 2025, arXiv
-2409.10753), with the Schroedinger bridge of Jukic et al. (Interspeech 2024).
+2409.10753), with the Schroedinger bridge of Jukic et al. (Interspeech 2024); Lay, Lemercier, Richter, Gerkmann,
+"Single and Few-step Diffusion for Generative Speech Enhancement" (CRP, ICASSP 2024, arXiv 2309.09677).
 
 The idea: a forward process pulls the clean spectrogram x0 towards the noisy y while it adds Gaussian noise. A
 network learns the score, the gradient of log p_t(x_t | y), from pairs (x0, y). Running the process backwards with that
@@ -18,6 +19,7 @@ score draws clean speech that fits y. Time runs from t = 0, clean, to t = T, noi
     reverse SDE       dx = (f - g^2 s) dt + g dw                euler_maruyama, predictor_corrector
     its ODE           dx = (f - g^2 s / 2) dt                   probability_flow
     bridge            exponential integrators                   bridge_ode, bridge_sde
+    correction (CRP)  E |last step of N - x0|^2 / 2             crp_loss
 
 Where we differ. The default is the released code's behaviour, with which the published numbers were computed: the
 predictor takes the true spacing of its grid and a last step to 0 (SGMSE+ wrote 1/N); the corrector comes before the
@@ -56,6 +58,7 @@ class Config:
     c_skip: str = "0"                # version 2: weight of x_t in the output, 0 or edm; y: adds y (ours)
     sigma_data: float = 0.1          # rms of a clean bin, for the edm coefficients
     l1_weight: float = 0.001         # data_prediction: weight of the waveform term
+    crp: str = "none"                # second stage: correct the last or a random one of the N steps of sampler em
     sampler: str = "pc"              # pc, em, ode, bridge_ode or bridge_sde
     N: int = 30                      # reverse steps
     snr: float = 0.5                 # r, step length of the corrector
@@ -237,6 +240,24 @@ def data_prediction_loss(predict, x0, y, t, z, sde, spectrogram, l1_weight=0.001
     return sum_of_squares(x_hat - x0) / x0[0].numel() + l1_weight * 0.5 * difference.abs().mean((-2, -1)).mean()
 
 
+def crp_loss(score, x0, y, sde, N=5, start=0.5, trained="last"):
+    """Correcting the reverse process: run the sampler that will be used, teach its last call to end at x0.
+
+    score: function (x_t, y, t) -> complex (B, 1, F, T), a network that stage 1 has trained; x0, y likewise. Gradients
+    reach it through one call, the `last` (published) or a `random` one of the N; the steps before it are plain
+    sampling. Half the squared error, summed over an example's bins, without weights.
+    """
+    times, steps = reverse_grid(sde, N, start)           # N even points from start to t_eps, the last step to 0
+    last = N - 1 if trained == "last" else int(torch.randint(N, ()))
+    with torch.no_grad():
+        x = sde.prior(y, times[0])                       # y + std(start) z, what the sampler starts from
+        for t, dt in zip(times[:last], steps[:last]):
+            x_mean, std = reverse_step(score, x, y, t, dt, sde)
+            x = x_mean + std * torch.randn_like(x)
+    x_hat, _ = reverse_step(score, x, y, times[last], steps[last], sde)
+    return sum_of_squares(x_hat - sde.mean(x0, y, at(times[last] - steps[last], y)))    # mean at 0: x0
+
+
 def edm_weight(std, sigma_data=0.1):
     """The weight under which every noise level has the same loss at the start, Karras et al. 2022, Table 1."""
     return (std ** 2 + sigma_data ** 2) / (std * sigma_data) ** 2
@@ -368,6 +389,8 @@ class ScoreSDE(nn.Module):
 
     def __init__(self, config=Config()):
         super().__init__()
+        if config.crp != "none" and (config.sampler != "em" or config.sde == "sbve"):
+            raise ValueError("crp trains the steps of --sampler em, for --sde ouve or bbed, from --start in --N steps")
         self.config = config
         constants = {"ouve": (OUVE, ("theta", "sigma_min", "sigma_max")), "bbed": (BBED, ("k", "c")),
                      "sbve": (SBVE, ("k", "c"))}
@@ -409,7 +432,9 @@ class ScoreSDE(nn.Module):
             x0, y = (self.spectrogram(wave)[:, None] for wave in batch)
         t = self.sde.t_eps + (self.sde.T - self.sde.t_eps) * torch.rand(len(x0), device=x0.device)
         z = torch.randn_like(x0)
-        if self.config.objective == "score_matching":
+        if self.config.crp != "none":
+            loss = crp_loss(self.score, x0, y, self.sde, self.config.N, self.config.start, self.config.crp)
+        elif self.config.objective == "score_matching":
             loss = dsm_loss(self, x0, y, t, z, self.sde)
         elif self.config.objective == "data_prediction":
             loss = data_prediction_loss(self, x0, y, t, z, self.sde, self.spectrogram, self.config.l1_weight)

@@ -47,6 +47,7 @@ HERE = Path(__file__).resolve().parent
 class TrainConfig:
     data: str = ""                   # VoiceBank-DEMAND, or {train,valid}/{clean,noisy}, or {train,valid}/{speech,noise}
     snrs: tuple = (0.0, 5.0, 10.0, 15.0)  # dB, drawn at random when speech and noise are mixed
+    babble: float = 0.0              # share of these mixtures whose noise is six talkers of the speech at once
     out: str = ""                    # folder of the run (default: runs/METHOD); a run that is there is resumed
     init: str = ""                   # checkpoint whose weights to start from
     steps: int = 58000               # updates of the weights
@@ -464,7 +465,7 @@ def train_command(Method, args):
         method = Method(Method.Config(**(Method.presets[args.preset] | changes)))
     # Tensor cores want channels last; the backward pass of a CPU is a quarter slower with it.
     method = method.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
-    options = dict(snrs=config.snrs, num_samples=method.num_samples, seed=config.seed, device=device)
+    options = dict(snrs=config.snrs, babble=config.babble, num_samples=method.num_samples, seed=config.seed, device=device)
     dataset = data.open_data(config.data, "train", **options)
     try:
         valid = data.open_data(config.data, "valid", **options | dict(device="cpu", seed=0)) if rank == 0 else None

@@ -578,6 +578,29 @@ def test_every_second_of_noise_is_equally_likely(corpus):
     assert drawn == pytest.approx(dataset.sources[1].lengths / dataset.sources[1].lengths.sum(), abs=0.03)
 
 
+def test_babble_is_heard_in_its_share_and_reproducible(corpus):
+    dataset = mixtures(corpus, babble=0.25)
+    babble = len(dataset.noise_ends)
+    rng = np.random.default_rng(0)
+    drawn = np.bincount([dataset.draw_noise(rng)[0] for _ in range(4000)], minlength=5) / 4000
+    lengths = dataset.sources[1].lengths[:4]
+    assert drawn == pytest.approx([*0.75 * lengths / lengths.sum(), 0.25], abs=0.03)
+    wave = dataset.sources[1].wave(babble)
+    assert len(wave) == 600 * 16000 and wave.abs().max() == pytest.approx(1, abs=1e-4)
+    batches = take(dataset, 4)
+    assert_same(batches, take(mixtures(corpus, babble=0.25), 4))
+    assert_same(batches, take(mixtures(corpus, babble=0.25, resident=False), 4, workers=2))
+
+
+def test_every_talker_of_the_babble_is_equally_loud(tmp_path):
+    """A faint recording of +1s and a loud one of -1s: at any time six of them give one of seven levels."""
+    for name, level in (("faint", 0.01), ("loud", -0.5)):
+        data.save_audio(tmp_path / f"{name}.wav", np.full(5000, level, np.float32), 16000, "PCM_16")
+    babble = data.make_babble(Recordings(data.list_audio(tmp_path)), np.random.default_rng(0), minutes=1)
+    levels = np.unique(babble / 32768)
+    assert levels == pytest.approx(np.linspace(-1, 1, 7), abs=1e-4) and len(babble) == 960000
+
+
 def test_batches_are_a_function_of_seed_and_position(corpus):
     batches = take(mixtures(corpus), 3)
     assert_same(batches, take(mixtures(corpus), 3))
@@ -655,9 +678,9 @@ def test_the_crop_of_the_device_equals_the_crop_of_the_host(corpus, loop):
 
 
 def test_batches_made_on_the_device_equal_those_of_the_host(corpus, monkeypatch):
-    expected = take(mixtures(corpus), 2)
+    expected = take(mixtures(corpus, babble=0.3), 2)
     monkeypatch.setattr(torch, "device", lambda name: collections.namedtuple("Device", "type")("another"))
-    assert_same(expected, take(mixtures(corpus), 2))
+    assert_same(expected, take(mixtures(corpus, babble=0.3), 2))
 
 
 def test_an_utterance_is_the_same_at_every_call_and_cannot_clip(corpus):

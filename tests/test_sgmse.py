@@ -442,6 +442,131 @@ def test_grid_ends_at_zero_and_has_the_published_spacing():
     assert sgmse.reverse_grid(sgmse.BBED(), 1, 0.5) == ([0.5], [0.5])
 
 
+# ---- correcting the reverse process ----
+
+def reference_network():
+    fixture = load("net_crp_ncsnpp")
+    kwargs = json.loads(str(fixture["kwargs_json"]))["kwargs"]
+    weights = {name[2:]: torch.from_numpy(fixture[name]) for name in fixture.files if name.startswith("p/")}
+    return nets.NCSNpp.from_official(weights, in_channels=2, out_channels=1, width=8, num_res_blocks=2, image_size=32,
+                                     channel_mults=tuple(kwargs["ch_mult"]), attention_resolutions=(8,), version=1)
+
+
+def crp_case(case):
+    """(loss, network after its backward pass) of a case of crp.npz, e.g. bbed_N3_B2."""
+    fixture, net = load("crp"), reference_network()
+    process, N, B = case.split("_")
+    sde = {"bbed": sgmse.BBED(c=0.52), "ouve": sgmse.OUVE()}[process]
+    score = lambda x, y, t: -net(torch.cat([x, y], dim=1), t)
+    loss = sgmse.crp_loss(score, *(torch.from_numpy(fixture[f"{key}_{B}"]) for key in "xy"), sde, int(N[1:]), 0.5)
+    loss.backward()
+    return loss.item(), net
+
+
+@pytest.mark.parametrize("batch", ["B1", "B2"])
+@pytest.mark.parametrize("N", [1, 3])
+@pytest.mark.parametrize("process", ["bbed", "ouve"])
+def test_crp_loss_and_gradient_equal_reference(process, N, batch, monkeypatch):
+    case, fixture = f"{process}_N{N}_{batch}", load("crp")
+    left = replay(monkeypatch, fixture[f"{case}/draws"])
+    loss, net = crp_case(case)
+    assert next(left, None) is None                      # the prior and one draw a step, none after the last
+    expected = json.loads(str(fixture["meta_json"]))["results"][case]
+    assert loss == pytest.approx(expected["loss"], rel=1e-5)
+    norm = torch.stack([p.grad.norm() for p in net.parameters() if p.grad is not None]).norm()
+    assert norm.item() == pytest.approx(expected["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("trained", ["last", "random"])
+def test_crp_gradient_reaches_one_call_alone(trained, monkeypatch):
+    """The gradient is that of one Euler step from a fixed state: the calls before it carry none."""
+    monkeypatch.setattr(torch, "randint", lambda *_: torch.tensor(1))      # the second of three
+    net, grads, seen = reference_network(), [], []
+
+    def score(x, y, t):
+        grads.append(torch.is_grad_enabled())
+        assert not x.requires_grad
+        seen.append((x, y, t))
+        return -net(torch.cat([x, y], dim=1), t)
+
+    x0, y = (torch.from_numpy(load("crp")[f"{key}_B2"]) for key in "xy")
+    sde, gradients = sgmse.BBED(), []
+    sgmse.crp_loss(score, x0, y, sde, 3, 0.5, trained).backward()
+    gradients.append([p.grad for p in net.parameters() if p.grad is not None])
+    assert grads == ([False, False, True] if trained == "last" else [False, True])
+    net.zero_grad()
+    (x, _, t), step = seen[-1], {"last": 0.03, "random": 0.235}[trained]
+    x_hat, _ = sgmse.reverse_step(lambda x, y, t: -net(torch.cat([x, y], dim=1), t), x, y, t[0].item(), step, sde)
+    target = x0 if trained == "last" else sde.mean(x0, y, torch.tensor([0.03, 0.03]))
+    (0.5 * (x_hat - target).abs() ** 2).sum((1, 2, 3)).mean().backward()
+    for a, b in zip(gradients[0], (p.grad for p in net.parameters() if p.grad is not None), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * b.abs().max().item())
+
+
+def test_one_euler_step_is_the_card_s():
+    """Card 1, self-checks 15 to 17: x / (1 - t) - t y / (1 - t) + c k^2t t s, and its loss."""
+    bin_ = lambda c: torch.full((1, 1, 1, 1), c, dtype=torch.complex128)
+    sde, y, s = sgmse.BBED(c=0.52), bin_(2 - 1j), bin_(-1 + 0.5j)
+    for t, *expected in ((0.3, 1.428571, -0.428571, 0.276763), (0.5, 2, -1, 0.676), (0.7, 3.333333, -2.333333, 1.38696)):
+        step = lambda x, y, s: sgmse.reverse_step(lambda *_: bin_(s), bin_(x), bin_(y), t, t, sde)[0].item()
+        assert [step(1, 0, 0), step(0, 1, 0), step(0, 0, 1)] == pytest.approx(expected, abs=1e-5)
+    sde_from_3 = type("From3", (sgmse.BBED,), {"prior": lambda self, y, t: bin_(3)})(c=0.52)
+    loss = sgmse.crp_loss(lambda *_: s, bin_(1 + 1j), y, sde_from_3, N=1)
+    assert loss.item() == pytest.approx(2.757610, abs=1e-6)
+    assert sde.diffusion(0.03) ** 2 * 0.03 == pytest.approx(0.016520, abs=1e-6)
+
+
+@pytest.mark.parametrize("process", [sgmse.OUVE, sgmse.BBED])
+@pytest.mark.parametrize("N", [1, 3])
+def test_correction_removes_the_known_bias_of_few_steps(process, N, monkeypatch):
+    """With the exact score, one Euler step from y + std z ends at Y + (M - Y) a g^2 t / v, v = a^2 S^2 + std^2.
+
+    A small network beside that score, trained with crp_loss, moves the mean to M: a bias of 0.71 (OUVE, N = 1) becomes
+    0.01. Since the last call is a regression, the spread of the posterior goes too.
+    """
+    sde = process()
+    exact, start = gaussian_score(sde), 0.5
+    sampler = lambda score: lambda y: sgmse.euler_maruyama(score, y, sde, N, start)
+    with monkeypatch.context() as patch:
+        mean, variance = law(patch, sampler(exact), N)
+    if N == 1:
+        t = torch.tensor([start], dtype=torch.float64)
+        one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+        a, g = sde.mean(one, 0 * one, t).item(), sde.diffusion(start)
+        v = a ** 2 * S ** 2 + sde.std(t).item() ** 2
+        assert mean == pytest.approx(Y + (M - Y) * a * g ** 2 * start / v)
+    bias = abs(mean - M)
+    assert bias > 0.05                                   # something to correct
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 32), torch.nn.SiLU(), torch.nn.Linear(32, 2))
+    torch.nn.init.zeros_(net[2].weight)
+    torch.nn.init.zeros_(net[2].bias)
+
+    def corrected(x, y, t):
+        inputs = torch.stack([x.real, x.imag, t[:, None, None, None].expand_as(x.real)], dim=-1)
+        out = torch.view_as_complex(net(inputs.float()).contiguous())
+        return exact(x, y, t) + out / sgmse.per_bin(sde.std(t)) ** 2
+
+    y, opt = torch.full((1024, 1, 1, 1), Y), torch.optim.Adam(net.parameters(), lr=0.01)
+    for step in range(400):
+        x0 = M + S * torch.randn_like(y)
+        loss = sgmse.crp_loss(corrected, x0, y, sde, N, start)
+        opt.zero_grad()
+        loss.backward()
+        opt.param_groups[0]["lr"] = 0.01 * (1 - step / 400)
+        opt.step()
+    with torch.no_grad():
+        ends = sampler(corrected)(torch.full((20000, 1, 1, 1), Y))
+    assert abs(ends.mean().item() - M) < 0.05 * bias
+    assert ends.std().item() ** 2 < 0.1 * variance
+
+
+def test_crp_with_another_sampler_is_refused():
+    with pytest.raises(ValueError, match="--sampler em"):
+        tiny(sde="bbed", objective="precond_denoiser", sampler="pc", crp="last")
+
+
 # ---- the model ----
 
 def tiny(**changes):

@@ -599,6 +599,23 @@ def test_train_interrupt_resume_enhance_evaluate(tmp_path, capsys, corpus, monke
     assert len((tmp_path / "scores/scores.csv").read_text().splitlines()) == 3
 
 
+def test_corrected_checkpoint_remembers_its_calls_and_its_start(tmp_path, capsys, corpus):
+    """CRP: stage 1 in, a checkpoint out that samples as it was trained, without being told."""
+    first = tmp_path / "first.safetensors"
+    train.save_checkpoint(first, tiny(sde="bbed", t_eps=0.03, objective="precond_denoiser", sampler="pc"))
+    flags = ("train", "--data", corpus, "--init", first, "--crp", "last", "--sampler", "em", "--N", "2",
+             "--start", "0.4", "--batch-size", "2", "--device", "cpu", "--valid-every", "0", "--out", tmp_path / "crp")
+    assert run(*flags, "--steps", "2") == 0
+    assert run(*flags, "--steps", "3") == 0              # and goes on from its checkpoint
+    weights = tmp_path / "crp/last.safetensors"
+    assert not same(train.load_checkpoint(weights).state_dict(), train.load_checkpoint(first).state_dict())
+    capsys.readouterr()
+    for command in (("enhance", corpus / "test/noisy"), ("evaluate", "--data", corpus, "--workers", "1")):
+        assert run(*command, "--checkpoint", weights, "--out", tmp_path / command[0]) == 0
+        assert "4 network calls" in capsys.readouterr().out               # two files, two calls each
+    assert train.load_checkpoint(weights).config.start == 0.4
+
+
 def test_help_names_every_field_with_its_unit_and_default(capsys):
     assert run("train", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
