@@ -247,6 +247,19 @@ def pad_frames(spec, multiple, mode="constant"):
     return F.pad(spec, (0, missing))
 
 
+def in_spectrogram(enhance, wave, peak, spectrogram, multiple=1, pad_mode="constant"):
+    """Level, transform and padding around a function of spectrograms: noisy (B, L) in [-1, 1] -> enhanced (B, L).
+
+    enhance: function, noisy complex (B, 1, F, T) with T a multiple of `multiple` -> enhanced, likewise. peak: (B, 1),
+    the level that counts as 1, by default (None) each wave's own peak; a window of a longer recording is given that
+    recording's. Silence stays silence.
+    """
+    peak = wave.abs().amax(-1, keepdim=True) if peak is None else peak
+    y = spectrogram(wave / peak.clamp(min=1e-8))[:, None]
+    x = enhance(pad_frames(y, multiple, pad_mode))[..., :y.shape[-1]]
+    return spectrogram.inverse(x[:, 0], wave.shape[-1]) * peak
+
+
 def mix_at_snr(speech, noise, snr_db):
     """speech + g noise, with g such that their mean powers differ by snr_db. (..., L), (..., L), dB -> (..., L)."""
     snr_db = torch.as_tensor(snr_db, dtype=speech.dtype, device=speech.device)

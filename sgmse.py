@@ -37,7 +37,7 @@ import torch.nn as nn
 
 import nets
 import train
-from data import Spectrogram, pad_frames
+from data import Spectrogram, in_spectrogram
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def per_bin(a):
 
 
 def at(t, x):
-    """The time t for every example of x: (B,)."""
-    return torch.full((len(x),), t, device=x.device, dtype=x.real.dtype)
+    """The time t for every example of x: (B,). A tensor (B,) stays as it is."""
+    return t if isinstance(t, torch.Tensor) else torch.full((len(x),), t, device=x.device, dtype=x.real.dtype)
 
 
 @dataclass(frozen=True)
@@ -276,10 +276,13 @@ def reverse_grid(sde, N, start=None):
 
 
 def reverse_step(score, x, y, t, dt, sde):
-    """One Euler step of the reverse SDE over dt: (mean of the new state, std of the noise to add)."""
+    """One Euler step of the reverse SDE over dt: (mean of the new state, std of the noise to add).
+
+    t, dt: numbers, or (B,) and (B, 1, 1, 1) where the examples of a batch are at different times.
+    """
     t = at(t, x)
     g = per_bin(sde.diffusion(t))
-    return x - (sde.drift(x, y, t) - g ** 2 * score(x, y, t)) * dt, g * math.sqrt(dt)
+    return x - (sde.drift(x, y, t) - g ** 2 * score(x, y, t)) * dt, g * dt ** 0.5
 
 
 def euler_maruyama(score, y, sde, N=30, start=None):
@@ -446,29 +449,20 @@ class ScoreSDE(nn.Module):
 
     @torch.no_grad()
     def sample(self, y):
-        """Noisy spectrogram -> clean one, complex (B, 1, F, T), T any number of frames."""
-        config, frames = self.config, y.shape[-1]
-        y = pad_frames(y, self.net.multiple, config.pad_mode)
+        """Noisy spectrogram -> clean one, complex (B, 1, F, T)."""
+        config = self.config
         if config.sampler == "pc":
-            x = predictor_corrector(self.score, y, self.sde, config.N, config.snr, config.corrector_steps,
-                                    start=config.start)
-        elif config.sampler == "em":
-            x = euler_maruyama(self.score, y, self.sde, config.N, config.start)
-        elif config.sampler == "ode":
-            x = probability_flow(self.score, y, self.sde, config.N, start=config.start)
-        else:
-            x = {"bridge_ode": bridge_ode, "bridge_sde": bridge_sde}[config.sampler](self, y, self.sde, config.N)
-        return x[..., :frames]
+            return predictor_corrector(self.score, y, self.sde, config.N, config.snr, config.corrector_steps,
+                                       start=config.start)
+        if config.sampler == "em":
+            return euler_maruyama(self.score, y, self.sde, config.N, config.start)
+        if config.sampler == "ode":
+            return probability_flow(self.score, y, self.sde, config.N, start=config.start)
+        return {"bridge_ode": bridge_ode, "bridge_sde": bridge_sde}[config.sampler](self, y, self.sde, config.N)
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L).
-
-        peak: (B, 1), the level that counts as 1, by default each wave's own peak; a window of a longer recording
-        is given that recording's. Silence stays silence.
-        """
-        peak = wave.abs().amax(-1, keepdim=True) if peak is None else peak
-        y = self.spectrogram(wave / peak.clamp(min=1e-8))[:, None]
-        return self.spectrogram.inverse(self.sample(y)[:, 0], wave.shape[-1]) * peak
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.in_spectrogram."""
+        return in_spectrogram(self.sample, wave, peak, self.spectrogram, self.net.multiple, self.config.pad_mode)
 
     @classmethod
     def from_official(cls, checkpoint, **changes):
