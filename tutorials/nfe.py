@@ -1,0 +1,104 @@
+"""Quality over the number of network calls, of any number of score models on one test set: table and plot.
+
+    python tutorials/nfe.py --data CORPUS "stage 1=pretrained/sgmse.safetensors" "CRP=pretrained/sgmse_crp.safetensors"
+
+Every model runs by Euler-Maruyama steps from its own starting point. Scores per file are kept in --scores, so that a
+command which was interrupted goes on, and a new model adds its curve without running the others again.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import matplotlib
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import data
+import metrics
+import sgmse
+import train
+
+COLUMNS = {"pesq": "WB-PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR (dB)"}
+
+
+def scores(path, pairs, workers):
+    """Results of (name, clean, other) pairs, from the file `path` where there is one."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metrics.evaluate(pairs, COLUMNS, workers).save_csv(path)
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [{key: float(value) if key in COLUMNS else value for key, value in row.items() if value or key == "error"}
+                for row in csv.DictReader(file)]
+    return metrics.Results(rows, list(COLUMNS))
+
+
+def cell(results, column):
+    low, high = metrics.bootstrap_interval(results.values(column))
+    return f"{results.mean(column):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="LABEL=CHECKPOINT")
+    parser.add_argument("--data", required=True, help="folder with a test set, as for evaluate")
+    parser.add_argument("--calls", type=int, nargs="+", default=[1, 2, 3, 5, 10, 30, 60], help="(default: %(default)s)")
+    parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
+    parser.add_argument("--scores", type=Path, default=Path("evaluated/nfe"), help="folder (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
+    parser.add_argument("--out", default="tutorials/nfe.png", help="(default: %(default)s)")
+    args = parser.parse_args()
+
+    clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, "test"))
+    names = [path.stem for path in noisy]
+    before = scores(args.scores / "noisy.csv", zip(names, clean, noisy), args.workers)
+    curves = {}
+    for label, checkpoint in (model.split("=", 1) for model in args.models):
+        for calls in args.calls:
+            folder = args.scores / f"{label}-{calls}"
+            enhanced = [folder / f"{name}.wav" for name in names]
+            if not (folder / "scores.csv").exists():
+                print(f"{label}, {calls} calls")
+                method = train.load_checkpoint(checkpoint, sgmse.ScoreSDE, sampler="em", N=calls)
+                method.to("cuda" if torch.cuda.is_available() else "cpu")
+                if train.enhance_all(method, list(zip(noisy, enhanced)), seed=0, window=30):
+                    sys.exit(f"some recordings of {args.data} could not be enhanced; nothing is scored")
+            curves.setdefault(label, {})[calls] = scores(folder / "scores.csv", zip(names, clean, enhanced), args.workers)
+
+    print(f"\nn = {len(names)}, mean [95 % interval]\n\n| | calls | {' | '.join(COLUMNS.values())} |")
+    print("|---|---|" + "---|" * len(COLUMNS))
+    print(f"| noisy | | {' | '.join(cell(before, column) for column in COLUMNS)} |")
+    for label, curve in curves.items():
+        for calls, results in curve.items():
+            print(f"| {label} | {calls} | {' | '.join(cell(results, column) for column in COLUMNS)} |")
+    draw(curves, before, args.out)
+
+
+def draw(curves, before, out):
+    """One panel a score: mean and 95 % interval over the number of calls, on a logarithmic axis."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, len(COLUMNS), figsize=(11, 3.4), layout="constrained")
+    for axis, (column, name) in zip(axes, COLUMNS.items()):
+        axis.axhline(before.mean(column), color="0.6", linestyle=":", label="noisy")
+        for k, (label, curve) in enumerate(curves.items()):
+            means = [results.mean(column) for results in curve.values()]
+            intervals = [metrics.bootstrap_interval(results.values(column)) for results in curve.values()]
+            error = [[mean - low for mean, (low, _) in zip(means, intervals)],
+                     [high - mean for mean, (_, high) in zip(means, intervals)]]
+            shifted = [calls * 1.04 ** (k - (len(curves) - 1) / 2) for calls in curve]     # intervals side by side
+            axis.errorbar(shifted, means, error, marker="o", markersize=4, capsize=2, linewidth=1.2, label=label)
+        axis.set_xscale("log")
+        ticks = sorted({calls for curve in curves.values() for calls in curve})
+        axis.set_xticks(ticks, ticks)
+        axis.minorticks_off()
+        axis.set_xlabel("network calls")
+        axis.set_title(name, loc="left", fontsize=10)
+        axis.grid(alpha=0.25)
+    axes[0].legend(fontsize=8)
+    figure.savefig(out, dpi=90)
+
+
+if __name__ == "__main__":
+    main()
