@@ -8,7 +8,8 @@
 
 A method is a module with a dataclass `Config`, a dictionary `presets` of its values, the names `inference` of those
 fields that may change after training, `num_samples` of a training crop, loss(batch) -> (scalar, dict) and
-enhance(wave (B, L), peak (B, 1)) -> wave.
+enhance(wave (B, L), peak (B, 1)) -> wave; where it needs more than data, also prepare(fresh), called before training.
+In `fit` it finds its average as `ema`.
 
 Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was killed and resumed
 gives bit for bit the weights of one that was not, on the same machine with the same number of threads.
@@ -90,7 +91,7 @@ def fit(method, loader, config, ema=None):
     device = next(method.parameters()).device
     weights = [p for p in method.parameters() if p.requires_grad]
     opt = torch.optim.Adam(weights, lr=config.lr)
-    ema = ema or EMA(method, config.ema)
+    method.ema = ema = ema or EMA(method, config.ema)    # for a loss with a target network
     last = Path(config.out) / "last.pt"
     done = resume(last, method, opt, ema) if last.exists() else 0
 
@@ -463,6 +464,8 @@ def train_command(Method, args):
         method = load_checkpoint(config.init, Method, **changes)
     else:
         method = Method(Method.Config(**(Method.presets[args.preset] | changes)))
+    if hasattr(method, "prepare"):
+        method.prepare(fresh=not config.init)
     # Tensor cores want channels last; the backward pass of a CPU is a quarter slower with it.
     method = method.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
     options = dict(snrs=config.snrs, babble=config.babble, num_samples=method.num_samples, seed=config.seed, device=device)

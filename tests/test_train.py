@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -27,23 +28,10 @@ import torch.distributed as dist
 import data
 import sgmse
 import train
+from helpers import run_command
 
 ROOT = Path(__file__).parent.parent
-SPEECH_LIKE = 0.05
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """train and valid pairs: harmonics with a syllable rhythm, and the same in noise."""
-    root, rng = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0)
-    for split, count in (("train", 6), ("valid", 2), ("test", 2)):
-        for i in range(count):
-            t = np.arange(16000 * 2) / 16000
-            voice = sum(np.sin(2 * np.pi * (120 + 10 * i) * k * t) / k for k in range(1, 20))
-            clean = SPEECH_LIKE * voice * (0.2 + np.clip(np.sin(2 * np.pi * 3 * t), 0, 1))
-            for kind, wave in (("clean", clean), ("noisy", clean + 0.03 * rng.standard_normal(len(t)))):
-                data.save_audio(root / split / kind / f"{i}.wav", wave.astype(np.float32), 16000, "PCM_16")
-    return root
+run = functools.partial(run_command, sgmse.ScoreSDE)
 
 
 def tiny(seed=0, **changes):
@@ -71,18 +59,6 @@ def same(a, b):
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def run(*arguments):
-    """A command line in this process: (exit code, so that files and devices stay warm)."""
-    before = sys.argv
-    sys.argv = ["sgmse.py", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as stop:
-            train.main(sgmse.ScoreSDE)
-    finally:
-        sys.argv = before
-    return stop.value.code
 
 
 # ---- the loop ----

@@ -1,0 +1,285 @@
+"""Consistency distillation: one network call that ends where a score model's reverse process would.
+
+Papers: Xu, Yan, Kleijn, "Robust One-step Speech Enhancement via Consistency Distillation" (ROSE-CD, WASPAA 2025, arXiv
+2507.05688); Song, Dhariwal, Chen, Sutskever, "Consistency Models" (ICML 2023, arXiv 2303.01469).
+
+The idea: a trained score model, the teacher, moves a state x_t one step down its process. The student f is trained to
+give the same clean estimate before and after that move, at every time; at the smallest time f is nearly the identity,
+so the estimates are tied to the clean end. ROSE-CD keeps the noise of the teacher's move ("randomised learning
+trajectory") and adds two losses on the waveform. Then f(x_T, y, T) enhances in one call.
+
+    consistency function   f = c_skip(t) x_t + c_out(t) F(x_t, y, t)          boundary, ConsistencyModel.forward
+    times                  t_i, N even points from T to t_eps                 time_grid
+    teacher's moves        x_(t_i) -> x_(t_(i+1))                             pc_move, euler_move, heun_move, mix_move
+    training, no teacher   x_(t_(i+1)) from x0, shared or fresh noise         renoised
+    consistency loss       E w(t) |f(x_(t_i)) - f_ema(x_(t_(i+1)))|^2         consistency_loss; time_weight
+    waveform losses        0.1 d_s + 0.0309 d_a and -SI-SDR                   metrics.PESQLoss; si_sdr_loss
+    sampling               f(y + std z, y, T), then optional refinement       multistep
+
+Where we differ. The released code holds two methods: distillation as in the paper, and training without a teacher
+(`--moves renoise`), which gave its released weights. The PF-ODE moves take the step of the grid, not 1/N. The teacher
+and the start of the student are averaged weights. Refinement re-noises with the process' own mean (`multistep`).
+
+    python consistency.py train --data DIR --teacher pretrained/sgmse.safetensors --preset small
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+
+import metrics
+import nets
+import sgmse
+import train
+from data import Spectrogram, in_spectrogram
+from sgmse import per_bin
+
+
+@dataclass(frozen=True)
+class Config:
+    """Constants of the method; `paper` is ROSE-CD for VoiceBank-DEMAND."""
+    teacher: str = ""                # checkpoint of a score model with the same process and network; gives the start
+    moves: str = "pc"                # to the next time: pc, euler, heun, mix by the teacher; renoise, renoise_shared
+    move_noise: bool = True          # keep the noise of the teacher's move: the randomised learning trajectory
+    times: int = 30                  # of the training grid, from T to t_eps
+    snr: float = 0.5                 # r, step length of the corrector in the move pc
+    weight: str = "1"                # of the consistency loss over time: 1, snr, snr+1, truncated-snr or karras
+    consistency_weight: float = 1.0  # of the consistency loss
+    pesq_weight: float = 5e-4        # of the PESQ disturbance; the authors' second model: 1e-3
+    si_sdr_weight: float = 5e-5      # of the negative SI-SDR, per dB
+    strict: bool = False             # boundary f(x, y, t_eps) = x exactly; published: nearly
+    c_in: str = "1"                  # input scale: 1 (published) or edm, the teacher's
+    sigma_data: float = 0.1          # rms of a clean bin
+    N: int = 1                       # network calls at inference
+    sde: str = "ouve"                # ouve or bbed
+    theta: float = 1.5               # OUVE: stiffness
+    sigma_min: float = 0.05          # OUVE: noise scale at t = 0
+    sigma_max: float = 0.5           # OUVE: at t = 1
+    k: float = 2.6                   # BBED: base of the diffusion coefficient
+    c: float = 0.51                  # BBED: its scale
+    t_eps: float = 0.03              # smallest process time
+    width: int = 128                 # channels at full resolution
+    channel_mults: tuple = (1, 1, 2, 2, 2, 2, 2)  # channels per resolution, in widths
+    num_res_blocks: int = 2          # per resolution
+    attention_resolutions: tuple = (16,)  # frequency heights with attention
+    fourier_scale: float = 16        # std of the random frequencies of log t
+    n_fft: int = 510                 # STFT window, samples
+    hop_length: int = 128            # samples
+    num_frames: int = 256            # frames of a training crop
+    exponent: float = 0.5            # amplitude compression of the spectrogram
+    factor: float = 0.15             # its scale
+    pad_mode: str = "reflect"        # frames added up to what the network can halve: constant (zeros) or reflect
+
+
+LIGHT = dict(hop_length=256, c_in="edm")
+PRESETS = {
+    "paper": {},
+    "small": dict(num_frames=64, **LIGHT, **nets.SMALL),
+    "tiny": dict(num_frames=64, **LIGHT, **nets.TINY),
+}
+
+
+# ------------------------------------------------------------------------------------------------ the consistency function
+
+def boundary(std, sigma_data=0.1, std_eps=0.0):
+    """(c_skip, c_out) of f = c_skip x_t + c_out F. std: of x_t, any shape.
+
+    std_eps = 0, as published, takes EDM's coefficients: f is the identity where std = 0, which no time reaches. With
+    the std of the smallest time it is the identity there (the consistency models' own choice, in std instead of t).
+    """
+    c_skip = sigma_data ** 2 / ((std - std_eps) ** 2 + sigma_data ** 2)
+    return c_skip, (std - std_eps) * sigma_data / (std ** 2 + sigma_data ** 2).sqrt()
+
+
+def time_grid(sde, N=30):
+    """t_0 = T down to t_(N-1) = t_eps, evenly: (N,)."""
+    return torch.linspace(sde.T, sde.t_eps, N)
+
+
+# ------------------------------------------------------------------------------------------------ moves to the next time
+# x, y complex (B, 1, F, T); t, t_next (B,), t_next < t. score: function (x, y, t) -> complex (B, 1, F, T).
+
+def pc_move(score, x, y, t, t_next, sde, noise=True, snr=0.5):
+    """A Langevin step at t, then a step of the reverse SDE: the teacher of the paper. Two calls.
+
+    `noise` is that of the second step; the Langevin step has its noise in any case, as released.
+    """
+    step = per_bin(2 * (snr * sde.std(t)) ** 2)
+    x = x + step * score(x, y, t) + (2 * step).sqrt() * torch.randn_like(x)
+    mean, std = sgmse.reverse_step(score, x, y, t, per_bin(t - t_next), sde)
+    return mean + std * torch.randn_like(x) if noise else mean
+
+
+def euler_move(score, x, y, t, t_next, sde, noise=True):
+    """An Euler step of the probability-flow ODE; `noise` adds what a step of the SDE would. One call."""
+    dt = per_bin(t - t_next)
+    x_next = x - sgmse.flow_velocity(score, x, y, t, sde) * dt
+    return x_next + per_bin(sde.diffusion(t)) * dt.sqrt() * torch.randn_like(x) if noise else x_next
+
+
+def heun_move(score, x, y, t, t_next, sde, noise=True):
+    """A Heun step of the ODE; `noise` as in euler_move. Two calls."""
+    dt = per_bin(t - t_next)
+    v = sgmse.flow_velocity(score, x, y, t, sde)
+    v = (v + sgmse.flow_velocity(score, x - v * dt, y, t_next, sde)) / 2
+    x_next = x - v * dt
+    return x_next + per_bin(sde.diffusion(t)) * dt.sqrt() * torch.randn_like(x) if noise else x_next
+
+
+def mix_move(score, x, y, t, t_next, sde, noise=True):
+    """Half way between a noisy step of the reverse SDE and an Euler step of the ODE. One call; always with noise."""
+    s, dt = score(x, y, t), per_bin(t - t_next)
+    mean, std = sgmse.reverse_step(lambda *_: s, x, y, t, dt, sde)
+    ode = x - sgmse.flow_velocity(lambda *_: s, x, y, t, sde) * dt
+    return (mean + std * torch.randn_like(x) + ode) / 2
+
+
+def renoised(x0, y, t_next, sde, z=None):
+    """Consistency training, no teacher: the state at t_next from x0 itself. z: that of x_t (Song et al.); None: a
+    fresh one (the released ROSE-CD)."""
+    return sgmse.diffuse(x0, y, t_next, torch.randn_like(x0) if z is None else z, sde)
+
+
+# ------------------------------------------------------------------------------------------------ losses
+
+def consistency_loss(f, f_target, move, x0, y, t, t_next, z, sde, weight=torch.ones_like):
+    """E w(t) |f(x_t, y, t) - f_target(x_next, y, t_next)|^2, mean over bins: (loss, f(x_t, y, t)).
+
+    f, f_target: functions (x, y, t) -> complex (B, 1, F, T). move: function (x_t, y, t, t_next) -> x_next. x0, y, z
+    complex (B, 1, F, T); t, t_next (B,). No gradient reaches f_target or the move.
+    """
+    xt = sgmse.diffuse(x0, y, t, z, sde)
+    with torch.no_grad():
+        target = f_target(move(xt, y, t, t_next), y, t_next)
+    estimate = f(xt, y, t)
+    return (weight(t) * (estimate - target).abs().square().mean((1, 2, 3))).mean(), estimate
+
+
+def time_weight(name, sigma_data=0.1):
+    """The weights of Song et al. as functions of the process time, as released."""
+    return {"1": torch.ones_like, "snr": lambda t: t ** -2, "snr+1": lambda t: t ** -2 + 1,
+            "truncated-snr": lambda t: (t ** -2).clamp(min=1), "karras": lambda t: t ** -2 + sigma_data ** -2}[name]
+
+
+def si_sdr_loss(clean, enhanced, eps=1e-8):
+    """Negative SI-SDR in dB of zero-mean waves (B, L): (B,)."""
+    clean, enhanced = clean - clean.mean(-1, keepdim=True), enhanced - enhanced.mean(-1, keepdim=True)
+    scale = (enhanced * clean).sum(-1, keepdim=True) / (clean.square().sum(-1, keepdim=True) + eps)
+    signal, error = (scale * clean).square().sum(-1), (enhanced - scale * clean).square().sum(-1)
+    return -10 * (signal / (error + eps) + eps).log10()
+
+
+# ------------------------------------------------------------------------------------------------ sampling
+
+def multistep(f, y, sde, N=1, released=False):
+    """N calls: f at T, then N - 1 times noise of an earlier time and f again.
+
+    The state for f at t is the process' own, mean(x_hat, y, t) + std z; `released` leaves out that the mean moves
+    towards y.
+    """
+    t, *later = torch.linspace(sde.T, sde.t_eps, N).tolist()
+    x_hat = f(sde.prior(y, t), y, sgmse.at(t, y))
+    for t in (sgmse.at(t, y) for t in later):
+        z = torch.randn_like(y)
+        x_hat = f(x_hat + per_bin(sde.std(t)) * z if released else sgmse.diffuse(x_hat, y, t, z, sde), y, t)
+    return x_hat
+
+
+# ------------------------------------------------------------------------------------------------ the model
+
+class ConsistencyModel(nn.Module):
+    """A one-step network, its teacher while it is trained, and its process. `calls` counts network evaluations."""
+
+    Config, presets = Config, PRESETS
+    inference = ("N",)                                   # fields that may change after training
+
+    def __init__(self, config=Config()):
+        super().__init__()
+        self.config = config
+        self.sde = {"ouve": lambda: sgmse.OUVE(config.theta, config.sigma_min, config.sigma_max, t_eps=config.t_eps),
+                    "bbed": lambda: sgmse.BBED(config.k, config.c, t_eps=config.t_eps)}[config.sde]()
+        self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent, config.factor)
+        self.net = nets.NCSNpp(2, 1, config.width, config.channel_mults, config.num_res_blocks,
+                               config.attention_resolutions, version=2, fourier_scale=config.fourier_scale,
+                               image_size=config.n_fft // 2 + 1)
+        self.pesq_loss = metrics.PESQLoss()
+        self.num_samples = self.spectrogram.samples(config.num_frames)     # of a training crop
+        self.calls, self.teacher, self.ema = 0, [], None # fit sets ema; a list keeps the teacher out of the weights
+
+    def forward(self, xt, y, t):
+        """f(x_t, y, t), the clean estimate: complex (B, 1, F, T)."""
+        self.calls += 1
+        std, sigma_data = per_bin(self.sde.std(t)), self.config.sigma_data
+        std_eps = self.sde.std(t.new_tensor([self.sde.t_eps])) if self.config.strict else 0
+        c_skip, c_out = boundary(std, sigma_data, std_eps)
+        c_in = {"1": 1, "edm": 1 / (std ** 2 + sigma_data ** 2).sqrt()}[self.config.c_in]
+        return c_skip * xt + c_out * self.net(torch.cat([c_in * xt, c_in * y], dim=1), t)
+
+    def target(self, xt, y, t):
+        """f with the averaged weights."""
+        if self.ema is None:
+            return self(xt, y, t)
+        return torch.func.functional_call(self, self.ema.shadow, (xt, y, t))
+
+    def prepare(self, fresh):
+        """Before training: load the teacher. A `fresh` student starts from its weights. Raises ValueError."""
+        if self.config.moves.startswith("renoise"):
+            if self.config.teacher:
+                raise ValueError(f"--moves {self.config.moves} needs no --teacher; pc, euler, heun and mix do")
+            return
+        if not self.config.teacher:
+            raise ValueError(f"--moves {self.config.moves} needs a --teacher, a checkpoint of sgmse.py; "
+                             "--moves renoise trains without one")
+        teacher = train.load_checkpoint(self.config.teacher, sgmse.ScoreSDE).requires_grad_(False)
+        ours, theirs = vars(self.config), vars(teacher.config)
+        constants = ("theta", "sigma_min", "sigma_max") if self.config.sde == "ouve" else ("k", "c")
+        names = ("sde", *constants, "n_fft", "hop_length", "exponent", "factor", "width", "channel_mults",
+                 "num_res_blocks", "attention_resolutions", "fourier_scale")
+        other = [f"--{name.replace('_', '-')} {theirs[name]}" for name in names if ours[name] != theirs[name]]
+        if other or teacher.config.version != 2:
+            raise ValueError(f"{self.config.teacher}: the student needs its teacher's process and network: "
+                             f"{' '.join(other) or 'a teacher with --version 2'}")
+        if fresh:
+            self.net.load_state_dict(teacher.net.state_dict())
+        self.teacher = [teacher.to(next(self.parameters()).device)]
+
+    def move(self, x0, z):
+        """Function (x_t, y, t, t_next) -> x_next of a training example."""
+        name, noise = self.config.moves, self.config.move_noise
+        if name.startswith("renoise"):
+            return lambda x, y, t, t_next: renoised(x0, y, t_next, self.sde, z if name == "renoise_shared" else None)
+        score = self.teacher[0].score
+        if name == "pc":
+            return lambda *args: pc_move(score, *args, self.sde, noise, self.config.snr)
+        move = {"euler": euler_move, "heun": heun_move, "mix": mix_move}[name]
+        return lambda *args: move(score, *args, self.sde, noise)
+
+    def loss(self, batch):
+        """batch: clean and noisy waves (B, L), divided by the noisy peak. Returns (loss, its parts)."""
+        config = self.config
+        with torch.autocast(batch[0].device.type, enabled=False):
+            x0, y = (self.spectrogram(wave)[:, None] for wave in batch)
+        times = time_grid(self.sde, config.times).to(x0.device)
+        i = torch.randint(config.times - 1, (len(x0),), device=x0.device)
+        z = torch.randn_like(x0)
+        consistency, estimate = consistency_loss(self, self.target, self.move(x0, z), x0, y, times[i], times[i + 1], z,
+                                                 self.sde, time_weight(config.weight, config.sigma_data))
+        loss, parts = config.consistency_weight * consistency, {"consistency": consistency.detach()}
+        if config.pesq_weight or config.si_sdr_weight:
+            with torch.autocast(batch[0].device.type, enabled=False):
+                clean, enhanced = (self.spectrogram.inverse(spec[:, 0], self.num_samples) for spec in (x0, estimate))
+                pesq, si_sdr = self.pesq_loss(clean, enhanced).mean(), si_sdr_loss(clean, enhanced).mean()
+            loss = loss + config.pesq_weight * pesq + config.si_sdr_weight * si_sdr
+            parts |= {"pesq": pesq.detach(), "si_sdr": -si_sdr.detach()}
+        return loss, parts
+
+    def enhance(self, wave, peak=None):
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.in_spectrogram."""
+        with torch.no_grad():
+            return in_spectrogram(lambda y: multistep(self, y, self.sde, self.config.N), wave, peak, self.spectrogram,
+                                  self.net.multiple, self.config.pad_mode)
+
+
+if __name__ == "__main__":
+    train.main(ConsistencyModel)
