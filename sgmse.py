@@ -15,7 +15,7 @@ score draws clean speech that fits y. Time runs from t = 0, clean, to t = T, noi
     its marginal      x_t = mean(x0, y, t) + std(t) z           .mean, .std; diffuse
     score matching    E |std s(x_t, y, t) + z|^2 / 2            dsm_loss
     denoising         E w |D(x_t, y, t) - mean|^2 / 2           denoising_loss
-    data prediction   E |x_hat - x0|^2 / 2 + a |waves|          data_prediction_loss
+    data prediction   E |x_hat - x0|^2 / 2 + a |waves| + b PESQ data_prediction_loss
     reverse SDE       dx = (f - g^2 s) dt + g dw                euler_maruyama, predictor_corrector
     its ODE           dx = (f - g^2 s / 2) dt                   probability_flow
     bridge            exponential integrators                   bridge_ode, bridge_sde
@@ -35,6 +35,7 @@ import scipy.integrate
 import torch
 import torch.nn as nn
 
+import metrics
 import nets
 import train
 from data import Spectrogram, in_spectrogram
@@ -58,6 +59,7 @@ class Config:
     c_skip: str = "0"                # version 2: weight of x_t in the output, 0 or edm; y: adds y (ours)
     sigma_data: float = 0.1          # rms of a clean bin, for the edm coefficients
     l1_weight: float = 0.001         # data_prediction: weight of the waveform term
+    pesq_weight: float = 0.0         # data_prediction: weight of the PESQ disturbance; published for the bridge: 5e-4
     crp: str = "none"                # second stage: correct the last or a random one of the N steps of sampler em
     sampler: str = "pc"              # pc, em, ode, bridge_ode or bridge_sde
     N: int = 30                      # reverse steps
@@ -208,6 +210,9 @@ class SBVE:
 
 # ------------------------------------------------------------------------------------------------ losses
 
+pesq_loss = metrics.PESQLoss()
+
+
 def diffuse(x0, y, t, z, sde):
     """x_t of the forward process: mean(x0, y, t) + std(t) z. z complex with E|z|^2 = 1."""
     return sde.mean(x0, y, t) + per_bin(sde.std(t)) * z
@@ -232,12 +237,13 @@ def denoising_loss(denoiser, x0, y, t, z, sde, weight=lambda std: torch.ones_lik
     return sum_of_squares(per_bin(weight(sde.std(t)).sqrt()) * error)
 
 
-def data_prediction_loss(predict, x0, y, t, z, sde, spectrogram, l1_weight=0.001):
-    """E |x_hat - x0|^2 / 2 per bin plus l1_weight |difference of the waveforms| / 2 per sample."""
+def data_prediction_loss(predict, x0, y, t, z, sde, spectrogram, l1_weight=0.001, pesq_weight=0.0):
+    """E |x_hat - x0|^2 / 2 per bin, l1_weight |difference of the waveforms| / 2 per sample, pesq_weight PESQLoss."""
     x_hat = predict(diffuse(x0, y, t, z, sde), y, t)
     length = spectrogram.samples(x0.shape[-1])
-    difference = spectrogram.inverse(x_hat, length) - spectrogram.inverse(x0, length)
-    return sum_of_squares(x_hat - x0) / x0[0].numel() + l1_weight * 0.5 * difference.abs().mean((-2, -1)).mean()
+    enhanced, clean = (spectrogram.inverse(x[:, 0], length) for x in (x_hat, x0))
+    loss = sum_of_squares(x_hat - x0) / x0[0].numel() + l1_weight * 0.5 * (enhanced - clean).abs().mean()
+    return loss + pesq_weight * pesq_loss(clean, enhanced).mean() if pesq_weight else loss
 
 
 def crp_loss(score, x0, y, sde, N=5, start=0.5, trained="last"):
@@ -440,7 +446,8 @@ class ScoreSDE(nn.Module):
         elif self.config.objective == "score_matching":
             loss = dsm_loss(self, x0, y, t, z, self.sde)
         elif self.config.objective == "data_prediction":
-            loss = data_prediction_loss(self, x0, y, t, z, self.sde, self.spectrogram, self.config.l1_weight)
+            loss = data_prediction_loss(self, x0, y, t, z, self.sde, self.spectrogram, self.config.l1_weight,
+                                        self.config.pesq_weight)
         else:
             sigma_data = self.config.sigma_data
             weight = {"1": torch.ones_like, "sigma^2": torch.square, "edm": lambda std: edm_weight(std, sigma_data)}
@@ -498,7 +505,8 @@ def official_config(theirs, **changes):
                        stft_window="window", exponent="spec_abs_exponent", factor="spec_factor",
                        transform="transform_type", width="nf", channel_mults="ch_mult",
                        num_res_blocks="num_res_blocks", weighting="loss_weighting",
-                       attention_resolutions="attn_resolutions", fourier_scale="fourier_scale", l1_weight="l1_weight"))
+                       attention_resolutions="attn_resolutions", fourier_scale="fourier_scale", l1_weight="l1_weight",
+                       pesq_weight="pesq_weight"))
     config |= dict(version=version, sde=theirs["sde"], pad_mode="reflect" if version == 2 else "constant")
     if theirs["sde"] == "ouve":
         config |= take(dict(theta="theta", sigma_min="sigma_min", sigma_max="sigma_max", N="sde_n")) | take(dict(N="N"))

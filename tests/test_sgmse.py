@@ -13,6 +13,7 @@ import pytest
 import scipy.integrate
 import torch
 
+import metrics
 import nets
 import sgmse
 import train
@@ -416,6 +417,19 @@ def test_loss_equals_reference(case, batch):
     else:
         expected = float(fixture[f"{case}/{batch}"])
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_data_prediction_adds_the_pesq_of_its_waves():
+    torch.manual_seed(0)
+    spectrogram = sgmse.Spectrogram()
+    x0 = spectrogram(torch.randn(2, 8000).cumsum(1) * 0.01)[:, None]
+    x_hat = x0 + 0.05 * torch.randn_like(x0)
+    loss = lambda weight: sgmse.data_prediction_loss(lambda *_: x_hat, x0, x0, torch.tensor([0.5, 0.9]), x0, sgmse.OUVE(),
+                                                     spectrogram, pesq_weight=weight)
+    length = spectrogram.samples(x0.shape[-1])
+    expected = metrics.PESQLoss()(*(spectrogram.inverse(x[:, 0], length) for x in (x0, x_hat))).mean()
+    torch.testing.assert_close(loss(0.1) - loss(0), 0.1 * expected)
+    assert expected > 0.1
 
 
 def test_each_prediction_gives_the_same_score_where_they_mean_the_same():
