@@ -16,6 +16,13 @@ trajectory") and adds two losses on the waveform. Then f(x_T, y, T) enhances in 
     waveform losses        0.1 d_s + 0.0309 d_a and -SI-SDR                   metrics.PESQLoss; si_sdr_loss
     sampling               f(y + std z, y, T), then optional refinement       multistep
 
+Its second half is another way to learn from a teacher: Kim, Choi, "DISPatch" (ICASSP 2026, arXiv 2509.15922) distils
+only the patches of the spectrogram where the teacher is closer to clean than the student.
+
+    knowledge gap score    E_student - E_teacher per patch, against clean     knowledge_gap_score, select
+    response distillation  mean (|S| - |T|)^2 over the selected patches       selective_patch_loss
+    frequency-dependent    cosine below the teacher's split, both above       selective_frequency_loss; band_split
+
 Where we differ. The released code holds two methods: distillation as in the paper, and training without a teacher
 (`--moves renoise`), which gave its released weights. The PF-ODE moves take the step of the grid, not 1/N. The teacher
 and the start of the student are averaged weights. Refinement re-noises with the process' own mean (`multistep`).
@@ -184,6 +191,112 @@ def multistep(f, y, sde, N=1, released=False):
         z = torch.randn_like(y)
         x_hat = f(x_hat + per_bin(sde.std(t)) * z if released else sgmse.diffuse(x_hat, y, t, z, sde), y, t)
     return x_hat
+
+
+# ------------------------------------------------------------------------------------------------ selective patches
+# Spectra of waves: student S, teacher T and clean Y, complex (B, F, frames). A patch is `size` bins of one frame.
+
+def patches(x, size):
+    """(B, F, frames) -> (B, bands, size, frames), bands = ceil(F / size); zeros above the top bin fill the last."""
+    x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[1] % size))
+    return x.unflatten(1, (-1, size))
+
+
+def patch_mean(error, size, inside=None):
+    """Mean of an error per bin (B, F, frames) over each patch: (B, bands, frames).
+
+    inside: the bins that count, bool (B, F, frames); None: all, the zeros that fill the last band too, as released.
+    """
+    if inside is None:
+        return patches(error, size).mean(2)
+    return patches(error * inside, size).sum(2) / patches(inside, size).sum(2).clamp(min=1)
+
+
+def magnitude_error(a, b):
+    """(|a| - |b|)^2 of each bin."""
+    return (a.abs() - b.abs()).square()
+
+
+def cosine_distance(a, b, size, eps=1e-8):
+    """1 - Re <a, b> / (|a| |b|) of each patch of complex spectra: (B, bands, frames) in [0, 2]. Sensitive to phase."""
+    a, b = (torch.view_as_real(patches(x, size)) for x in (a, b))          # (B, bands, size, frames, 2)
+    norm = lambda x: (x.square().sum((2, 4)) + eps).sqrt()
+    return 1 - (a * b).sum((2, 4)) / (norm(a) * norm(b) + eps)
+
+
+def knowledge_gap_score(student_error, teacher_error):
+    """Errors against clean, per patch: positive where the teacher is closer."""
+    return student_error - teacher_error
+
+
+def select(score, keep=0.8, rule="top_k", candidates=None):
+    """The patches to distil, bool like `score` (B, bands, frames); chosen within each utterance, without gradient.
+
+    top_k, as released: the share `keep` with the highest score and all that tie with the last, whatever their sign.
+    positive: where the teacher is better. both: the first of the second. random: as many as top_k, drawn blindly,
+    the control. candidates: bool, those that take part.
+    """
+    score = score.detach()
+    candidates = torch.ones_like(score, dtype=torch.bool) if candidates is None else candidates
+    if rule == "positive":
+        return candidates & (score > 0)
+    ranked = torch.rand_like(score) if rule == "random" else score
+    mask = torch.zeros_like(candidates)
+    for i in range(len(score)):
+        among = ranked[i][candidates[i]]
+        if len(among):
+            threshold = among.topk(max(int(keep * len(among)), 1)).values[-1]
+            mask[i] = candidates[i] & (ranked[i] >= threshold)
+    return mask & (score > 0) if rule == "both" else mask
+
+
+def selected_mean(error, mask, denominator=None):
+    """Mean of a patch error over the selected patches of each utterance, averaged over the batch; 0 where none is."""
+    if denominator is not None:
+        return (error * mask).sum() / denominator
+    return ((error * mask).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)).mean()
+
+
+def selective_patch_loss(S, T, Y, size=20, keep=0.8, rule="top_k", exact=True):
+    """Response distillation, (|S| - |T|)^2, on the patches that `select` picks.
+
+    exact: as released, the sum is divided by the nominal number of patches, keep * all of them, and the zeros beyond
+    the top bin count; otherwise by the number kept in each utterance, over real bins.
+    """
+    T = T.detach()
+    inside = None if exact else torch.ones_like(S, dtype=torch.bool)
+    error = lambda a, b: patch_mean(magnitude_error(a, b), size, inside)
+    gap = knowledge_gap_score(error(S, Y), error(T, Y))
+    return selected_mean(error(S, T), select(gap, keep, rule), keep * gap.numel() if exact else None)
+
+
+def band_split(T):
+    """The bin where the teacher's running maximum over frequency rises most, relatively, per frame: (B, frames)."""
+    highest = T.abs().cummax(1).values
+    return ((highest[:, 1:] - highest[:, :-1]) / (highest[:, :-1] + 1e-8)).argmax(1)
+
+
+def selective_frequency_loss(S, T, Y, low=10, high=40, keep=0.8, beta=0.5, rule="top_k", exact=True):
+    """Frequency-dependent distillation (DFKD) on selected patches, of `low` bins below the split and `high` above.
+
+    Low band: the complex cosine distance. High band: beta of it and (1 - beta) of the magnitude error. low = high is
+    DISPatch without its multi-scale patches. exact: as released, the split bin is in both bands, counts are pooled
+    over the batch, and the zeros of the other band count in the means.
+    """
+    T = T.detach()
+    bins, split = torch.arange(S.shape[1], device=S.device)[None, :, None], band_split(T)[:, None]
+    total = 0
+    for size, weight, inside in ((low, 1.0, bins <= split), (high, beta, bins >= split if exact else bins > split)):
+        s, t, y = (x * inside for x in (S, T, Y))
+
+        def error(a, b):
+            d = cosine_distance(a, b, size)
+            return d if weight == 1 else weight * d + (1 - weight) * patch_mean(magnitude_error(a, b), size,
+                                                                                None if exact else inside)
+        gap = knowledge_gap_score(error(s, y), error(t, y))
+        mask = select(gap, keep, rule, candidates=patches(inside, size).any(2))
+        total = total + selected_mean(error(s, t), mask, mask.sum().clamp(min=1) if exact else None)
+    return total
 
 
 # ------------------------------------------------------------------------------------------------ the model

@@ -1,0 +1,181 @@
+"""Selective-patch distillation in consistency.py against every self-check of its card."""
+
+import math
+
+import pytest
+import torch
+
+from consistency import (band_split, cosine_distance, knowledge_gap_score, magnitude_error, patch_mean, patches, select,
+                         selective_frequency_loss, selective_patch_loss)
+
+
+def spectrum(rows):
+    """Frequency (rows) by frame (columns), one utterance, complex (1, F, frames)."""
+    return torch.tensor(rows, dtype=torch.complex128)[None]
+
+
+Y = spectrum([[1, 0], [2, 1], [0, 3], [1, 1]])
+S = spectrum([[0, 0], [2, 0], [1, 1], [1, 2]])
+T = spectrum([[1, 0], [1, 1], [0, 2], [2, 1]])
+
+
+def errors(a, b, size):
+    return patch_mean(magnitude_error(a, b), size)[0]
+
+
+def same(tensor, rows):
+    torch.testing.assert_close(tensor, torch.tensor(rows, dtype=tensor.dtype), atol=1e-6, rtol=0)
+
+
+def gaps(S, T, size=2):
+    return knowledge_gap_score(errors(S, Y, size), errors(T, Y, size))[None]
+
+
+def test_patch_errors_and_the_sign_of_the_gap():
+    same(errors(S, Y, 2), [[0.5, 0.5], [0.5, 2.5]])
+    same(errors(T, Y, 2), [[0.5, 0], [0.5, 0.5]])
+    same(gaps(S, T)[0], [[0, 0.5], [0, 2]])              # positive: the teacher is closer to clean
+    same(errors(S, T, 2), [[1, 0.5], [1, 1]])
+
+
+def test_selection_is_by_rank():
+    assert select(gaps(S, T), 0.5)[0].tolist() == [[False, True], [False, True]]
+
+
+@pytest.mark.parametrize("keep, published, by_count", [(0.1, 2.5, 1.0), (0.5, 0.75, 0.75), (0.75, 1.166667, 0.875),
+                                                       (1, 0.875, 0.875)])
+def test_loss_by_nominal_or_kept_number(keep, published, by_count):
+    loss = lambda **options: selective_patch_loss(S, T, Y, 2, keep, **options).item()
+    assert loss() == pytest.approx(published, abs=1e-6)
+    assert loss(exact=False) == pytest.approx(by_count, abs=1e-6)
+    assert loss(rule="positive", exact=False) == pytest.approx(0.75)
+
+
+def test_sign_is_ignored_unless_asked_for():
+    """Roles exchanged: the teacher is never better, and its patches are distilled all the same."""
+    same(gaps(T, S)[0], [[0, -0.5], [0, -2]])
+    assert select(gaps(T, S), 0.5)[0].tolist() == [[True, False], [True, False]]
+    assert selective_patch_loss(T, S, Y, 2, 0.5).item() == pytest.approx(1.0)
+    assert selective_patch_loss(T, S, Y, 2, 0.25).item() == pytest.approx(2.0)
+    for rule in ("positive", "both"):
+        for exact in (True, False):
+            assert selective_patch_loss(T, S, Y, 2, 0.5, rule, exact).item() == 0
+
+
+def test_padding_counts_as_released_and_not_as_recommended():
+    same(errors(S, Y, 3), [[0.666667, 1.666667], [0, 0.333333]])
+    same(errors(T, Y, 3), [[0.333333, 0.333333], [0.333333, 0]])
+    same(errors(S, T, 3), [[1, 0.666667], [0.333333, 0.333333]])
+    everywhere = torch.ones_like(S, dtype=torch.bool)
+    same(patch_mean(magnitude_error(S, Y), 3, everywhere)[0], [[0.666667, 1.666667], [0, 1]])
+
+
+@pytest.mark.parametrize("size, bands, padded", [(10, 26, 3), (20, 13, 3), (40, 7, 23)])
+def test_band_counts(size, bands, padded):
+    cut = patches(torch.ones(1, 257, 501), size)
+    assert cut.shape == (1, bands, size, 501) and (cut == 0).sum() == padded * 501
+    score = torch.randn(1, bands, 501)
+    assert select(score).sum() == int(0.8 * bands * 501) == {10: 10420, 20: 5210, 40: 2805}[size]
+
+
+def test_cosine_distance():
+    distance = lambda a, b: cosine_distance(*(torch.tensor(x, dtype=torch.complex128)[None, :, None] for x in (a, b)), 2).item()
+    assert distance([1, 1j], [1, 1]) == pytest.approx(0.5)
+    assert distance([1, 2j], [1, 2j]) == pytest.approx(0, abs=1e-7)
+    assert distance([1, 2j], [-1, -2j]) == pytest.approx(2, abs=1e-7)
+    assert distance([1, 2j], [0, 0]) == pytest.approx(1)
+    assert distance([1, 2j], [3, 1]) == pytest.approx(distance([5, 10j], [3, 1]), abs=1e-7)
+    assert distance([1, 2], [1j, 2j]) == pytest.approx(1)
+
+
+def test_band_split():
+    assert band_split(torch.tensor([0.1, 0.2, 1, 0.5, 1.5])[None, :, None]).item() == 1
+
+
+def full_example():
+    T = spectrum([[.1, .5], [.2, .6], [1, 2.4], [.5, 1], [1.5, .3], [.2, .1]])
+    Y = spectrum([[.1, .4], [.3, .6], [1.2, 2], [.5, 1.2], [1.5, .2], [.1, .1]])
+    magnitude = torch.tensor([[.3, .4], [.1, .1], [.6, 2], [.9, .2], [1, .9], [.5, .6]], dtype=torch.float64)
+    phase = torch.tensor([[0, .2], [.3, 0], [0, .5], [.1, 0], [0, 0], [0, .4]], dtype=torch.float64)
+    return torch.polar(magnitude, phase)[None], T, Y
+
+
+@pytest.mark.parametrize("high, keep, expected", [(3, .5, 0.613733), (3, .8, 0.556704), (3, 1, 0.450969),
+                                                  (2, .5, 0.506088), (2, .8, 0.483987), (2, 1, 0.388787)])
+def test_frequency_dependent_loss(high, keep, expected):
+    S, T, Y = full_example()
+    assert band_split(T).tolist() == [[1, 1]]
+    assert selective_frequency_loss(S, T, Y, 2, high, keep).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_split_bin_is_in_both_bands_as_released_and_in_one_as_recommended():
+    """With patches of one bin and all of them kept, each part is a mean over the bins of its band."""
+    S, T, Y = full_example()
+    d, m = cosine_distance(S, T, 1)[0], magnitude_error(S, T)[0]           # (6, 2); the split is bin 1 in both frames
+    for exact, first in ((True, 1), (False, 2)):
+        expected = d[:2].mean() + (0.3 * d + 0.7 * m)[first:].mean()
+        assert selective_frequency_loss(S, T, Y, 1, 1, 1, 0.3, exact=exact).item() == pytest.approx(expected.item())
+
+
+LOSSES = {"response": selective_patch_loss, "frequency": selective_frequency_loss}
+
+
+def noise(B=3, F=65, frames=20):
+    return tuple(torch.randn(B, F, frames, dtype=torch.complex128) for _ in range(3))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", LOSSES)
+def test_invariants(name, exact):
+    torch.manual_seed(0)
+    loss, (S, T, Y) = LOSSES[name], noise()
+    assert loss(S, S, Y, exact=exact).item() == pytest.approx(0, abs=1e-6)
+    order = [2, 0, 1]
+    assert loss(S[order], T[order], Y[order], exact=exact).item() == pytest.approx(loss(S, T, Y, exact=exact).item())
+    leaves = [x.clone().requires_grad_() for x in (S, T, Y)]
+    loss(*leaves, keep=0.3, exact=exact).backward()
+    assert leaves[1].grad is None and leaves[2].grad is None
+    assert leaves[0].grad.isfinite().all() and leaves[0].grad.abs().sum() > 0
+
+
+def test_gradient_stays_in_the_selected_patches():
+    torch.manual_seed(0)
+    S, T, Y = noise()
+    S.requires_grad_()
+    error = lambda a, b: patch_mean(magnitude_error(a, b), 20)
+    mask = select(knowledge_gap_score(error(S, Y), error(T, Y)), 0.3)
+    selective_patch_loss(S, T, Y, 20, 0.3).backward()
+    touched = patches(S.grad.abs(), 20).sum(2) > 0
+    assert torch.equal(touched, mask) and 0 < mask.float().mean() < 0.35
+
+
+def test_gap_of_a_perfect_student_and_of_a_perfect_teacher():
+    torch.manual_seed(0)
+    S, T, Y = noise()
+    error = lambda a, b: patch_mean(magnitude_error(a, b), 20)
+    assert (knowledge_gap_score(error(Y, Y), error(T, Y)) <= 0).all()
+    assert (knowledge_gap_score(error(S, Y), error(Y, Y)) >= 0).all()
+    torch.testing.assert_close(error(S, Y), error(S, T * 0 + Y))
+
+
+def test_level_scales_the_response_loss_and_leaves_its_selection():
+    torch.manual_seed(0)
+    S, T, Y = noise()
+    loss = [selective_patch_loss(a * S, a * T, a * Y).item() for a in (1, 3)]
+    assert loss[1] == pytest.approx(9 * loss[0])
+
+
+def test_rules_agree_on_the_size_and_differ_in_the_choice():
+    torch.manual_seed(0)
+    score = torch.randn(2, 13, 50)
+    top, drawn, both = (select(score, 0.4, rule) for rule in ("top_k", "random", "both"))
+    assert top.sum((1, 2)).tolist() == drawn.sum((1, 2)).tolist() == [math.floor(0.4 * 650)] * 2
+    assert (top & drawn).float().mean() == pytest.approx(0.16, abs=0.04)   # chance
+    assert torch.equal(both, top & (score > 0)) and torch.equal(select(score, 0.4, "positive"), score > 0)
+
+
+def test_candidates_alone_take_part():
+    score, candidates = torch.arange(12.).reshape(1, 3, 4), torch.zeros(1, 3, 4, dtype=torch.bool)
+    candidates[0, 0] = True
+    assert select(score, 0.5, candidates=candidates).nonzero()[:, 1:].tolist() == [[0, 2], [0, 3]]
+    assert not select(score, 0.5, candidates=torch.zeros_like(candidates)).any()
