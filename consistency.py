@@ -87,7 +87,7 @@ PRESETS = {
 }
 
 
-# ------------------------------------------------------------------------------------------------ the consistency function
+# ------------------------------------------------------------------------------------------- the consistency function
 
 def boundary(std, sigma_data=0.1, std_eps=0.0):
     """(c_skip, c_out) of f = c_skip x_t + c_out F. std: of x_t, any shape.
@@ -104,7 +104,7 @@ def time_grid(sde, N=30):
     return torch.linspace(sde.T, sde.t_eps, N)
 
 
-# ------------------------------------------------------------------------------------------------ moves to the next time
+# ------------------------------------------------------------------------------------------- moves to the next time
 # x, y complex (B, 1, F, T); t, t_next (B,), t_next < t. score: function (x, y, t) -> complex (B, 1, F, T).
 
 def pc_move(score, x, y, t, t_next, sde, noise=True, snr=0.5):

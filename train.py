@@ -468,7 +468,8 @@ def train_command(Method, args):
         method.prepare(fresh=not config.init)
     # Tensor cores want channels last; the backward pass of a CPU is a quarter slower with it.
     method = method.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
-    options = dict(snrs=config.snrs, babble=config.babble, num_samples=method.num_samples, seed=config.seed, device=device)
+    options = dict(snrs=config.snrs, babble=config.babble, num_samples=method.num_samples, seed=config.seed,
+                   device=device)
     dataset = data.open_data(config.data, "train", **options)
     try:
         valid = data.open_data(config.data, "valid", **options | dict(device="cpu", seed=0)) if rank == 0 else None

@@ -253,7 +253,8 @@ def test_consistency_loss_equals_reference(case, monkeypatch):
     grid = consistency.time_grid(SDE)
     torch.testing.assert_close(grid[i], get("t"), atol=1e-6, rtol=0)
     torch.testing.assert_close(grid[i + 1], get("t2"), atol=1e-6, rtol=0)
-    loss, estimate = consistency.consistency_loss(student, target, move, x0, y, get("t"), get("t2"), get("z1"), SDE, weight)
+    t, t2, z1 = get("t"), get("t2"), get("z1")
+    loss, estimate = consistency.consistency_loss(student, target, move, x0, y, t, t2, z1, SDE, weight)
     torch.testing.assert_close(estimate, get("D_student"), atol=1e-5, rtol=1e-4)
     if case == "consistency_sisdr":
         length = student.num_samples
@@ -297,7 +298,8 @@ run = functools.partial(run_command, consistency.ConsistencyModel)
 
 def tiny(**changes):
     torch.manual_seed(0)
-    return consistency.ConsistencyModel(consistency.Config(**consistency.PRESETS["tiny"] | dict(num_frames=24) | changes))
+    preset = consistency.PRESETS["tiny"] | dict(num_frames=24)
+    return consistency.ConsistencyModel(consistency.Config(**preset | changes))
 
 
 @pytest.fixture

@@ -79,7 +79,8 @@ def test_band_counts(size, bands, padded):
 
 
 def test_cosine_distance():
-    distance = lambda a, b: cosine_distance(*(torch.tensor(x, dtype=torch.complex128)[None, :, None] for x in (a, b)), 2).item()
+    column = lambda x: torch.tensor(x, dtype=torch.complex128)[None, :, None]
+    distance = lambda a, b: cosine_distance(column(a), column(b), 2).item()
     assert distance([1, 1j], [1, 1]) == pytest.approx(0.5)
     assert distance([1, 2j], [1, 2j]) == pytest.approx(0, abs=1e-7)
     assert distance([1, 2j], [-1, -2j]) == pytest.approx(2, abs=1e-7)

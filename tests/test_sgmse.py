@@ -424,8 +424,9 @@ def test_data_prediction_adds_the_pesq_of_its_waves():
     spectrogram = sgmse.Spectrogram()
     x0 = spectrogram(torch.randn(2, 8000).cumsum(1) * 0.01)[:, None]
     x_hat = x0 + 0.05 * torch.randn_like(x0)
-    loss = lambda weight: sgmse.data_prediction_loss(lambda *_: x_hat, x0, x0, torch.tensor([0.5, 0.9]), x0, sgmse.OUVE(),
-                                                     spectrogram, pesq_weight=weight)
+    t = torch.tensor([0.5, 0.9])
+    loss = lambda weight: sgmse.data_prediction_loss(lambda *_: x_hat, x0, x0, t, x0, sgmse.OUVE(), spectrogram,
+                                                     pesq_weight=weight)
     length = spectrogram.samples(x0.shape[-1])
     expected = metrics.PESQLoss()(*(spectrogram.inverse(x[:, 0], length) for x in (x0, x_hat))).mean()
     torch.testing.assert_close(loss(0.1) - loss(0), 0.1 * expected)
@@ -521,7 +522,8 @@ def test_one_euler_step_is_the_card_s():
     """Card 1, self-checks 15 to 17: x / (1 - t) - t y / (1 - t) + c k^2t t s, and its loss."""
     bin_ = lambda c: torch.full((1, 1, 1, 1), c, dtype=torch.complex128)
     sde, y, s = sgmse.BBED(c=0.52), bin_(2 - 1j), bin_(-1 + 0.5j)
-    for t, *expected in ((0.3, 1.428571, -0.428571, 0.276763), (0.5, 2, -1, 0.676), (0.7, 3.333333, -2.333333, 1.38696)):
+    for t, *expected in ((0.3, 1.428571, -0.428571, 0.276763), (0.5, 2, -1, 0.676),
+                         (0.7, 3.333333, -2.333333, 1.38696)):
         step = lambda x, y, s: sgmse.reverse_step(lambda *_: bin_(s), bin_(x), bin_(y), t, t, sde)[0].item()
         assert [step(1, 0, 0), step(0, 1, 0), step(0, 0, 1)] == pytest.approx(expected, abs=1e-5)
     sde_from_3 = type("From3", (sgmse.BBED,), {"prior": lambda self, y, t: bin_(3)})(c=0.52)

@@ -29,7 +29,7 @@ def scores(path, pairs, workers):
         path.parent.mkdir(parents=True, exist_ok=True)
         metrics.evaluate(pairs, COLUMNS, workers).save_csv(path)
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [{key: float(value) if key in COLUMNS else value for key, value in row.items() if value or key == "error"}
+        rows = [{key: float(value) if key in COLUMNS else value for key, value in row.items()}
                 for row in csv.DictReader(file)]
     return metrics.Results(rows, list(COLUMNS))
 
@@ -64,7 +64,8 @@ def main():
                 method.to("cuda" if torch.cuda.is_available() else "cpu")
                 if train.enhance_all(method, list(zip(noisy, enhanced)), seed=0, window=30):
                     sys.exit(f"some recordings of {args.data} could not be enhanced; nothing is scored")
-            curves.setdefault(label, {})[calls] = scores(folder / "scores.csv", zip(names, clean, enhanced), args.workers)
+            results = scores(folder / "scores.csv", zip(names, clean, enhanced), args.workers)
+            curves.setdefault(label, {})[calls] = results
 
     print(f"\nn = {len(names)}, mean [95 % interval]\n\n| | calls | {' | '.join(COLUMNS.values())} |")
     print("|---|---|" + "---|" * len(COLUMNS))
