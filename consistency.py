@@ -55,8 +55,9 @@ class Config:
     consistency_weight: float = 1.0  # of the consistency loss
     pesq_weight: float = 5e-4        # of the PESQ disturbance; the authors' second model: 1e-3
     si_sdr_weight: float = 5e-5      # of the negative SI-SDR, per dB
+    form: str = "edm"                # f: edm, c_skip x_t + c_out F; data, c_skip x_t + (1 - c_skip) (y + F) (ours)
     strict: bool = False             # boundary f(x, y, t_eps) = x exactly; published: nearly
-    c_in: str = "1"                  # input scale: 1 (published) or edm, the teacher's
+    c_in: str = "1"                  # input scale: 1 (published) or edm
     sigma_data: float = 0.1          # rms of a clean bin
     N: int = 1                       # network calls at inference
     sde: str = "ouve"                # ouve or bbed
@@ -79,24 +80,31 @@ class Config:
     pad_mode: str = "reflect"        # frames added up to what the network can halve: constant (zeros) or reflect
 
 
-LIGHT = dict(hop_length=256, c_in="edm")
+# For teachers that predict x0 as y + F, as the presets small and tiny of sgmse.py do: the student starts as its teacher.
+LIGHT = dict(form="data", strict=True, sde="bbed", hop_length=256, num_frames=128, pad_mode="constant")
 PRESETS = {
     "paper": {},
-    "small": dict(num_frames=64, **LIGHT, **nets.SMALL),
-    "tiny": dict(num_frames=64, **LIGHT, **nets.TINY),
+    "small": dict(**LIGHT, **nets.SMALL),
+    "tiny": dict(**LIGHT, **nets.TINY),
 }
 
 
 # ------------------------------------------------------------------------------------------- the consistency function
 
 def boundary(std, sigma_data=0.1, std_eps=0.0):
-    """(c_skip, c_out) of f = c_skip x_t + c_out F. std: of x_t, any shape.
+    """(c_skip, c_out) of f = c_skip x_t + c_out F. std: of the noise in x_t, any shape.
 
     std_eps = 0, as published, takes EDM's coefficients: f is the identity where std = 0, which no time reaches. With
     the std of the smallest time it is the identity there (the consistency models' own choice, in std instead of t).
     """
     c_skip = sigma_data ** 2 / ((std - std_eps) ** 2 + sigma_data ** 2)
     return c_skip, (std - std_eps) * sigma_data / (std ** 2 + sigma_data ** 2).sqrt()
+
+
+def noise_level(sde, t):
+    """What the boundary takes for the std: that of x_t for OUVE; for BBED, whose std falls again towards y, that of
+    the noise which the process has added by t. (B,) -> (B,), growing."""
+    return sgmse.SBVE(sde.k, sde.c).sigma(t)[0] if isinstance(sde, sgmse.BBED) else sde.std(t)
 
 
 def time_grid(sde, N=30):
@@ -323,11 +331,12 @@ class ConsistencyModel(nn.Module):
     def forward(self, xt, y, t):
         """f(x_t, y, t), the clean estimate: complex (B, 1, F, T)."""
         self.calls += 1
-        std, sigma_data = per_bin(self.sde.std(t)), self.config.sigma_data
-        std_eps = self.sde.std(t.new_tensor([self.sde.t_eps])) if self.config.strict else 0
+        std, sigma_data = per_bin(noise_level(self.sde, t)), self.config.sigma_data
+        std_eps = noise_level(self.sde, t.new_tensor([self.sde.t_eps])) if self.config.strict else 0
         c_skip, c_out = boundary(std, sigma_data, std_eps)
         c_in = {"1": 1, "edm": 1 / (std ** 2 + sigma_data ** 2).sqrt()}[self.config.c_in]
-        return c_skip * xt + c_out * self.net(torch.cat([c_in * xt, c_in * y], dim=1), t)
+        out = self.net(torch.cat([c_in * xt, c_in * y], dim=1), t)
+        return c_skip * xt + (c_out * out if self.config.form == "edm" else (1 - c_skip) * (y + out))
 
     def target(self, xt, y, t):
         """f with the averaged weights."""
@@ -347,7 +356,7 @@ class ConsistencyModel(nn.Module):
         teacher = train.load_checkpoint(self.config.teacher, sgmse.ScoreSDE).requires_grad_(False)
         ours, theirs = vars(self.config), vars(teacher.config)
         constants = ("theta", "sigma_min", "sigma_max") if self.config.sde == "ouve" else ("k", "c")
-        names = ("sde", *constants, "n_fft", "hop_length", "exponent", "factor", "width", "channel_mults",
+        names = ("sde", *constants, "t_eps", "n_fft", "hop_length", "exponent", "factor", "width", "channel_mults",
                  "num_res_blocks", "attention_resolutions", "fourier_scale")
         other = [f"--{name.replace('_', '-')} {theirs[name]}" for name in names if ours[name] != theirs[name]]
         if other or teacher.config.version != 2:

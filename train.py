@@ -50,7 +50,7 @@ class TrainConfig:
     snrs: tuple = (0.0, 5.0, 10.0, 15.0)  # dB, drawn at random when speech and noise are mixed
     babble: float = 0.0              # share of these mixtures whose noise is six talkers of the speech at once
     out: str = ""                    # folder of the run (default: runs/METHOD); a run that is there is resumed
-    init: str = ""                   # checkpoint whose weights to start from
+    init: str = ""                   # checkpoint to start from: its weights and, unless given here, its constants
     steps: int = 58000               # updates of the weights
     batch_size: int = 8              # crops per process and backward pass
     accumulate: int = 1              # backward passes per update
@@ -239,13 +239,16 @@ def save_checkpoint(path, method, dtype=None, **extra):
 def load_checkpoint(path, Method=None, **changes):
     """The method of a checkpoint, in evaluation mode, in float32.
 
-    path: one of ours (.safetensors), or a released Lightning checkpoint (.ckpt) of a Method with `from_official`.
+    path: one of ours (.safetensors), the name of one in pretrained/ ("sgmse"), or a released Lightning checkpoint
+    (.ckpt) of a Method with `from_official`.
     Method: its class, by default the one that the file names, which must be one of the files beside this one.
     changes: config fields to override. Raises CheckpointError, ValueError for changes that do not exist.
     """
-    path = Path(path)
+    path, shipped = Path(path), HERE / "pretrained" / f"{path}.safetensors"
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file. Train one, or give another with --checkpoint")
+        if not shipped.is_file():
+            raise CheckpointError(f"{path}: no such file. Train one, or give another with --checkpoint")
+        path = shipped
     if path.suffix == ".ckpt":
         if not hasattr(Method, "from_official"):
             raise CheckpointError(f"{path}: released checkpoints can be read by sgmse.py alone")
@@ -561,9 +564,8 @@ def validate(method, dataset, config):
 
 
 def load_for_use(Method, args):
-    """The method of --checkpoint on --device; its own weights in pretrained/ by default."""
-    path = args.checkpoint or HERE / "pretrained" / f"{Path(inspect.getfile(Method)).stem}.safetensors"
-    return load_checkpoint(path, Method, **given(args, Method.Config)).to(pick_device(args.device))
+    """The method of --checkpoint on --device."""
+    return load_checkpoint(args.checkpoint, Method, **given(args, Method.Config)).to(pick_device(args.device))
 
 
 def enhance_command(Method, args):
@@ -635,7 +637,9 @@ def main(Method):
 
     def add_use(sub, out):
         sub.add_argument("--out", default=out, help=f"folder to write to (default: {out})")
-        sub.add_argument("--checkpoint", help=f"weights to use (default: pretrained/{stem}.safetensors)")
+        names = ", ".join(path.stem for path in sorted((HERE / "pretrained").glob(f"{stem}*.safetensors")))
+        sub.add_argument("--checkpoint", default=stem,
+                         help=f"weights: a file, or the name of one in pretrained/: {names} (default: {stem})")
         sub.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
         sub.add_argument("--seed", type=int, default=0, help="of the noise that is drawn (default: 0)")
         sub.add_argument("--window", type=float, default=30, help="seconds enhanced at once (default: 30)")

@@ -39,14 +39,26 @@ def test_boundary_has_the_card_s_values():
     assert c_out[0].item() == pytest.approx(0.0921623, abs=1e-6)
 
 
-def test_strict_function_is_the_identity_at_the_smallest_time_and_the_published_one_nearly():
+@pytest.mark.parametrize("form", ["edm", "data"])
+@pytest.mark.parametrize("sde", ["ouve", "bbed"])
+def test_strict_function_is_the_identity_at_the_smallest_time_and_the_published_one_nearly(form, sde):
     gaps = {}
     for strict in (True, False):
-        model = tiny(strict=strict)
+        model = tiny(strict=strict, form=form, sde=sde)
         y, x = torch.randn(2, 2, 1, 256, 16, dtype=torch.complex64) * 0.1
         gaps[strict] = ((model(x, y, torch.full((2,), 0.03)) - x).norm() / x.norm()).item()
-    assert gaps[True] == 0
-    assert 1 - 0.965757 - 0.02 < gaps[False] < 0.1       # c_skip leaves 3.4 % of x; what F adds depends on its weights
+    assert gaps[True] == 0 < gaps[False]
+    if sde == "ouve" and form == "edm":
+        assert 1 - 0.965757 - 0.02 < gaps[False] < 0.1   # c_skip leaves 3.4 % of x; what F adds depends on its weights
+
+
+def test_noise_level_of_both_processes_grows():
+    t = torch.linspace(0.03, 0.999, 50)
+    torch.testing.assert_close(consistency.noise_level(SDE, t), SDE.std(t))
+    bbed = sgmse.BBED()
+    assert (consistency.noise_level(bbed, t).diff() > 0).all() and (bbed.std(t).diff() < 0).any()
+    # Near 0 the bridge does not feel its end yet: its std is that of the noise added.
+    assert consistency.noise_level(bbed, t[:1]).item() == pytest.approx(bbed.std(t[:1]).item(), rel=0.03)
 
 
 def test_grid_is_even_and_ends_at_the_smallest_time():
@@ -302,13 +314,25 @@ def tiny(**changes):
     return consistency.ConsistencyModel(consistency.Config(**preset | changes))
 
 
+EDM = dict(sde="ouve", form="edm", strict=False, c_in="edm")
+
+
 @pytest.fixture
 def teacher(tmp_path):
+    """A score model of the preset tiny, as the student of that preset needs it."""
     torch.manual_seed(1)
-    config = dict(sde="ouve", t_eps=0.03, version=2, objective="data_prediction", c_in="edm", c_out="edm", c_skip="edm",
-                  hop_length=256, num_frames=24, sampler="pc", N=2)
     path = tmp_path / "teacher.safetensors"
-    train.save_checkpoint(path, sgmse.ScoreSDE(sgmse.Config(**config, **nets.TINY)))
+    train.save_checkpoint(path, sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=24, N=2))))
+    return path
+
+
+@pytest.fixture
+def edm_teacher(tmp_path):
+    """One as in the paper, but small."""
+    torch.manual_seed(1)
+    path = tmp_path / "edm_teacher.safetensors"
+    train.save_checkpoint(path, sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["edm"] | dict(
+        hop_length=256, num_frames=24, N=2, **nets.TINY))))
     return path
 
 
@@ -344,20 +368,26 @@ def test_target_has_the_averaged_weights_and_the_student_its_own():
     assert not torch.allclose(model(x, y, torch.ones(1)), before)
 
 
-def test_student_starts_as_its_teacher_and_does_not_carry_it(teacher, tmp_path):
+def test_student_starts_as_its_teacher_and_does_not_carry_it(teacher, edm_teacher):
+    x, y = torch.randn(2, 1, 1, 256, 16, dtype=torch.complex64)
+    t = torch.tensor([0.6])
+    model = tiny(teacher=str(edm_teacher), **EDM)
+    model.prepare(fresh=True)
+    torch.testing.assert_close(model(x, y, t), train.load_checkpoint(edm_teacher)(x, y, t))
     model = tiny(teacher=str(teacher))
     model.prepare(fresh=True)
     score_model = train.load_checkpoint(teacher)
-    x, y = torch.randn(2, 1, 1, 256, 16, dtype=torch.complex64)
-    torch.testing.assert_close(model(x, y, torch.ones(1)), score_model(x, y, torch.ones(1)))
+    level = consistency.noise_level(model.sde, torch.tensor([0.6, 0.03]))
+    c_skip, _ = consistency.boundary(level[0], std_eps=level[1])
+    torch.testing.assert_close(model(x, y, t), c_skip * x + (1 - c_skip) * score_model(x, y, t))
     assert model.state_dict().keys() == {f"net.{name}" for name in model.net.state_dict()} | {
         name for name in model.state_dict() if name.startswith("spectrogram")}
     assert model.teacher[0].config == score_model.config
 
 
 def test_teacher_of_another_kind_is_refused(teacher):
-    with pytest.raises(ValueError, match="--theta 1.5"):
-        tiny(teacher=str(teacher), theta=2.0).prepare(True)
+    with pytest.raises(ValueError, match="--k 2.6"):
+        tiny(teacher=str(teacher), k=2.0).prepare(True)
     with pytest.raises(ValueError, match="needs a --teacher"):
         tiny().prepare(True)
     with pytest.raises(ValueError, match="needs no --teacher"):

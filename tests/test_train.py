@@ -36,7 +36,7 @@ run = functools.partial(run_command, sgmse.ScoreSDE)
 
 def tiny(seed=0, **changes):
     train.seed_everything(seed)
-    return sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=16) | changes))
+    return sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=16, pesq_weight=0) | changes))
 
 
 def loader_of(corpus, method, batch_size=2):
@@ -276,6 +276,13 @@ def test_checkpoint_gives_the_same_model(tmp_path):
     again = train.load_checkpoint(tmp_path / "a.safetensors")
     assert type(again).__name__ == "ScoreSDE" and dataclasses.asdict(again.config) == dataclasses.asdict(method.config)
     assert same(dict(again.state_dict()), dict(method.state_dict())) and not again.training
+
+
+def test_shipped_weights_are_found_by_name_from_anywhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert same(train.load_checkpoint("sgmse").state_dict(), shipped().state_dict())
+    assert run("enhance", "--checkpoint", "no_such_name", ROOT / "tutorials/audio/noisy") == 2
+    assert "no_such_name: no such file" in capsys.readouterr().err
 
 
 def test_half_precision_checkpoint_is_half_the_size_and_close(tmp_path):
@@ -547,7 +554,7 @@ def test_an_hour_takes_no_more_memory_than_ten_seconds(tmp_path):
 def test_train_interrupt_resume_enhance_evaluate(tmp_path, capsys, corpus, monkeypatch):
     """The commands of the README on a small corpus, with no network."""
     monkeypatch.setattr(socket.socket, "connect", lambda *a: pytest.fail("something wanted the network"))
-    flags = ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "16", "--batch-size", "2",
+    flags = ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "24", "--batch-size", "2",
              "--device", "cpu", "--valid-files", "1", "--N", "1")
     run(*flags, "--out", tmp_path / "a", "--steps", "4", "--valid-every", "2")
     run(*flags, "--out", tmp_path / "b", "--steps", "2", "--valid-every", "2")
@@ -557,7 +564,7 @@ def test_train_interrupt_resume_enhance_evaluate(tmp_path, capsys, corpus, monke
     assert [entry["step"] for entry in log if "pesq" in entry] == [2, 4]
     capsys.readouterr()
 
-    weights, noisily = tmp_path / "a/last.safetensors", ("--sampler", "bridge_sde", "--N", "3")
+    weights, noisily = tmp_path / "a/last.safetensors", ("--sampler", "em", "--N", "3")
     assert (tmp_path / "a/best.safetensors").exists()
     assert run("enhance", corpus / "test/noisy", "--out", tmp_path / "enhanced", "--checkpoint", weights, *noisily) == 0
     assert "6 network calls" in capsys.readouterr().out    # two files, three steps
