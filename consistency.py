@@ -13,7 +13,7 @@ trajectory") and adds two losses on the waveform. Then f(x_T, y, T) enhances in 
     teacher's moves        x_(t_i) -> x_(t_(i+1))                             pc_move, euler_move, heun_move, mix_move
     training, no teacher   x_(t_(i+1)) from x0, shared or fresh noise         renoised
     consistency loss       E w(t) |f(x_(t_i)) - f_ema(x_(t_(i+1)))|^2         consistency_loss; time_weight
-    waveform losses        0.1 d_s + 0.0309 d_a and -SI-SDR                   metrics.PESQLoss; si_sdr_loss
+    waveform losses        0.1 d_s + 0.0309 d_a and -SI-SDR                   metrics.PESQLoss, metrics.si_sdr_loss
     sampling               f(y + std z, y, T), then optional refinement       multistep
 
 Its second half is another way to learn from a teacher: Kim, Choi, "DISPatch" (ICASSP 2026, arXiv 2509.15922) distils
@@ -39,8 +39,7 @@ import metrics
 import nets
 import sgmse
 import train
-from data import Spectrogram, in_spectrogram
-from sgmse import per_bin
+from data import Spectrogram, in_spectrogram, per_bin
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Config:
     pad_mode: str = "reflect"        # frames added up to what the network can halve: constant (zeros) or reflect
 
 
-# For teachers that predict x0 as y + F, as the presets small and tiny of sgmse.py do: the student starts as its teacher.
+# For teachers that predict x0 as y + F, as the presets small and tiny of sgmse.py do.
 LIGHT = dict(form="data", strict=True, sde="bbed", hop_length=256, num_frames=128, pad_mode="constant")
 PRESETS = {
     "paper": {},
@@ -175,14 +174,6 @@ def time_weight(name, sigma_data=0.1):
     """The weights of Song et al. as functions of the process time, as released."""
     return {"1": torch.ones_like, "snr": lambda t: t ** -2, "snr+1": lambda t: t ** -2 + 1,
             "truncated-snr": lambda t: (t ** -2).clamp(min=1), "karras": lambda t: t ** -2 + sigma_data ** -2}[name]
-
-
-def si_sdr_loss(clean, enhanced, eps=1e-8):
-    """Negative SI-SDR in dB of zero-mean waves (B, L): (B,)."""
-    clean, enhanced = clean - clean.mean(-1, keepdim=True), enhanced - enhanced.mean(-1, keepdim=True)
-    scale = (enhanced * clean).sum(-1, keepdim=True) / (clean.square().sum(-1, keepdim=True) + eps)
-    signal, error = (scale * clean).square().sum(-1), (enhanced - scale * clean).square().sum(-1)
-    return -10 * (signal / (error + eps) + eps).log10()
 
 
 # ------------------------------------------------------------------------------------------------ sampling
@@ -364,14 +355,14 @@ class ConsistencyModel(nn.Module):
                              f"{' '.join(other) or 'a teacher with --version 2'}")
         if fresh:
             self.net.load_state_dict(teacher.net.state_dict())
-        self.teacher = [teacher.to(next(self.parameters()).device)]
+        self.teacher = [teacher]
 
     def move(self, x0, z):
         """Function (x_t, y, t, t_next) -> x_next of a training example."""
         name, noise = self.config.moves, self.config.move_noise
         if name.startswith("renoise"):
             return lambda x, y, t, t_next: renoised(x0, y, t_next, self.sde, z if name == "renoise_shared" else None)
-        score = self.teacher[0].score
+        score = self.teacher[0].to(x0.device).score
         if name == "pc":
             return lambda *args: pc_move(score, *args, self.sde, noise, self.config.snr)
         move = {"euler": euler_move, "heun": heun_move, "mix": mix_move}[name]
@@ -391,7 +382,7 @@ class ConsistencyModel(nn.Module):
         if config.pesq_weight or config.si_sdr_weight:
             with torch.autocast(batch[0].device.type, enabled=False):
                 clean, enhanced = (self.spectrogram.inverse(spec[:, 0], self.num_samples) for spec in (x0, estimate))
-                pesq, si_sdr = self.pesq_loss(clean, enhanced).mean(), si_sdr_loss(clean, enhanced).mean()
+                pesq, si_sdr = self.pesq_loss(clean, enhanced).mean(), metrics.si_sdr_loss(clean, enhanced).mean()
             loss = loss + config.pesq_weight * pesq + config.si_sdr_weight * si_sdr
             parts |= {"pesq": pesq.detach(), "si_sdr": -si_sdr.detach()}
         return loss, parts

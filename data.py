@@ -247,6 +247,11 @@ def pad_frames(spec, multiple, mode="constant"):
     return F.pad(spec, (0, missing))
 
 
+def per_bin(a):
+    """(B,) -> (B, 1, 1, 1), to scale a spectrogram."""
+    return a[:, None, None, None]
+
+
 def in_spectrogram(enhance, wave, peak, spectrogram, multiple=1, pad_mode="constant"):
     """Level, transform and padding around a function of spectrograms: noisy (B, L) in [-1, 1] -> enhanced (B, L).
 

@@ -10,6 +10,7 @@
     dnsmos       1 .. 5         no reference: DNSMOS P.808, SIG, BAK, OVRL (packages `onnxruntime`, `speechmos`)
     distillmos   1 .. 5         no reference: DistillMOS (packages `distillmos`, `xls-r-sqa`)
     evaluate     Results        scores many files in parallel: .table(), .save_csv(path), .compare(other)
+    si_sdr_loss  dB             negative SI-SDR, to train with (tensors)
     PESQLoss     0 .. 5.89      wide-band PESQ as a loss to train with (packages `torch`, `scipy`)
 
 Every score takes signals (L,) or (B, L), arrays or tensors, and returns a float for (L,) and an array (B,) for
@@ -494,7 +495,15 @@ def by_name(folder):
     return files
 
 
-# ---- a training loss: PESQ with a gradient ----
+# ---- losses to train with ----
+
+def si_sdr_loss(clean, enhanced, eps=1e-8):
+    """Negative SI-SDR in dB of tensors (B, L), freed of their means: (B,)."""
+    clean, enhanced = clean - clean.mean(-1, keepdim=True), enhanced - enhanced.mean(-1, keepdim=True)
+    scale = (enhanced * clean).sum(-1, keepdim=True) / (clean.square().sum(-1, keepdim=True) + eps)
+    signal, error = (scale * clean).square().sum(-1), (enhanced - scale * clean).square().sum(-1)
+    return -10 * (signal / (error + eps) + eps).log10()
+
 
 # Of the 49 Bark bands of ITU-T P.862 at 16 kHz: how many of 256 bins, widths (Bark), power corrections, hearing
 # thresholds (dB). The first band has no part in the sums over bands.

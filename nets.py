@@ -1,4 +1,4 @@
-"""NCSN++, the U-Net that every method here shares, in one file that imports nothing of ours.
+"""NCSN++, the U-Net that every method here shares, and a separator, in one file that imports nothing of ours.
 
 Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021, in the
 complex-spectrogram form of SGMSE+ (Richter et al., TASLP 2023, arXiv 2208.05830).
@@ -9,6 +9,10 @@ complex-spectrogram form of SGMSE+ (Richter et al., TASLP 2023, arXiv 2208.05830
       Resample             FIR low-pass and a factor of two, up or down, on both axes
       TimeEmbedding        Fourier features of a time and two dense layers
     SMALL, TINY            the network of every method's `small` preset, and the one of tests and notebooks
+
+    SpatialNet             talkers from the spectrograms of several microphones (arXiv 2307.16516)
+      SpatialLayer         across frequency: FrequencyConv, FullBand, FrequencyConv; along time: attention, FeedForward
+    COMPACT                its sizes for tests and CPUs
 
 Shapes: spectrograms are complex (B, C, F, T); inside, real (B, 2C, F, T) in the order re, im, re, im, ...
 To carry it off, copy this file. Where we differ: the reference filters at full resolution and discards three of
@@ -370,3 +374,122 @@ def as_complex(x):
 def at_least_float32(x):
     """Half precision has no complex numbers, and sums of dozens of blocks lose their last digits in it."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+# ------------------------------------------------------------------------------------------------ SpatialNet
+
+# The separator of tests and CPUs. Small, the default of the class, has the published sizes.
+COMPACT = dict(layers=2, width=32, hidden=64, heads=2, squeezed=4, groups=4)
+
+
+class FrequencyConv(nn.Module):
+    """Neighbouring frequencies of each frame: (B, F, T, H) -> the same."""
+
+    def __init__(self, width, groups):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.conv = nn.Conv1d(width, width, 5, padding=2, groups=groups)
+        self.prelu = nn.PReLU(width)
+
+    def forward(self, x):
+        h = self.norm(x).permute(0, 2, 3, 1).flatten(0, 1)                 # (B T, H, F)
+        return self.prelu(self.conv(h)).unflatten(0, (len(x), -1)).permute(0, 3, 1, 2)
+
+
+class FullBand(nn.Module):
+    """All frequencies of each frame, one dense F -> F map for each channel: (B, F, T, C) -> the same."""
+
+    def __init__(self, channels, bins):
+        super().__init__()
+        bound = 1 / math.sqrt(bins)              # as nn.Linear
+        self.weight = nn.Parameter(torch.empty(channels, bins, bins).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(channels, bins).uniform_(-bound, bound))
+
+    def forward(self, x):
+        return torch.einsum("cgf, bftc -> bgtc", self.weight, x) + self.bias.T[:, None]
+
+
+class FeedForward(nn.Module):
+    """Neighbouring frames of each frequency: (N, T, H) -> the same."""
+
+    def __init__(self, width, hidden, groups):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.into, self.out = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.convs = nn.ModuleList(nn.Conv1d(hidden, hidden, 3, padding=1, groups=groups) for _ in range(3))
+        self.hidden_norm = nn.GroupNorm(groups, hidden)
+
+    def forward(self, x):
+        h = F.silu(self.into(self.norm(x))).transpose(1, 2)                # (N, hidden, T)
+        h = F.silu(self.convs[0](h))
+        h = F.silu(self.hidden_norm(self.convs[1](h)))
+        h = F.silu(self.convs[2](h))
+        return self.out(h.transpose(1, 2))
+
+
+class SpatialLayer(nn.Module):
+    """Three updates across frequency, two along time, each added to its input: (B, F, T, H) -> the same."""
+
+    def __init__(self, width, hidden, heads, squeezed, groups):
+        super().__init__()
+        self.frequency0, self.frequency1 = FrequencyConv(width, groups), FrequencyConv(width, groups)
+        self.full_norm = nn.LayerNorm(width)
+        self.squeeze, self.unsqueeze = nn.Linear(width, squeezed), nn.Linear(squeezed, width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.feed_forward = FeedForward(width, hidden, groups)
+
+    def forward(self, x, full_band):
+        """full_band: function (B, F, T, squeezed) -> the same, which all layers share."""
+        bins = x.shape[1]
+        x = x + self.frequency0(x)
+        x = x + F.silu(self.unsqueeze(full_band(F.silu(self.squeeze(self.full_norm(x))))))
+        x = x + self.frequency1(x)
+        x = x.flatten(0, 1)                                                # (B F, T, H): each frequency alone
+        h = self.attention_norm(x)
+        x = x + self.attention(h, h, h, need_weights=False)[0]
+        x = x + self.feed_forward(x)
+        return x.unflatten(0, (-1, bins))
+
+
+class SpatialNet(nn.Module):
+    """Separates talkers in complex spectrograms of several microphones, or cleans those of one.
+
+    Quan and Li, "SpatialNet: Extensively Learning Spatial Information for Multichannel Joint Speech Separation,
+    Denoising and Dereverberation" (TASLP 2024, arXiv 2307.16516). forward(Y): complex (B, num_mics, F, T), not
+    compressed, F = bins, T of any size -> complex (B, num_speakers, F, T), the talkers at microphone 0 in an order of
+    the network's own. The output scales with the input. Raises ValueError for a wrong shape or dtype.
+
+    The defaults are the published small network: 1 585 460 parameters for 4 microphones and 2 talkers.
+    """
+
+    def __init__(
+        self,
+        num_mics,
+        num_speakers,
+        bins=257,                                # F of the spectrogram: n_fft // 2 + 1
+        layers=8,
+        width=96,                                # H, channels of a frequency-time point
+        hidden=192,                              # channels inside the feed-forward
+        heads=4,                                 # of the attention along time
+        squeezed=8,                              # channels, of the H, that see all frequencies at once
+        groups=8,                                # of the grouped convolutions
+    ):
+        super().__init__()
+        self.expected = num_mics, bins
+        self.encoder = nn.Conv1d(2 * num_mics, width, 5, padding=2)        # along time, the same for all frequencies
+        self.full_band = FullBand(squeezed, bins)                          # most of the weights: shared by the layers
+        self.layers = nn.ModuleList(SpatialLayer(width, hidden, heads, squeezed, groups) for _ in range(layers))
+        self.decoder = nn.Linear(width, 2 * num_speakers)
+
+    def forward(self, Y):
+        mics, bins = self.expected
+        if not Y.is_complex() or Y.ndim != 4 or Y.shape[1:3] != (mics, bins):
+            raise ValueError(f"expected a complex spectrogram (B, {mics}, {bins}, T) of {mics} microphone(s); got "
+                             f"{Y.dtype} {tuple(Y.shape)}")
+        level = Y[:, :1].abs().mean(3, keepdim=True) + 1e-6                # (B, 1, F, 1), of microphone 0
+        x = as_real(Y / level).transpose(1, 2).flatten(0, 1)               # (B F, 2 M, T)
+        x = at_least_float32(self.encoder(x)).transpose(1, 2).unflatten(0, (-1, bins))
+        for layer in self.layers:
+            x = layer(x, self.full_band)
+        return as_complex(self.decoder(x).permute(0, 3, 1, 2)) * level

@@ -38,7 +38,7 @@ import torch.nn as nn
 import metrics
 import nets
 import train
-from data import Spectrogram, in_spectrogram
+from data import Spectrogram, in_spectrogram, per_bin
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,12 @@ PRESETS = {
                 pad_mode="reflect"),                     # the teacher of ROSE-CD
     "bridge": dict(sde="sbve", c=0.4, objective="data_prediction", pesq_weight=5e-4, sampler="bridge_ode", N=50,
                    version=2, pad_mode="reflect"),
-    "small": dict(N=30, **LIGHT, **nets.SMALL),
+    "small": dict(N=15, **LIGHT, **nets.SMALL),
     "tiny": dict(N=5, **LIGHT, **nets.TINY),
 }
 
 
 # ------------------------------------------------------------------------------------------------ processes
-
-def per_bin(a):
-    """(B,) -> (B, 1, 1, 1), to scale a spectrogram."""
-    return a[:, None, None, None]
-
 
 def at(t, x):
     """The time t for every example of x: (B,). A tensor (B,) stays as it is."""

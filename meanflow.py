@@ -1,0 +1,343 @@
+"""MeanFlow correction: one network call along the average velocity, from an estimate to clean speech.
+
+Papers: Kim, Choi, "MeCo", a one-step MeanFlow corrector for multi-channel speech separation (Interspeech 2026, arXiv
+2606.09677); its single-channel ancestor MeanFlowSE (arXiv 2509.14858); Geng et al., "Mean Flows for One-step Generative
+Modeling" (arXiv 2505.13447); "Improved Mean Flows" (arXiv 2512.02012).
+
+The idea: straight paths join an estimate s_hat with noise, t = 1, to clean speech x0, t = 0. A network learns the
+average velocity u of the flow over an interval [r, t], so that one call jumps across it. What ties u to the
+instantaneous velocity is its derivative along the flow. MeCo starts from a separator's estimate of each talker and sees
+the microphones beside it; MeanFlowSE starts from the noisy speech itself.
+
+    path              x_t = (1 - t) x0 + t s_hat + sigma_t z        path
+    its velocity      v = s_hat - x0 + (sigma_max - sigma_min) z    conditional_velocity
+    derivative        du/dt = u_x v + u_t along the flow, r fixed   exact_derivative, difference_derivative
+    identity          u = v - c (t - r) du/dt; c = 1: the average   average_velocity_target; clip_norm
+    times             t, then r = t - U^gamma (t - t_eps)           sample_times, interval_exponent
+    velocity loss     E |u(x_t, t, t) - v|^2 / 2                    half_square
+    x_r-loss          E (t - r)^2 |u(x_t, r, t) - u_tgt|^2 / 2      displacement_loss
+    Endpoint loss     -SI-SDR of the one-step output                endpoint_si_sdr_loss
+    inference         x_r = x_t - (t - r) u(x_t, r, t)              sample
+    front end         SA-SDR of the best permutation                sa_sdr_loss, nets.SpatialNet
+
+Two settings. The preset `paper` is the published program's: c = 1/2, which is not the identity, a difference quotient
+with its norm clipped, sums over bins. `principled` has c = 1, the exact derivative, no clip, means; `--along own` makes
+it the improved form. In a Gaussian world the first ends between the flow and the posterior mean, the second on the
+flow.
+
+Where we differ. The schedules follow the updates (`--schedule`), not whole epochs. Where the estimate is nearly silent
+the level is that of the mixture, 26 dB down; the published program draws another excerpt. The derivative is taken in
+float32 whatever the precision of training. Inference of MeanFlowSE ends at `--t-end 0`, as its authors advise.
+
+    python meanflow.py train --data DIR --preset meanflowse --clip 1
+    python meanflow.py train --data DIR --separator train --out runs/separator --lr 1e-3 --clip 5
+    python meanflow.py train --data DIR --separator frozen --init runs/separator/best.safetensors --clip 1
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import metrics
+import nets
+import train
+from data import Spectrogram, in_spectrogram, per_bin
+
+
+@dataclass(frozen=True)
+class Config:
+    """Constants of the method; `paper` is MeCo, here from the noisy speech unless a separator is asked for."""
+    separator: str = "none"          # none: the flow starts at the noisy speech; train: train one; frozen: use that one
+    separator_size: str = "small"    # of SpatialNet: small or compact
+    num_mics: int = 1                # microphones of the mixture
+    num_speakers: int = 1            # talkers in it
+    sigma_min: float = 0.0           # std of the noise at t = 0, per complex bin
+    sigma_max: float = 0.487         # at t = 1
+    t_eps: float = 0.03              # smallest process time in training
+    c: float = 0.5                   # of the identity u = v - c (t - r) du/dt; 1: u is the average velocity
+    derivative: str = "difference"   # du/dt by a central difference, or exact by forward-mode differentiation
+    derivative_clip: float = 5.0     # largest norm of du/dt over an example's bins; 0: no limit
+    along: str = "conditional"       # derivative along v of the path, or along the network's own velocity u(x_t, t, t)
+    displacement: bool = True        # weight (t - r)^2, which makes it MeCo's x_r-loss; MeanFlowSE has none
+    endpoint_weight: float = 1.0     # of the Endpoint loss, per dB; MeanFlowSE: 0
+    reduction: str = "sum"           # of squares over an example's bins: sum, or mean of the whole loss, Endpoint too
+    schedule: int = 58000            # updates that the schedules span: as many as --steps
+    N: int = 1                       # network calls at inference
+    t_end: float = 0.03              # process time at which inference stops
+    average: bool = True             # inference by the average velocity, or by Euler steps of the instantaneous one
+    width: int = 128                 # channels at full resolution
+    channel_mults: tuple = (1, 1, 2, 2, 2, 2, 2)  # channels per resolution, in widths
+    num_res_blocks: int = 2          # per resolution
+    attention_resolutions: tuple = (16,)  # frequency heights with attention
+    fourier_scale: float = 16        # std of the random frequencies of the times
+    n_fft: int = 510                 # STFT window, samples
+    hop_length: int = 64             # samples; MeanFlowSE: 128
+    num_frames: int = 256            # frames of a training crop
+    exponent: float = 0.5            # amplitude compression of the spectrogram
+    factor: float = 0.15             # its scale
+    pad_mode: str = "constant"       # frames added up to what the network can halve: constant (zeros) or reflect
+
+
+PRINCIPLED = dict(c=1.0, derivative="exact", derivative_clip=0.0, reduction="mean")
+LIGHT = dict(hop_length=256, num_frames=64, **PRINCIPLED)
+PRESETS = {
+    "paper": {},
+    "principled": PRINCIPLED,
+    "meanflowse": dict(hop_length=128, displacement=False, endpoint_weight=0.0, t_end=0.0),
+    "small": dict(schedule=10000, **LIGHT, **nets.SMALL),
+    "tiny": dict(schedule=1000, separator_size="compact", **LIGHT, **nets.TINY),
+}
+
+
+# ------------------------------------------------------------------------------------------------ path and times
+# x0, s_hat, z, xt, v complex (B, 1, F, T); r, t (B,) with r <= t.
+
+def path(x0, s_hat, t, z, sigma_min=0.0, sigma_max=0.487):
+    """x_t: from x0 at t = 0 straight to s_hat + sigma_max z at t = 1. z with E|z|^2 = 1."""
+    t = per_bin(t)
+    return (1 - t) * x0 + t * s_hat + ((1 - t) * sigma_min + t * sigma_max) * z
+
+
+def conditional_velocity(x0, s_hat, z, sigma_min=0.0, sigma_max=0.487):
+    """v = dx_t/dt of one path, the same at every time."""
+    return s_hat - x0 + (sigma_max - sigma_min) * z
+
+
+def sample_times(n, gamma=1.0, t_eps=0.03, equal=0.1, device=None):
+    """(r, t), each (n,): t uniform in (t_eps, 1], r = t - U^gamma (t - t_eps), and r = t for a share `equal`."""
+    t = 1 - (1 - t_eps) * torch.rand(n, device=device)
+    r = t - torch.rand(n, device=device) ** gamma * (t - t_eps)
+    return torch.where(torch.rand(n, device=device) < equal, t, r), t
+
+
+def interval_exponent(progress):
+    """gamma falls from 8 to 1 over the first 70 % of the training: short intervals first."""
+    return 8 - 7 * min(1, progress / 0.7)
+
+
+def average_weight(progress):
+    """w, the share of the average velocity in the loss: rises to 1/4 over the first half of the training."""
+    return 0.25 * min(1, progress / 0.5)
+
+
+# ------------------------------------------------------------------------------------------------ average velocity
+# u: function (x, r, t) -> complex (B, 1, F, T), the network with its condition.
+
+def exact_derivative(u, x, r, t, v):
+    """du/dt along the flow with r held fixed: tangents (v, 0, 1), one forward-mode pass."""
+    with sdpa_kernel(SDPBackend.MATH):                   # fused attention has no forward mode
+        return torch.func.jvp(lambda x, t: u(x, r, t), (x, t), (v, torch.ones_like(t)))[1]
+
+
+def difference_derivative(u, x, r, t, v, eps=1e-3):
+    """The same by a central difference, as published; its step is relative to the example's mean magnitudes."""
+    step = eps * (x.abs().mean((1, 2, 3)) + v.abs().mean((1, 2, 3))).clamp(min=1e-6)    # (B,)
+    ahead, behind = (u(x + per_bin(s) * v, r, t + s) for s in (step, -step))
+    return (ahead - behind) / per_bin(2 * step)
+
+
+def clip_norm(x, largest):
+    """Scale down the examples whose norm over all bins exceeds `largest`."""
+    return x * per_bin((largest / x.flatten(1).norm(dim=1).clamp(min=1e-12)).clamp(max=1))
+
+
+def average_velocity_target(u, xt, r, t, v, c=1.0, derivative=exact_derivative, clip=float("inf"), along=None):
+    """u_tgt = v - c (t - r) du/dt, without gradient.
+
+    v: conditional velocity. c: 1 for the average velocity; with c < 1 the regression converges to a mean of velocities
+    that leans towards the time t, and with c -> 0 to the instantaneous one. along: velocity of the derivative, by
+    default v. With u(x_t, t, t) instead the squared error is the improved MeanFlow's, |u + (t - r) du/dt - v|^2, whose
+    regression target v depends on no network.
+    """
+    with torch.no_grad(), torch.autocast(xt.device.type, enabled=False):   # a difference in bfloat16 would be noise
+        dudt = clip_norm(derivative(u, xt, r, t, v if along is None else along.detach()), clip)
+        return v - c * per_bin(t - r) * dudt
+
+
+# ------------------------------------------------------------------------------------------------ losses
+
+def half_square(error):
+    """Half the squared modulus, summed over an example's bins, averaged over the batch."""
+    return 0.5 * error.abs().square().sum((1, 2, 3)).mean()
+
+
+def displacement_loss(u, u_target, r, t):
+    """The x_r-loss: error of the point x_t - (t - r) u that the jump reaches, so velocities count by (t - r)^2."""
+    return half_square(per_bin(t - r) * (u - u_target))
+
+
+def endpoint_si_sdr_loss(u, x0, s_hat, z, spectrogram, t_end=0.03, sigma_max=0.487):
+    """Negative SI-SDR in dB of the one-step output's wave against that of x0: (B,). Gradients pass through all of it.
+
+    The output is that of time t_end, the reference clean, as published.
+    """
+    x_hat = sample(u, s_hat, z, 1, t_end, sigma_max)
+    with torch.autocast(x0.device.type, enabled=False):
+        clean, enhanced = (spectrogram.inverse(x[:, 0], spectrogram.samples(x.shape[-1])) for x in (x0, x_hat))
+        return metrics.si_sdr_loss(clean, enhanced)
+
+
+def sa_sdr_loss(clean, estimate, eps=1e-8):
+    """Source-aggregated SDR of the best permutation: (its negative in dB (B,), the estimates in the order of `clean`).
+
+    clean, estimate: waves (B, S, L). One ratio for the whole mixture, so that a talker may be silent.
+    """
+    talkers = torch.arange(clean.shape[1], device=clean.device)
+    orders = torch.tensor(list(itertools.permutations(talkers.tolist())), device=clean.device)      # (S!, S)
+    errors = (clean[:, :, None] - estimate[:, None]).square().sum(-1)      # (B, S, S): of every pair
+    error, best = errors[:, talkers, orders].sum(-1).min(-1)               # (B,)
+    loss = -10 * ((clean.square().sum((1, 2)) + eps) / (error + eps)).log10()
+    return loss, estimate.gather(1, orders[best][:, :, None].expand_as(estimate))
+
+
+# ------------------------------------------------------------------------------------------------ inference
+
+def sample(u, s_hat, z, N=1, t_end=0.03, sigma_max=0.487, average=True):
+    """From s_hat + sigma_max z at t = 1 down to t_end by N equal jumps: one with N = 1, MeCo's inference.
+
+    average: each jump takes u(x, r, t); otherwise u(x, t, t), an Euler step of the instantaneous velocity.
+    """
+    x = s_hat + sigma_max * z
+    times = torch.linspace(1, t_end, N + 1, dtype=torch.float64).tolist()
+    for t, r in zip(times, times[1:]):
+        at_t, at_r = (x.real.new_full((len(x),), time) for time in (t, r))
+        x = x - (t - r) * u(x, at_r if average else at_t, at_t)
+    return x
+
+
+# ------------------------------------------------------------------------------------------------ the model
+
+class MeanFlowCorrector(nn.Module):
+    """An average-velocity network and, where asked for, its separator. `calls` counts evaluations of both.
+
+    Waves are (B, L), or (B, num_mics, L) in and (B, num_speakers, L) out, the talkers at microphone 0.
+    """
+
+    Config, presets = Config, PRESETS
+    inference = ("N", "t_end", "average")                # fields that may change after training
+
+    def __init__(self, config=Config()):
+        super().__init__()
+        if config.separator == "none" and (config.num_mics, config.num_speakers) != (1, 1):
+            raise ValueError("several microphones or talkers need a separator: --separator train, then frozen")
+        self.config = config
+        self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent, config.factor)
+        self.separator = None
+        # State and start of the flow; with a separator, the microphones too.
+        channels = 2 if config.separator == "none" else 2 + config.num_mics
+        self.net = nets.NCSNpp(channels, 1, config.width, config.channel_mults, config.num_res_blocks,
+                               config.attention_resolutions, version=2, num_times=2,
+                               fourier_scale=config.fourier_scale, image_size=config.n_fft // 2 + 1)
+        if config.separator != "none":
+            self.separator_stft = Spectrogram(512, 256, transform="none")
+            sizes = {"small": {}, "compact": nets.COMPACT}[config.separator_size]
+            self.separator = nets.SpatialNet(config.num_mics, config.num_speakers, bins=257, **sizes)
+            {"train": self.net, "frozen": self.separator}[config.separator].requires_grad_(False)
+        self.num_samples = self.spectrogram.samples(config.num_frames)     # of a training crop
+        self.calls, self.ema = 0, None                   # fit sets ema
+
+    def forward(self, xt, condition, r, t):
+        """u(x_t, r, t), complex (B, 1, F, T). condition: s_hat and, with a separator, the microphones."""
+        self.calls += 1
+        return -self.net(torch.cat([xt, condition], dim=1), t, (t - r).clamp(min=0))
+
+    def separate(self, mixture):
+        """(B, num_mics, L) -> (B, num_speakers, L), in an order of the separator's own."""
+        self.calls += 1
+        with torch.autocast(mixture.device.type, enabled=False):
+            Y = self.separator_stft.stft(mixture)
+        S = self.separator(Y)
+        with torch.autocast(mixture.device.type, enabled=False):
+            return self.separator_stft.istft(S, mixture.shape[-1])
+
+    @torch.no_grad()
+    def known(self, mixture, clean=None):
+        """What the flow of each talker starts from and sees: (waves (B S, C, L), s_hat first; level (B S, 1, 1)).
+
+        mixture: (B, num_mics, L). With clean waves (B, S, L) the talkers come in their order.
+        """
+        peak = lambda wave: wave.abs().amax(-1, keepdim=True)
+        if self.separator is None:
+            return mixture, peak(mixture)
+        estimate = self.separate(mixture)
+        if clean is not None:
+            estimate = sa_sdr_loss(clean, estimate)[1]
+        estimate, mixture = estimate.flatten(0, 1)[:, None], mixture.repeat_interleave(estimate.shape[1], dim=0)
+        return torch.cat([estimate, mixture], dim=1), torch.maximum(peak(estimate), 0.05 * peak(mixture[:, :1]))
+
+    def prepare(self, fresh):
+        """Before training. Raises ValueError where there is nothing to start from."""
+        if self.config.separator == "frozen" and fresh:
+            raise ValueError("--separator frozen needs --init, a checkpoint of --separator train")
+
+    def loss(self, batch):
+        """batch: clean waves and their mixture, divided by the mixture's peak. Returns (loss, its parts)."""
+        clean, mixture = (wave if wave.ndim == 3 else wave[:, None] for wave in batch)
+        if self.config.separator == "train":
+            loss = sa_sdr_loss(clean, self.separate(mixture))[0].mean()
+            return loss, {"sa_sdr": -loss.detach()}
+        waves, level = self.known(mixture, clean)
+        with torch.autocast(clean.device.type, enabled=False):
+            spectra = self.spectrogram(torch.cat([clean.flatten(0, 1)[:, None], waves], dim=1) / level)
+        return self.flow_loss(spectra[:, :1], spectra[:, 1:])
+
+    def flow_loss(self, x0, condition):
+        """(loss, its parts) of clean spectrograms (B, 1, F, T) and what is known, s_hat first (B, C, F, T)."""
+        config, s_hat = self.config, condition[:, :1]
+        sigmas = config.sigma_min, config.sigma_max
+        u = lambda x, r, t: self(x, condition, r, t)
+        progress = 1 if self.ema is None else self.ema.num_updates / config.schedule
+        w = average_weight(progress)
+        r, t = sample_times(len(x0), interval_exponent(progress), config.t_eps, device=x0.device)
+        z = torch.randn_like(x0)
+        xt, v = path(x0, s_hat, t, z, *sigmas), conditional_velocity(x0, s_hat, z, *sigmas)
+
+        u_now = u(xt, t, t)
+        loss = velocity = half_square(u_now - v)
+        parts = {"velocity": velocity.detach()}
+        if w >= 0.05:                                    # until then the instantaneous velocity alone
+            derivative = {"exact": exact_derivative, "difference": difference_derivative}[config.derivative]
+            u_target = average_velocity_target(u, xt, r, t, v, config.c, derivative,
+                                               config.derivative_clip or float("inf"),
+                                               {"conditional": None, "own": u_now}[config.along])
+            u_mean = u(xt, r, t)
+            average = (displacement_loss(u_mean, u_target, r, t) if config.displacement
+                       else half_square(u_mean - u_target))
+            loss = (1 - w) * velocity + w * average
+            parts["average"] = average.detach()
+            if config.endpoint_weight:
+                endpoint = endpoint_si_sdr_loss(u, x0, s_hat, torch.randn_like(x0), self.spectrogram, config.t_end,
+                                                config.sigma_max).mean()
+                loss = loss + config.endpoint_weight * endpoint
+                parts["si_sdr"] = -endpoint.detach()
+        return loss / {"sum": 1, "mean": x0[0].numel()}[config.reduction], parts
+
+    def correct(self, condition):
+        """Known spectrograms (B, C, F, T), s_hat first -> clean (B, 1, F, T)."""
+        config, s_hat = self.config, condition[:, :1]
+        return sample(lambda x, r, t: self(x, condition, r, t), s_hat, torch.randn_like(s_hat), config.N, config.t_end,
+                      config.sigma_max, config.average)
+
+    @torch.no_grad()
+    def enhance(self, wave, peak=None):
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L), see data.in_spectrogram; (B, M, L) -> (B, S, L)."""
+        mixture = wave if wave.ndim == 3 else wave[:, None]
+        if self.config.separator == "train":
+            out = self.separate(mixture)
+        else:
+            waves, level = self.known(mixture)
+            if self.separator is None and peak is not None:
+                level = peak[:, None]                    # of the recording, where this is a window of it
+            level = level.clamp(min=1e-8)
+            # One recording has C signals here, which in_spectrogram passes through as one of another dimension.
+            out = in_spectrogram(lambda y: self.correct(y[:, 0]), waves / level, level.new_ones(1, 1), self.spectrogram,
+                                 self.net.multiple, self.config.pad_mode)
+            out = (out * level[:, 0]).unflatten(0, (len(wave), -1))        # (B, S, L)
+        return out if wave.ndim == 3 else out[:, 0]
+
+
+if __name__ == "__main__":
+    train.main(MeanFlowCorrector)
