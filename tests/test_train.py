@@ -412,22 +412,25 @@ def twenty_seconds():
 
 @torch.inference_mode()
 def test_twenty_seconds_are_enhanced_as_one_piece(tmp_path):
-    wave, method = twenty_seconds(), shipped(N=1)
+    wave, method = twenty_seconds(), shipped(N=2)
     data.save_audio(tmp_path / "in.wav", wave, 16000, "FLOAT")
     train.enhance_file(method, tmp_path / "in.wav", tmp_path / "out.wav")
+    train.seed_everything(0)
     whole, [out] = method.enhance(wave[None])[0], data.load_audio(tmp_path / "out.wav")[0]
     assert (out - whole).square().sum() < 1e-4 * whole.square().sum()      # -40 dB
 
 
 @torch.inference_mode()
 def test_windows_agree_where_they_meet(tmp_path):
-    """Two windows of 10 s instead of one piece: another estimate, as the norms see other seconds, but no step in it."""
-    wave, method = twenty_seconds(), shipped(N=1)
+    """Two windows of 10 s instead of one piece: another estimate, with other noise and other seconds in the norms, but
+    no step in it."""
+    wave, method = twenty_seconds(), shipped(N=2)
     data.save_audio(tmp_path / "in.wav", wave, 16000, "FLOAT")
     train.enhance_file(method, tmp_path / "in.wav", tmp_path / "out.wav", window=10)
+    train.seed_everything(0)
     whole, [out] = method.enhance(wave[None])[0], data.load_audio(tmp_path / "out.wav")[0]
     difference = out - whole
-    assert difference.square().mean() < 0.05 * whole.square().mean()
+    assert difference.square().mean() < 0.01 * whole.square().mean()
     steps = difference.diff().abs()
     edges = [int(s * 16000) for s in (8, 9, 15, 16)]     # of the fades
     assert max(steps[e - 2:e + 2].max() for e in edges) <= steps.max() / 2
