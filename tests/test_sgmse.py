@@ -578,6 +578,22 @@ def test_correction_removes_the_known_bias_of_few_steps(process, N, monkeypatch)
     assert ends.std().item() ** 2 < 0.1 * variance
 
 
+@pytest.mark.parametrize("N, start, trained", [(1, 0.5, "last"), (1, 0.1, "last"), (2, 0.9, "last"), (3, 0.3, "random"),
+                                               (4, 0.5, "last"), (5, 0.9, "random")])
+@pytest.mark.parametrize("process", ["bbed", "ouve"])
+def test_crp_makes_the_promised_calls_from_any_start_and_reaches_every_weight(process, N, start, trained, monkeypatch):
+    monkeypatch.setattr(torch, "randint", lambda *_: torch.tensor(N - 1))
+    model = tiny(sde=process, crp=trained, N=N, start=start, num_frames=16).train()
+    first, call = [], model.score
+    monkeypatch.setattr(model, "score", lambda x, y, t: first.append((x - y, t)) or call(x, y, t))
+    loss, _ = model.loss((torch.randn(2, model.num_samples) * 0.1, torch.randn(2, model.num_samples) * 0.1))
+    loss.backward()
+    assert loss.isfinite() and model.calls == N
+    assert first[0][0].std().item() == pytest.approx(model.sde.std(torch.tensor([start])).item(), rel=0.05)
+    assert [t[0].item() for _, t in first] == pytest.approx(sgmse.reverse_grid(model.sde, N, start)[0])
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
 def test_crp_with_another_sampler_is_refused():
     with pytest.raises(ValueError, match="--sampler em"):
         tiny(sde="bbed", objective="precond_denoiser", sampler="pc", crp="last")

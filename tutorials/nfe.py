@@ -1,9 +1,10 @@
 """Quality over the number of network calls, of any number of score models on one test set: table and plot.
 
-    python tutorials/nfe.py --data CORPUS "stage 1=pretrained/sgmse.safetensors" "CRP=pretrained/sgmse_crp.safetensors"
+    python tutorials/nfe.py --data CORPUS "stage 1=sgmse_stage1" "CRP for 5 calls=sgmse" "CRP for 1 call=sgmse_crp1@1"
 
-Every model runs by Euler-Maruyama steps from its own starting point. Scores per file are kept in --scores, so that a
-command which was interrupted goes on, and a new model adds its curve without running the others again.
+Every model runs by Euler-Maruyama steps from its own starting point; after @ may stand its own numbers of calls. Scores
+per file are kept in --scores, so that a command which was interrupted goes on, and a new model adds its curve without
+running the others again.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def cell(results, column):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="LABEL=CHECKPOINT")
+    parser.add_argument("models", nargs="+", metavar="LABEL=CHECKPOINT[@CALLS,...]")
     parser.add_argument("--data", required=True, help="folder with a test set, as for evaluate")
     parser.add_argument("--calls", type=int, nargs="+", default=[1, 2, 3, 5, 10, 30, 60], help="(default: %(default)s)")
     parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
@@ -55,7 +56,8 @@ def main():
     before = scores(args.scores / "noisy.csv", zip(names, clean, noisy), args.workers)
     curves = {}
     for label, checkpoint in (model.split("=", 1) for model in args.models):
-        for calls in args.calls:
+        checkpoint, _, own = checkpoint.partition("@")
+        for calls in [int(calls) for calls in own.split(",")] if own else args.calls:
             folder = args.scores / f"{label}-{calls}"
             enhanced = [folder / f"{name}.wav" for name in names]
             if not (folder / "scores.csv").exists():

@@ -1,0 +1,29 @@
+"""The scripts in tutorials/ do what the README shows."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import sgmse
+import train
+
+TUTORIALS = Path(__file__).parents[1] / "tutorials"
+
+
+def test_quality_over_calls_is_tabled_drawn_and_kept(tmp_path, corpus):
+    for name in ("first", "second"):
+        config = sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=24))
+        train.save_checkpoint(tmp_path / f"{name}.safetensors", sgmse.ScoreSDE(config))
+    command = [sys.executable, TUTORIALS / "nfe.py", "--data", corpus, "--calls", "1", "2", "--workers", "1",
+               "--scores", tmp_path / "scores", "--out", tmp_path / "nfe.png",
+               "one=first.safetensors", "two=second.safetensors@3"]
+    outputs = []
+    for _ in range(2):
+        done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
+        outputs.append(done.stdout)
+    tables = [out[out.index("\nn = 2"):] for out in outputs]
+    assert tables[0] == tables[1]
+    assert [line.split("|")[1:3] for line in tables[0].splitlines()[5:]] == [
+        [" noisy ", " "], [" one ", " 1 "], [" one ", " 2 "], [" two ", " 3 "]]
+    assert "network calls" in outputs[0] and "network calls" not in outputs[1]
+    assert (tmp_path / "nfe.png").stat().st_size > 5000
