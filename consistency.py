@@ -27,7 +27,7 @@ Where we differ. The released code holds two methods: distillation as in the pap
 (`--moves renoise`), which gave its released weights. The PF-ODE moves take the step of the grid, not 1/N. The teacher
 and the start of the student are averaged weights. Refinement re-noises with the process' own mean (`multistep`).
 
-    python consistency.py train --data DIR --teacher pretrained/sgmse.safetensors --preset small
+    python consistency.py train --data DIR --preset small --teacher sgmse_stage1
 """
 
 from dataclasses import dataclass

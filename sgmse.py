@@ -397,8 +397,6 @@ class ScoreSDE(nn.Module):
 
     def __init__(self, config=Config()):
         super().__init__()
-        if config.crp != "none" and (config.sampler != "em" or config.sde == "sbve"):
-            raise ValueError("crp trains the steps of --sampler em, for --sde ouve or bbed, from --start in --N steps")
         self.config = config
         constants = {"ouve": (OUVE, ("theta", "sigma_min", "sigma_max")), "bbed": (BBED, ("k", "c")),
                      "sbve": (SBVE, ("k", "c"))}
@@ -411,6 +409,15 @@ class ScoreSDE(nn.Module):
                                image_size=config.n_fft // 2 + 1)
         self.num_samples = self.spectrogram.samples(config.num_frames)     # of a training crop
         self.calls = 0
+
+    def prepare(self, fresh):
+        """Before training. Raises ValueError for what cannot be trained."""
+        if self.config.crp not in ("none", "last", "random"):
+            raise ValueError(f"--crp is none, last or random; got {self.config.crp}")
+        if self.config.crp != "none" and (self.config.sampler != "em" or self.config.sde == "sbve"):
+            raise ValueError("--crp trains the --N steps of --sampler em from --start, for --sde ouve or bbed")
+        if self.config.crp != "none" and fresh:
+            raise ValueError("--crp is a second stage: give the weights of the first with --init")
 
     def forward(self, xt, y, t):
         """What the network stands for: the score, the denoised mean or x0, as `objective` says. (B, 1, F, T)."""

@@ -594,9 +594,15 @@ def test_crp_makes_the_promised_calls_from_any_start_and_reaches_every_weight(pr
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-def test_crp_with_another_sampler_is_refused():
+def test_crp_without_its_sampler_or_a_first_stage_is_refused():
     with pytest.raises(ValueError, match="--sampler em"):
-        tiny(sde="bbed", objective="precond_denoiser", sampler="pc", crp="last")
+        tiny(sampler="pc", crp="last").prepare(fresh=False)
+    with pytest.raises(ValueError, match="got first"):
+        tiny(crp="first").prepare(fresh=False)
+    with pytest.raises(ValueError, match="--init"):
+        tiny(crp="last").prepare(fresh=True)
+    tiny(crp="last").prepare(fresh=False)
+    assert tiny(sampler="pc", crp="last").enhance(torch.randn(1, 4000) * 0.1).isfinite().all()    # other uses are free
 
 
 # ---- the model ----
