@@ -16,7 +16,7 @@ the clean frames belong to the same utterances helps, but nothing tells a frame 
     loss               E |x - sg(x + V)|^2, Eq. (9)                              drifting_loss
     latent space       layers of a speech encoder, or mel spectrograms           SpeechLatents, mel_frames
     noise level        log sigma ~ N(-3, 1.2), truncated                         noise_level
-    dagger variant     PESQ, SI-SDR, spectra against the clean wave              ccmse_loss; metrics: PESQLoss, si_sdr_loss
+    dagger variant     PESQ, SI-SDR, spectra against the clean wave              PESQLoss, si_sdr_loss; ccmse_loss
     level              the loss does not see the gain; peak as the input's       DriftSE.enhance
 
 Where we differ. The default is the released code's field, feature scale and temperatures, with the paper's noise
