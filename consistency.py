@@ -39,11 +39,11 @@ import metrics
 import nets
 import sgmse
 import train
-from data import Spectrogram, in_spectrogram, per_bin
+from data import Spectrogram, SpectrogramConfig, in_spectrogram, per_bin
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(nets.NetworkConfig, SpectrogramConfig):
     """Constants of the method; `paper` is ROSE-CD for VoiceBank-DEMAND."""
     teacher: str = ""                # checkpoint of a score model with the same process and network; gives the start
     moves: str = "pc"                # to the next time: pc, euler, heun, mix by the teacher; renoise, renoise_shared
@@ -66,16 +66,7 @@ class Config:
     k: float = 2.6                   # BBED: base of the diffusion coefficient
     c: float = 0.51                  # BBED: its scale
     t_eps: float = 0.03              # smallest process time
-    width: int = 128                 # channels at full resolution
-    channel_mults: tuple = (1, 1, 2, 2, 2, 2, 2)  # channels per resolution, in widths
-    num_res_blocks: int = 2          # per resolution
-    attention_resolutions: tuple = (16,)  # frequency heights with attention
-    fourier_scale: float = 16        # std of the random frequencies of log t
-    n_fft: int = 510                 # STFT window, samples
-    hop_length: int = 128            # samples
-    num_frames: int = 256            # frames of a training crop
-    exponent: float = 0.5            # amplitude compression of the spectrogram
-    factor: float = 0.15             # its scale
+    fourier_scale: float = 16.0      # std of the random frequencies of log t
     pad_mode: str = "reflect"        # frames added up to what the network can halve: constant (zeros) or reflect
 
 

@@ -22,6 +22,7 @@ import os
 import struct
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,17 @@ def save_audio(path, wave, sample_rate, subtype=None):
 
 
 # ------------------------------------------------------------------------------------------------ spectrogram
+
+@dataclass(frozen=True)
+class SpectrogramConfig:
+    """Constants of the spectrogram, part of every method's Config; the defaults are those of SGMSE+."""
+    n_fft: int = 510                 # STFT window, samples
+    hop_length: int = 128            # samples
+    num_frames: int = 256            # frames of a training crop
+    exponent: float = 0.5            # amplitude compression of the spectrogram
+    factor: float = 0.15             # its scale
+    pad_mode: str = "constant"       # frames added up to what the network can halve: constant (zeros) or reflect
+
 
 class Spectrogram(nn.Module):
     """STFT and amplitude compression c -> factor |c|^exponent e^(i angle c), and back, as in SGMSE+.

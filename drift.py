@@ -39,11 +39,11 @@ import torch.nn.functional as F
 import metrics
 import nets
 import train
-from data import Spectrogram, in_spectrogram, per_bin
+from data import Spectrogram, SpectrogramConfig, in_spectrogram, per_bin
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(nets.NetworkConfig, SpectrogramConfig):
     """Constants of the method; `paper` is DriftSE with DistilHuBERT for VoiceBank-DEMAND."""
     encoder: str = "ntu-spml/distilhubert"  # hub name or local folder of a transformers model; mel: needs none
     layers: tuple = (0, 1, 2)        # hidden states; HuBERT-Large, WavLM-Large: 6 12 24; mel: 0 1 2, coarse to fine
@@ -62,16 +62,6 @@ class Config:
     pesq_weight: float = 0.0         # of the PESQ disturbance; dagger: 1e-4
     si_sdr_weight: float = 0.0       # of the negative SI-SDR, per dB; dagger: 1e-4
     ccmse_weight: float = 0.0        # of the relative error of the spectra; dagger: 1e-3
-    width: int = 128                 # channels at full resolution
-    channel_mults: tuple = (1, 1, 2, 2, 2, 2, 2)  # channels per resolution, in widths
-    num_res_blocks: int = 2          # per resolution
-    attention_resolutions: tuple = (16,)  # frequency heights with attention
-    n_fft: int = 510                 # STFT window, samples
-    hop_length: int = 128            # samples
-    num_frames: int = 256            # frames of a training crop
-    exponent: float = 0.5            # amplitude compression of the spectrogram
-    factor: float = 0.15             # its scale
-    pad_mode: str = "constant"       # frames added up to what the network can halve: constant (zeros) or reflect
 
 
 def without_time(network):

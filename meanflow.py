@@ -44,11 +44,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import metrics
 import nets
 import train
-from data import Spectrogram, in_spectrogram, per_bin
+from data import Spectrogram, SpectrogramConfig, in_spectrogram, per_bin
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(nets.NetworkConfig, SpectrogramConfig):
     """Constants of the method; `paper` is MeCo, here from the noisy speech unless a separator is asked for."""
     separator: str = "none"          # none: the flow starts at the noisy speech; train: train one; frozen: use that one
     separator_size: str = "small"    # of SpatialNet: small or compact
@@ -68,17 +68,8 @@ class Config:
     N: int = 1                       # network calls at inference
     t_end: float = 0.03              # process time at which inference stops
     average: bool = True             # inference by the average velocity, or by Euler steps of the instantaneous one
-    width: int = 128                 # channels at full resolution
-    channel_mults: tuple = (1, 1, 2, 2, 2, 2, 2)  # channels per resolution, in widths
-    num_res_blocks: int = 2          # per resolution
-    attention_resolutions: tuple = (16,)  # frequency heights with attention
-    fourier_scale: float = 16        # std of the random frequencies of the times
-    n_fft: int = 510                 # STFT window, samples
+    fourier_scale: float = 16.0      # std of the random frequencies of the times
     hop_length: int = 64             # samples; MeanFlowSE: 128
-    num_frames: int = 256            # frames of a training crop
-    exponent: float = 0.5            # amplitude compression of the spectrogram
-    factor: float = 0.15             # its scale
-    pad_mode: str = "constant"       # frames added up to what the network can halve: constant (zeros) or reflect
 
 
 PRINCIPLED = dict(c=1.0, derivative="exact", derivative_clip=0.0, reduction="mean")

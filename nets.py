@@ -20,10 +20,21 @@ four results; here the same filter is one strided depthwise convolution, with th
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of NCSNpp, part of every method's Config; the defaults are those of SGMSE+."""
+    width: int = 128                 # channels at full resolution
+    channel_mults: tuple = (1, 1, 2, 2, 2, 2, 2)  # channels per resolution, in widths
+    num_res_blocks: int = 2          # per resolution
+    attention_resolutions: tuple = (16,)  # frequency heights with attention
+
 
 # One definition each, so that methods compare like with like. Most of the cost of an NCSN++ sits in its first two
 # resolutions, so these stay narrow there and grow below. Slow Fourier features (scale 1): a short training

@@ -38,11 +38,11 @@ import torch.nn as nn
 import metrics
 import nets
 import train
-from data import Spectrogram, in_spectrogram, per_bin
+from data import Spectrogram, SpectrogramConfig, in_spectrogram, per_bin
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(nets.NetworkConfig, SpectrogramConfig):
     """Constants of the method; `paper` is SGMSE+ for VoiceBank-DEMAND."""
     sde: str = "ouve"                # ouve, bbed or sbve
     theta: float = 1.5               # OUVE: stiffness, how fast x_t is pulled towards y
@@ -67,19 +67,9 @@ class Config:
     corrector_steps: int = 1         # Langevin steps at each time; 0: predictor alone
     start: float = 1.0               # reverse starting point; for BBED at most 0.999
     version: int = 1                 # of NCSN++: 1 gives -score, divided by t; 2 leaves scaling to the constants above
-    width: int = 128                 # channels at full resolution
-    channel_mults: tuple = (1, 1, 2, 2, 2, 2, 2)  # channels per resolution, in widths
-    num_res_blocks: int = 2          # per resolution
-    attention_resolutions: tuple = (16,)  # frequency heights with attention
-    fourier_scale: float = 16        # std of the random frequencies of log t
-    n_fft: int = 510                 # STFT window, samples
-    hop_length: int = 128            # samples
-    num_frames: int = 256            # frames of a training crop
-    exponent: float = 0.5            # amplitude compression of the spectrogram
-    factor: float = 0.15             # its scale
+    fourier_scale: float = 16.0      # std of the random frequencies of log t
     stft_window: str = "hann"        # hann or sqrthann
     transform: str = "exponent"      # exponent, log or none
-    pad_mode: str = "constant"       # frames added up to what the network can halve: constant (zeros) or reflect
 
 
 # For short training: the network predicts x0 as a correction of y, with losses on the waveform; half the frames halve

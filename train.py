@@ -415,9 +415,13 @@ def output_paths(inputs, folder):
 # ------------------------------------------------------------------------------------------------ commands
 
 def add_flags(parser, cls, only=None):
-    """One flag per dataclass field; the comment on its line is the help. Only flags that are given reach the result."""
-    comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(cls), re.M))
-    for field in dataclasses.fields(cls):
+    """One flag per dataclass field, the inherited ones last; the comment on its line is the help.
+
+    Only flags that are given reach the result.
+    """
+    source = "".join(inspect.getsource(part) for part in reversed(cls.__mro__[:-1]))
+    comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", source, re.M))
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.name not in cls.__annotations__):
         if only is not None and field.name not in only:
             continue
         options = dict(default=argparse.SUPPRESS, dest=field.name,
