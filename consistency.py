@@ -22,14 +22,17 @@ only the patches of the spectrogram where the teacher is closer to clean than th
     knowledge gap score    E_student - E_teacher per patch, against clean     knowledge_gap_score, select
     response distillation  mean (|S| - |T|)^2 over the selected patches       selective_patch_loss
     frequency-dependent    cosine below the teacher's split, both above       selective_frequency_loss; band_split
+    training               -SI-SDR + weight x distillation                    Student
 
 Where we differ. The released code holds two methods: distillation as in the paper, and training without a teacher
 (`--moves renoise`), which gave its released weights. The PF-ODE moves take the step of the grid, not 1/N. The teacher
 and the start of the student are averaged weights. Refinement re-noises with the process' own mean (`multistep`).
 
     python consistency.py train --data DIR --preset small --teacher sgmse_stage1
+    python consistency.py train --data DIR --preset tiny --distil selective --teacher sgmse
 """
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -385,5 +388,104 @@ class ConsistencyModel(nn.Module):
                                   self.net.multiple, self.config.pad_mode)
 
 
+# ------------------------------------------------------------------------------------------------ a student of patches
+
+@dataclass(frozen=True)
+class StudentConfig(nets.NetworkConfig, SpectrogramConfig):
+    """Constants of selective-patch distillation; `paper` is the published loss, here with a compact student."""
+    distil: str = "selective"        # from the teacher's patches: selective, random (the control), all, or none
+    teacher: str = ""                # checkpoint of any method
+    distance: str = "frequency"      # to the teacher: frequency, DFKD; response, of magnitudes
+    distil_weight: float = 1.0       # of the distillation loss; the task's is the negative SI-SDR in dB
+    warmup: int = 0                  # steps of the task alone, before the first patches are ranked
+    keep: float = 0.8                # share of the patches that is distilled
+    rule: str = "top_k"              # top_k, as released; positive: where the teacher is better; both
+    low: int = 20                    # bins of a patch
+    high: int = 20                   # those above the teacher's split; multi-scale patches (MSSP): low 10, high 40
+    beta: float = 0.5                # share of the cosine distance above the split
+    exact: bool = True               # means and bands as released
+    network: str = "mask"            # mask, a compact recurrent network; ncsnpp, the U-Net in one call
+    hidden: int = 48                 # of mask: channels
+    layers: int = 1                  # of mask
+    n_fft: int = 512                 # STFT window, samples
+    num_frames: int = 501            # frames of a training crop
+    exponent: float = 1.0            # amplitude compression of the spectrogram
+    factor: float = 1.0              # its scale
+
+
+class Student(nn.Module):
+    """A small network and, while it is trained, its teacher. `calls` counts network evaluations."""
+
+    Config = StudentConfig
+    U_NET = dict(network="ncsnpp", n_fft=510, hop_length=256, num_frames=128, exponent=0.5, factor=0.15)
+    presets = {
+        "paper": {},
+        "teacher": dict(distil="none", hidden=256, layers=2),              # of the compact pair
+        "small": U_NET | nets.without_time(nets.SMALL),
+        "tiny": U_NET | nets.without_time(nets.TINY),
+    }
+    inference = ()
+
+    def __init__(self, config=StudentConfig()):
+        super().__init__()
+        for name, choices in (("distil", ("selective", "random", "all", "none")),
+                              ("distance", ("frequency", "response")), ("network", ("mask", "ncsnpp"))):
+            if getattr(config, name) not in choices:
+                raise ValueError(f"--{name} is one of {', '.join(choices)}; got {getattr(config, name)}")
+        self.config = config
+        self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent, config.factor)
+        self.patch_spectrogram = Spectrogram(512, 128, transform="none")   # where teacher and student are compared
+        bins = config.n_fft // 2 + 1
+        if config.network == "mask":
+            self.net = nets.MaskGRU(bins, config.hidden, config.layers)
+        else:
+            self.net = nets.NCSNpp(1, 1, config.width, config.channel_mults, config.num_res_blocks,
+                                   config.attention_resolutions, version=2, num_times=0, image_size=bins)
+        self.num_samples = self.spectrogram.samples(config.num_frames)     # of a training crop
+        self.calls, self.teacher, self.ema = 0, [], None # fit sets ema; a list keeps the teacher out of the weights
+
+    def prepare(self, fresh):
+        """Before training: load the teacher. Raises ValueError."""
+        if (self.config.distil == "none") == bool(self.config.teacher):
+            raise ValueError("--distil none learns from no --teacher; selective, random and all need one, a checkpoint")
+        if self.config.teacher:
+            self.teacher = [train.load_checkpoint(self.config.teacher).requires_grad_(False)]
+
+    def forward(self, y):
+        """Noisy spectrogram, complex (B, 1, F, T) -> enhanced, likewise."""
+        self.calls += 1
+        return self.net(y) if self.config.network == "mask" else y + self.net(y)
+
+    def distillation(self, S, T, Y):
+        """Distillation loss between spectra of student, teacher and clean, complex (B, F, frames)."""
+        config, whole = self.config, self.config.distil == "all"           # whole: one patch a band, all of them
+        options = dict(keep=1.0 if whole else config.keep, exact=config.exact,
+                       rule="random" if config.distil == "random" else config.rule)
+        if config.distance == "response":
+            return selective_patch_loss(S, T, Y, S.shape[1] if whole else config.low, **options)
+        low, high = (S.shape[1],) * 2 if whole else (config.low, config.high)
+        return selective_frequency_loss(S, T, Y, low, high, beta=config.beta, **options)
+
+    def loss(self, batch):
+        """batch: clean and noisy waves (B, L), divided by the noisy peak. Returns (loss, its parts)."""
+        clean, noisy = batch
+        enhanced = in_spectrogram(self, noisy, noisy.new_ones(len(noisy), 1), self.spectrogram, self.net.multiple,
+                                  self.config.pad_mode)
+        with torch.autocast(noisy.device.type, enabled=False):
+            task = metrics.si_sdr_loss(clean, enhanced).mean()
+        parts = {"si_sdr": -task.detach()}
+        if not self.teacher or self.ema and self.ema.num_updates < self.config.warmup:
+            return task, parts
+        taught = self.teacher[0].to(noisy.device).enhance(noisy)
+        with torch.autocast(noisy.device.type, enabled=False):
+            distilled = self.distillation(*(self.patch_spectrogram(wave) for wave in (enhanced, taught, clean)))
+        return task + self.config.distil_weight * distilled, parts | {"distilled": distilled.detach()}
+
+    def enhance(self, wave, peak=None):
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.in_spectrogram."""
+        with torch.no_grad():
+            return in_spectrogram(self, wave, peak, self.spectrogram, self.net.multiple, self.config.pad_mode)
+
+
 if __name__ == "__main__":
-    train.main(ConsistencyModel)
+    train.main(Student if any(argument.startswith("--distil") for argument in sys.argv) else ConsistencyModel)

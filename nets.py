@@ -13,6 +13,7 @@ complex-spectrogram form of SGMSE+ (Richter et al., TASLP 2023, arXiv 2208.05830
     SpatialNet             talkers from the spectrograms of several microphones (arXiv 2307.16516)
       SpatialLayer         across frequency: FrequencyConv, FullBand, FrequencyConv; along time: attention, FeedForward
     COMPACT                its sizes for tests and CPUs
+    MaskGRU                a mask from a small recurrent network: the compact teacher and student of consistency.py
 
 Shapes: spectrograms are complex (B, C, F, T); inside, real (B, 2C, F, T) in the order re, im, re, im, ...
 To carry it off, copy this file. Where we differ: the reference filters at full resolution and discards three of
@@ -41,6 +42,11 @@ class NetworkConfig:
 # cannot afford to learn every noise level on its own.
 SMALL = dict(width=16, channel_mults=(1, 1, 2, 4, 6), num_res_blocks=1, attention_resolutions=(), fourier_scale=1.0)
 TINY = dict(width=8, channel_mults=(1, 2), num_res_blocks=1, attention_resolutions=(), fourier_scale=1.0)
+
+
+def without_time(network):
+    """The preset of a network that is told no time."""
+    return {name: value for name, value in network.items() if name != "fourier_scale"}
 
 
 def fan_average_(layer, scale=1.0):
@@ -504,3 +510,26 @@ class SpatialNet(nn.Module):
         for layer in self.layers:
             x = layer(x, self.full_band)
         return as_complex(self.decoder(x).permute(0, 3, 1, 2)) * level
+
+
+# ------------------------------------------------------------------------------------------------ mask
+
+class MaskGRU(nn.Module):
+    """A real mask from a recurrent network: log-magnitude, dense layer, GRU along time, dense layer, sigmoid.
+
+    forward(y): complex (B, 1, F, T), F = bins, not compressed -> each bin times a number in (0, 1). A frame depends on
+    itself and earlier ones alone. Parameters at 257 bins: 39 089; 921 601 with hidden = 256, layers = 2.
+    """
+
+    multiple = 1                                         # of which T must be one
+
+    def __init__(self, bins=257, hidden=48, layers=1):
+        super().__init__()
+        self.encoder = nn.Linear(bins, hidden)
+        self.gru = nn.GRU(hidden, hidden, layers, batch_first=True)
+        self.decoder = nn.Linear(hidden, bins)
+
+    def forward(self, y):
+        x = y[:, 0].abs().clamp(min=1e-4).log().transpose(1, 2)            # (B, T, F)
+        mask = self.decoder(self.gru(self.encoder(x))[0]).sigmoid()
+        return mask.to(y.real.dtype).transpose(1, 2)[:, None] * y

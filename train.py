@@ -241,7 +241,7 @@ def load_checkpoint(path, Method=None, **changes):
 
     path: one of ours (.safetensors), the name of one in pretrained/ ("sgmse"), or a released Lightning checkpoint
     (.ckpt) of a Method with `from_official`.
-    Method: its class, by default the one that the file names, which must be one of the files beside this one.
+    Method: its class or another of the same file, as the checkpoint says; by default any of the files beside this one.
     changes: config fields to override. Raises CheckpointError, ValueError for changes that do not exist.
     """
     path, shipped = Path(path), HERE / "pretrained" / f"{path}.safetensors"
@@ -269,8 +269,12 @@ def load_checkpoint(path, Method=None, **changes):
         if not (module.isidentifier() and (HERE / f"{module}.py").is_file()):
             raise CheckpointError(f"{path}: written by a method '{module}' that is not in this folder")
         Method = getattr(importlib.import_module(module), name)
-    elif name != Method.__name__:
-        raise CheckpointError(f"{path}: holds a {name}; use python {module}.py, or give a {Method.__name__}")
+    else:
+        if module != Path(inspect.getfile(Method)).stem:
+            raise CheckpointError(f"{path}: holds a {name}; use python {module}.py, or give a {Method.__name__}")
+        Method = getattr(sys.modules[Method.__module__], name)
+    if unknown := changes.keys() - {field.name for field in dataclasses.fields(Method.Config)}:
+        raise CheckpointError(f"{path}: a {name} has no {', '.join(sorted(unknown))}")
     config = json.loads(metadata["config"]) | changes
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     method = Method(Method.Config(**config))

@@ -1,12 +1,21 @@
 """Selective-patch distillation in consistency.py against every self-check of its card."""
 
+import functools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from consistency import (band_split, cosine_distance, knowledge_gap_score, magnitude_error, patch_mean, patches, select,
-                         selective_frequency_loss, selective_patch_loss)
+import consistency
+import metrics
+import nets
+import sgmse
+import train
+from consistency import (Student, StudentConfig, band_split, cosine_distance, knowledge_gap_score, magnitude_error,
+                         patch_mean, patches, select, selective_frequency_loss, selective_patch_loss)
+from helpers import run_command
 
 
 def spectrum(rows):
@@ -180,3 +189,142 @@ def test_candidates_alone_take_part():
     candidates[0, 0] = True
     assert select(score, 0.5, candidates=candidates).nonzero()[:, 1:].tolist() == [[0, 2], [0, 3]]
     assert not select(score, 0.5, candidates=torch.zeros_like(candidates)).any()
+
+
+# ---- networks and training ----
+
+run = functools.partial(run_command, Student)
+
+
+def student(**changes):
+    torch.manual_seed(0)
+    return Student(StudentConfig(**dict(num_frames=60) | changes))
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A compact teacher with weights of its own."""
+    torch.manual_seed(1)
+    path = tmp_path / "teacher.safetensors"
+    train.save_checkpoint(path, Student(StudentConfig(distil="none", hidden=64, layers=2, num_frames=60)))
+    return path
+
+
+def waves(model):
+    torch.manual_seed(2)
+    clean, noise = torch.randn(2, 2, model.num_samples) * 0.1
+    return clean, clean + noise
+
+
+def test_sizes_of_the_compact_pair():
+    size = lambda preset: sum(p.numel() for p in Student(StudentConfig(**Student.presets[preset])).parameters())
+    assert (size("teacher"), size("paper")) == (921_601, 39_089)
+
+
+def test_mask_lies_between_0_and_1_and_looks_at_no_later_frame():
+    torch.manual_seed(0)
+    net, y = nets.MaskGRU(33, 8, 2), torch.randn(2, 1, 33, 20, dtype=torch.complex64)
+    mask = net(y) / y
+    assert mask.imag.abs().max() < 1e-5 and 0 < mask.real.min() and mask.real.max() < 1
+    changed = y.clone()
+    changed[..., 12:] *= 3
+    torch.testing.assert_close(net(changed)[..., :12], net(y)[..., :12])
+    assert not torch.allclose(net(changed)[..., 12:] / changed[..., 12:], mask[..., 12:])
+
+
+@pytest.mark.parametrize("config, loss", [
+    (dict(), lambda *x: selective_frequency_loss(*x, 20, 20)),
+    (dict(low=10, high=40, beta=0.3), lambda *x: selective_frequency_loss(*x, 10, 40, beta=0.3)),
+    (dict(exact=False, rule="both"), lambda *x: selective_frequency_loss(*x, 20, 20, exact=False, rule="both")),
+    (dict(distance="response", keep=0.5), lambda *x: selective_patch_loss(*x, 20, 0.5)),
+    # All of the teacher: no patches, that is one patch per band, and every one of them.
+    (dict(distil="all"), lambda *x: selective_frequency_loss(*x, *2 * x[0].shape[1:2], keep=1.0)),
+    (dict(distil="all", distance="response"), lambda S, T, Y: magnitude_error(S, T).mean()),
+])
+def test_settings_name_the_distillation(config, loss):
+    model = student(**config)
+    spectra = noise()
+    torch.testing.assert_close(model.distillation(*spectra), loss(*spectra))
+
+
+def test_random_patches_are_drawn_anew_and_blindly():
+    S, T, Y = noise()
+    random, chosen = (student(distil=name, distance="response", keep=0.5) for name in ("random", "selective"))
+    assert len({random.distillation(S, T, Y).item() for _ in range(3)}) == 3
+
+    def losses(model):
+        for clean in (Y, T):
+            torch.manual_seed(3)
+            yield model.distillation(S, T, clean).item()
+    assert len(set(losses(random))) == 1 and len(set(losses(chosen))) == 2
+
+
+def test_loss_is_the_task_s_plus_the_weighted_distillation(teacher):
+    model = student(teacher=str(teacher), distil_weight=3.0, warmup=2)
+    model.prepare(fresh=True)
+    clean, noisy = waves(model)
+    loss, parts = model.loss((clean, noisy))
+    loss.backward()
+    enhanced, taught = model.enhance(noisy, torch.ones(2, 1)), train.load_checkpoint(teacher).enhance(noisy)
+    spectra = (model.patch_spectrogram(wave) for wave in (enhanced, taught, clean))
+    expected = metrics.si_sdr_loss(clean, enhanced).mean() + 3 * selective_frequency_loss(*spectra, 20, 20)
+    torch.testing.assert_close(loss, expected)
+    assert parts.keys() == {"si_sdr", "distilled"} and all(p.grad.abs().sum() > 0 for p in model.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in model.teacher[0].parameters())
+    assert not any("teacher" in name for name in model.state_dict())
+
+    model.ema = train.EMA(model)                         # of a training that has made no step: the task alone
+    loss, parts = model.loss((clean, noisy))
+    torch.testing.assert_close(loss, metrics.si_sdr_loss(clean, enhanced).mean())
+    model.ema.num_updates = 2
+    assert "distilled" in model.loss((clean, noisy))[1]
+
+
+def test_teacher_must_be_there_exactly_where_it_teaches(teacher):
+    with pytest.raises(ValueError, match="need one"):
+        student().prepare(True)
+    with pytest.raises(ValueError, match="learns from no"):
+        student(distil="none", teacher=str(teacher)).prepare(True)
+    with pytest.raises(ValueError, match="--distil is one of selective, random, all, none"):
+        student(distil="some")
+
+
+FLAGS = ("--num-frames", "60", "--batch-size", "2", "--device", "cpu", "--valid-every", "0")
+
+
+def test_pair_trains_resumes_enhances_and_is_scored(corpus, tmp_path, capsys):
+    """Teacher and student by command, the student killed half way."""
+    assert run("train", "--data", corpus, "--distil", "none", "--preset", "teacher", *FLAGS, "--steps", "2",
+               "--out", tmp_path / "teacher") == 0
+    flags = ("train", "--data", corpus, "--distil", "selective", "--low", "10", "--high", "40", *FLAGS,
+             "--teacher", tmp_path / "teacher/last.safetensors")
+    assert run(*flags, "--steps", "4", "--out", tmp_path / "a") == 0
+    for steps in (2, 4):
+        assert run(*flags, "--steps", steps, "--out", tmp_path / "b") == 0
+    a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    capsys.readouterr()
+    # As the command line of the file does it, which need not be told what the checkpoint holds.
+    for command in (("enhance", corpus / "test/noisy"), ("evaluate", "--data", corpus, "--workers", "1")):
+        assert run_command(consistency.ConsistencyModel, *command, "--checkpoint", tmp_path / "a/last.safetensors",
+                           "--out", tmp_path / command[0]) == 0
+        assert "2 network calls" in capsys.readouterr().out
+    assert run_command(consistency.ConsistencyModel, "enhance", corpus / "test/noisy", "--N", "2", "--checkpoint",
+                       tmp_path / "a/last.safetensors", "--out", tmp_path / "never") == 2
+    assert "a Student has no N" in capsys.readouterr().err and not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("Method", [sgmse.ScoreSDE, consistency.ConsistencyModel])
+def test_big_model_teaches_a_small_u_net(Method, corpus, tmp_path):
+    torch.manual_seed(1)
+    train.save_checkpoint(tmp_path / "teacher.safetensors", Method(Method.Config(**Method.presets["tiny"] | {"N": 1})))
+    assert run("train", "--distil", "selective", "--preset", "tiny", "--data", corpus, "--teacher",
+               tmp_path / "teacher.safetensors", "--out", tmp_path / "student", *FLAGS, "--steps", "1") == 0
+    assert isinstance(train.load_checkpoint(tmp_path / "student/last.safetensors"), consistency.Student)
+
+
+def test_flag_distil_chooses_the_second_half_of_the_file():
+    """Each half has its own flags."""
+    help_of = lambda *flags: subprocess.run([sys.executable, consistency.__file__, "train", *flags, "--help"],
+                                            check=True, capture_output=True, text=True).stdout
+    assert "--moves" in help_of() and "--keep" in help_of("--distil", "selective")
