@@ -5,6 +5,7 @@
     mix_at_snr                 speech + noise at a given signal-to-noise ratio
     PairedAudio                folders of clean and noisy files with the same names
     MixedAudio                 any folder of speech, any folder of noise, mixed anew every epoch
+    UnpairedAudio              noisy crops of either, clean crops of recordings that are in none of them
     open_data                  finds out which of the two a folder is
     batches                    (clean, noisy) float32 (B, L), both divided by the noisy peak of the crop
 
@@ -310,7 +311,8 @@ class Recordings:
                 if resident:
                     waves.append(result)
         if not self.lengths.any():
-            raise AudioError(f"none of {len(paths)} recordings can be used; the first: {self.problems[0]}")
+            raise AudioError(f"none of {len(paths)} recordings can be used" + "".join(
+                f"; the first: {problem}" for problem in self.problems[:1]))
         if resident:
             self.offsets = np.cumsum(self.lengths) - self.lengths
             self.samples = np.concatenate(waves)                           # int16, all recordings end to end
@@ -412,18 +414,18 @@ def fits_in_memory(paths):
 
 
 class Crops:
-    """An endless, seeded order of crops from two sets of recordings: what PairedAudio and MixedAudio share.
+    """An endless, seeded order of crops from sets of recordings: what the classes below share.
 
     Position p belongs to epoch p // len(self) and, within it, to one file of the epoch's permutation. Every other
     choice for it is drawn from a generator seeded with (seed, p). A crop that is silent where it must not be, or
     that cannot be read, is drawn again from another file; `problems` names the files and counts the crops.
     """
 
-    def __init__(self, first, second, files, num_samples, seed):
-        self.sources, self.files, self.num_samples, self.seed = (first, second), files, num_samples, seed
+    def __init__(self, sources, files, num_samples, seed):
+        self.sources, self.files, self.num_samples, self.seed = sources, files, num_samples, seed
         self.order = (None, None)                        # (epoch, its permutation of the files)
         self.problems = collections.Counter()
-        self.note(first.problems + second.problems)
+        self.note(itertools.chain.from_iterable(source.problems for source in sources))
         if not len(files):
             raise AudioError(f"no pair of recordings can be used; the first: {next(iter(self.problems))}")
 
@@ -431,7 +433,7 @@ class Crops:
         return len(self.files)
 
     def __getitem__(self, position):
-        """(indices (2,), starts (2,), snr in dB, crops: two int16 arrays, problems met on the way)."""
+        """(indices, starts, snr in dB, crops: an int16 array of each source, problems met on the way)."""
         epoch, place = divmod(position, len(self))
         if self.order[0] != epoch:
             self.order = epoch, np.random.default_rng([self.seed, epoch, 0]).permutation(self.files)
@@ -485,16 +487,19 @@ class PairedAudio(Crops):
     noisy_testset_wav; "valid" is the speakers p226 and p287 of its training set), or a folder with SPLIT/clean and
     SPLIT/noisy, or with clean and noisy. Raises FileNotFoundError where there is none of these, ValueError that
     lists the files without a partner, AudioError where no pair can be used.
+    without: resolved paths of clean files that are left out, with their noisy ones.
     """
 
     loops, must_sound = (False, False), (1,)
 
-    def __init__(self, root, split="train", num_samples=32640, seed=0, device="cpu", resident=None):
+    def __init__(self, root, split="train", num_samples=32640, seed=0, device="cpu", resident=None, without=()):
         paths = paired_paths(root, split)
+        kept = [path.resolve() not in without for path in paths[0]]
+        paths = [list(itertools.compress(side, kept)) for side in paths]
         resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
         clean, noisy = (Recordings(p, device, resident) for p in paths)
         clean.lengths = noisy.lengths = np.minimum(clean.lengths, noisy.lengths)
-        super().__init__(clean, noisy, np.flatnonzero(clean.lengths), num_samples, seed)
+        super().__init__((clean, noisy), np.flatnonzero(clean.lengths), num_samples, seed)
 
     def draw(self, index, rng):
         start = self.random_start(self.sources[0].lengths[index], rng)
@@ -514,20 +519,20 @@ class MixedAudio(Crops):
 
     Every second of noise is equally likely; a noise shorter than a crop repeats. In a share `babble` of the mixtures
     the noise is six talkers of the speech folder at once. Raises FileNotFoundError for a folder without audio,
-    AudioError where no file in it can be used.
+    AudioError where no file in it can be used. without: resolved paths of speech that is left out, of babble too.
     """
 
     loops, must_sound = (False, True), (0, 1)
 
     def __init__(self, speech_dir, noise_dir, snrs=(0, 5, 10, 15), num_samples=32640, seed=0, device="cpu",
-                 resident=None, babble=0.0):
-        paths = list_audio(speech_dir), list_audio(noise_dir)
+                 resident=None, babble=0.0, without=()):
+        paths = [path for path in list_audio(speech_dir) if path.resolve() not in without], list_audio(noise_dir)
         resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
         speech, noise = (Recordings(p, device, resident) for p in paths)
         self.snrs, self.noise_ends, self.babble = snrs, np.cumsum(noise.lengths), babble
         if babble:
             noise.append("babble", make_babble(speech, np.random.default_rng([seed, 3])))
-        super().__init__(speech, noise, np.flatnonzero(speech.lengths), num_samples, seed)
+        super().__init__((speech, noise), np.flatnonzero(speech.lengths), num_samples, seed)
 
     def draw(self, index, rng):
         start = self.random_start(self.sources[0].lengths[index], rng)
@@ -556,6 +561,49 @@ class MixedAudio(Crops):
         noisy = mix_at_snr(clean, noise, float(rng.choice(self.snrs)))
         peak = max(1.0, noisy.abs().max().item())        # a file would clip
         return self.sources[0].paths[index].stem, clean / peak, noisy / peak
+
+
+class UnpairedAudio(Crops):
+    """Noisy crops as open_data(root, ...) gives them, clean crops of recordings that are in none of them.
+
+    clean_dir: any folder of clean speech, also that of `root`: of the recordings that both sides could use, every
+    second one is clean and the others are made noisy. A recording is known by its path; a copy of it is another one.
+    Each crop is divided by its own peak. Raises as open_data does, ValueError where clean_dir holds noisy files too.
+    """
+
+    loops, must_sound = (False,), (0,)
+
+    def __init__(self, root, clean_dir, split="train", num_samples=32640, seed=0, device="cpu", resident=None,
+                 **options):
+        paths = list_audio(clean_dir)
+        self.noisy = open_data(root, split, num_samples=num_samples, seed=seed, device=device, resident=resident,
+                               without={path.resolve() for path in paths[::2]}, **options)
+        speech, sound = ({Path(path).resolve() for path in source.paths} for source in self.noisy.sources)
+        for path in paths:
+            if path.resolve() in sound:
+                raise ValueError(f"{clean_dir} holds {path}, one of the noisy files or noises of {root}; give a folder "
+                                 "of clean speech alone")
+        paths = [path for path in paths if path.resolve() not in speech]
+        resident = fits_in_memory(paths) if resident is None else resident
+        clean = Recordings(paths, device, resident)
+        # Another seed: with the same one, the n-th crop of both sides would be cut at the same share of its file.
+        own_seed = int(np.random.SeedSequence([seed, 4]).generate_state(1)[0])
+        super().__init__((clean,), np.flatnonzero(clean.lengths), num_samples, own_seed)
+        self.noisy.problems = self.problems = self.problems + self.noisy.problems
+
+    def __getitem__(self, position):
+        return super().__getitem__(position), self.noisy[position]
+
+    def draw(self, index, rng):
+        return (index,), (self.random_start(self.sources[0].lengths[index], rng),), math.nan
+
+    def combine(self, clean, snr_db):
+        return clean, clean
+
+    def batch(self, items):
+        """Items -> (clean, noisy), float32 (B, L), of which no two rows belong together."""
+        clean, noisy = zip(*items)
+        return super().batch(clean)[0], self.noisy.batch(noisy)[1]
 
 
 def make_babble(speech, rng, talkers=6, minutes=10):

@@ -64,19 +64,14 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     ccmse_weight: float = 0.0        # of the relative error of the spectra; dagger: 1e-3
 
 
-def without_time(network):
-    """The preset of a network that is told no time."""
-    return {name: value for name, value in network.items() if name != "fourier_scale"}
-
-
 DAGGER = dict(pesq_weight=1e-4, si_sdr_weight=1e-4, ccmse_weight=1e-3)
 # For short training, without a download. The weight lifts gradients of 1e-8 above Adam's eps.
 LIGHT = dict(encoder="mel", sigma_max=0.0, residual=True, drift_weight=1000.0, hop_length=256, num_frames=64)
 PRESETS = {
     "paper": {},
     "dagger": DAGGER,
-    "small": LIGHT | without_time(nets.SMALL),
-    "tiny": LIGHT | without_time(nets.TINY),
+    "small": LIGHT | nets.without_time(nets.SMALL),
+    "tiny": LIGHT | nets.without_time(nets.TINY),
 }
 TEMPERATURES = {"driftse": (0.1, 0.5, 1.0), "original": (0.02, 0.05, 0.2)}
 
@@ -299,6 +294,7 @@ class DriftSE(nn.Module):
         self.net = nets.NCSNpp(2 if config.conditional else 1, 1, config.width, config.channel_mults,
                                config.num_res_blocks, config.attention_resolutions, version=2, num_times=0,
                                image_size=config.n_fft // 2 + 1)
+        self.needs_pairs = bool(config.pesq_weight or config.si_sdr_weight or config.ccmse_weight)
         self.pesq_loss = metrics.PESQLoss()
         self.num_samples = self.spectrogram.samples(config.num_frames)     # of a training crop
         self.calls, self.latents = 0, None
@@ -339,7 +335,7 @@ class DriftSE(nn.Module):
             drift = sum(drifting_loss(x.flatten(0, 1), p.flatten(0, 1), self.temperatures, config.recipe, config.field,
                                       config.exclude_self) for x, p in zip(self.latents(enhanced), positives))
             loss, parts = config.drift_weight * drift, {"drift": drift.detach()}
-            if config.pesq_weight or config.si_sdr_weight or config.ccmse_weight:
+            if self.needs_pairs:
                 pesq, si_sdr = self.pesq_loss(clean, enhanced).mean(), metrics.si_sdr_loss(clean, enhanced).mean()
                 ccmse = ccmse_loss(clean, enhanced)
                 loss = loss + config.pesq_weight * pesq + config.si_sdr_weight * si_sdr + config.ccmse_weight * ccmse

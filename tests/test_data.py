@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
-from data import AtomicAudioWriter, AudioError, MixedAudio, PairedAudio, Recordings, Spectrogram
+from data import AtomicAudioWriter, AudioError, MixedAudio, PairedAudio, Recordings, Spectrogram, UnpairedAudio
 
 FIXTURES = Path(__file__).parent / "fixtures"
 N = 4000                                                 # samples of a crop in these tests
@@ -693,6 +693,88 @@ def test_an_utterance_is_the_same_at_every_call_and_cannot_clip(corpus):
             assert noisy.abs().max() <= 1
             assert decibel(clean.square().mean() / (noisy - clean).square().mean()) == pytest.approx(-20, abs=0.01)
             assert torch.equal(noisy, dataset.utterance(number)[2])
+
+
+# ---- unpaired ----
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory):
+    """Recording i of two folders, speech and other, is a tone of its own; nearly silent noise; the same as pairs."""
+    root = tmp_path_factory.mktemp("voices")
+    for i in range(16):
+        wave = tone(400 + 200 * i, 16000)
+        write(root / ("speech" if i < 8 else "other") / f"{i}.wav", wave)
+        if i < 8:
+            write(root / "paired/clean" / f"{i}.wav", wave)
+            write(root / "paired/noisy" / f"{i}.wav", wave + 1e-3 * sound(16000, seed=i)[:, 0])
+    write(root / "noise/n.wav", sound(16000))
+    return root
+
+
+def heard(wave):
+    """The numbers of the recordings that are loud in any row of (B, N)."""
+    spectrum = torch.fft.rfft(wave * torch.hann_window(N)).abs()           # 4 Hz a bin
+    tones = spectrum[:, 100:900:50]                                        # 400, 600 .. 3400 Hz
+    return set(torch.nonzero(tones > 0.1 * tones.amax(1, keepdim=True))[:, 1].tolist())
+
+
+@pytest.mark.parametrize("kind", ["mixed", "babble", "pairs", "streamed"])
+def test_a_clean_crop_is_of_no_recording_that_any_noisy_one_holds(kind, voices):
+    """One folder serves both sides: half of its recordings each, of babble too; and all of them are used."""
+    root = voices / "paired" if kind == "pairs" else voices
+    options = dict(snrs=(-20,), babble=1.0) if kind == "babble" else {} if kind == "pairs" else dict(snrs=(60,))
+    dataset = UnpairedAudio(root, root / ("clean" if kind == "pairs" else "speech"), num_samples=N,
+                            resident=kind != "streamed", **options)
+    sides = [heard(torch.cat(part)) for part in zip(*take(dataset, 30))]
+    assert len(sides[0]) == len(sides[1]) == 4 and not sides[0] & sides[1]
+
+
+def test_clean_speech_of_another_folder_is_used_whole_and_what_both_share_by_one_side_alone(voices, tmp_path):
+    clean, noisy = (heard(torch.cat(part)) for part in zip(*take(
+        UnpairedAudio(voices, voices / "other", num_samples=N, snrs=(60,)), 40)))
+    assert clean == set(range(8, 16)) and noisy == set(range(8))
+    for i in (2, 3, 9):
+        (tmp_path / f"{i}.wav").symlink_to(voices / ("speech" if i < 8 else "other") / f"{i}.wav")
+    clean, noisy = (heard(torch.cat(part)) for part in zip(*take(
+        UnpairedAudio(voices, tmp_path, num_samples=N, snrs=(60,)), 40)))
+    assert clean | noisy == {*range(8), 9} and not clean & noisy and {9} < clean <= {2, 3, 9}
+
+
+@resident_and_streamed
+def test_unpaired_batches_are_a_function_of_seed_and_position(voices, resident):
+    make = lambda seed=0: UnpairedAudio(voices, voices / "speech", num_samples=N, seed=seed, resident=resident)
+    batches = take(make(), 6)
+    assert_same(batches[4:], take(make(), 2, step=4))
+    assert not any(torch.equal(a[k], b[k]) for a, b in zip(batches, take(make(1), 6)) for k in (0, 1))
+    assert all(part.shape == (4, N) and torch.equal(part.abs().amax(1), torch.ones(4)) for b in batches for part in b)
+    dataset = make()
+    starts = [[side[1][0] for side in dataset[p]] for p in range(50)]
+    assert abs(np.corrcoef(starts, rowvar=False)[0, 1]) < 0.5
+
+
+def test_noisy_files_in_the_clean_folder_are_refused_and_so_is_a_single_recording(voices, tmp_path):
+    for root, clean_dir, found in ((voices, voices, "n.wav"), (voices / "paired", voices / "paired", "noisy")):
+        with pytest.raises(ValueError, match=f"holds .*{found}.*give a folder of clean speech alone"):
+            UnpairedAudio(root, clean_dir, num_samples=N)
+    write(tmp_path / "speech/a.wav", sound(N))
+    write(tmp_path / "noise/n.wav", sound(N))
+    with pytest.raises(AudioError, match="none of 0 recordings"):
+        UnpairedAudio(tmp_path, tmp_path / "speech", num_samples=N)
+
+
+def test_bad_recordings_of_both_sides_are_counted_in_one_place(voices, tmp_path):
+    write(tmp_path / "good.wav", sound(2 * N))
+    write(tmp_path / "bad.wav", sound(N)).write_text("no sound")
+    half = sound(20 * N)
+    half[2 * N:] = 0
+    write(tmp_path / "half.wav", half)
+    with pytest.warns(UserWarning, match="left out: .*bad.wav"):
+        dataset = UnpairedAudio(voices, tmp_path, num_samples=N)
+    with pytest.warns(UserWarning, match="half.wav: digital silence"):
+        take(dataset, 4)
+    with pytest.warns(UserWarning):
+        dataset.noisy.note(["noisy side"])
+    assert [Path(key.split(":")[0]).name for key in dataset.problems] == ["bad.wav", "half.wav", "noisy side"]
 
 
 # ---- recordings that cannot be used ----
