@@ -3,6 +3,8 @@
 import functools
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -417,3 +419,22 @@ def test_train_resume_enhance_evaluate(teacher, corpus, tmp_path, capsys):
         assert run(*command, "--checkpoint", tmp_path / "a/last.safetensors",
                    "--out", tmp_path / command[0]) == 0
         assert "2 network calls" in capsys.readouterr().out               # two files
+
+
+def readme_variants():
+    """The flags of each row of the README's table of ROSE-CD's variants."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    table = text[text.index("### Every variant of ROSE-CD"):].split("\n## ")[0]
+    return re.findall(r"^\|[^|]*\| `(--[^`]*)`", table, re.M)
+
+
+@pytest.mark.parametrize("flags", readme_variants())
+def test_variant_of_the_readme_trains(flags, teacher, corpus, tmp_path):
+    flags = flags.replace("TEACHER", str(teacher)).split()
+    assert run("train", "--data", corpus, *flags, "--preset", "tiny", "--num-frames", "24", "--batch-size", "1",
+               "--device", "cpu", "--valid-every", "0", "--steps", "1", "--out", tmp_path / "run") == 0
+    assert math.isfinite(json.loads((tmp_path / "run/log.jsonl").read_text())["loss"])
+
+
+def test_readme_has_all_variants():
+    assert len(readme_variants()) == 16

@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import consistency
 import sgmse
 import train
 
@@ -27,3 +30,23 @@ def test_quality_over_calls_is_tabled_drawn_and_kept(tmp_path, corpus):
         [" noisy ", " "], [" one ", " 1 "], [" one ", " 2 "], [" two ", " 3 "]]
     assert "network calls" in outputs[0] and "network calls" not in outputs[1]
     assert (tmp_path / "nfe.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus):
+    teacher = consistency.Student(consistency.StudentConfig(distil="none", hidden=16))
+    train.save_checkpoint(tmp_path / "teacher.safetensors", teacher)
+    command = [sys.executable, TUTORIALS / "patches.py", "--data", corpus, "--teacher", "teacher.safetensors",
+               "--seeds", "3", "--workers", "1", "--", "--steps", "1", "--batch-size", "1", "--num-frames", "60",
+               "--hidden", "4", "--valid-every", "0"]
+    outputs = []
+    for _ in range(2):
+        done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
+        outputs.append(done.stdout)
+    tables = [out[out.index("\nn = 2, 1 seeds"):] for out in outputs]
+    assert tables[0] == tables[1] and "student alone, seed 3" in outputs[0] and "seed 3\n" not in outputs[1]
+    rows = {line.split("|")[1].strip() for line in tables[0].splitlines() if line.startswith("|")}
+    assert {"noisy", "teacher", "student alone", "random patches", "DISPatch", "DISPatch + MSSP",
+            "DISPatch - random patches"} <= rows
+    config = train.load_checkpoint(tmp_path / "runs/patches/DISPatch-+-MSSP,-seed-3/last.safetensors").config
+    assert (config.distil, config.low, config.high) == ("selective", 10, 40)

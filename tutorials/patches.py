@@ -1,0 +1,95 @@
+"""Distillation of selected patches against its controls: trains and scores each row with several seeds.
+
+    python consistency.py train --distil none --preset teacher --data CORPUS --out runs/teacher
+    python tutorials/patches.py --data CORPUS --teacher runs/teacher/last.safetensors -- --steps 400 --lr 3e-3
+
+What follows -- are flags of every student's `consistency.py train`. Students and scores are kept in --out, so that a
+command which was interrupted goes on. The intervals are over the recordings, each scored as the mean over the seeds.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import data
+import metrics
+import train
+from nfe import COLUMNS, cell, scores
+
+ROWS = {
+    "student alone": ["none"],
+    "all of the teacher": ["all"],
+    "random patches": ["random"],
+    "DISPatch": ["selective"],
+    "DISPatch + MSSP": ["selective", "--low", "10", "--high", "40"],
+}
+PAIRS = [("all of the teacher", "student alone"), ("DISPatch", "student alone"), ("DISPatch", "all of the teacher"),
+         ("DISPatch", "random patches"), ("DISPatch + MSSP", "DISPatch"), ("DISPatch + MSSP", "random patches")]
+
+
+def enhanced_and_scored(checkpoint, folder, recordings, workers):
+    """Results of a checkpoint on (name, clean, noisy) recordings; kept in `folder`."""
+    outputs = [folder / f"{name}.wav" for name, _, _ in recordings]
+    if not (folder / "scores.csv").exists():
+        method = train.load_checkpoint(checkpoint).to(train.pick_device("auto"))
+        if train.enhance_all(method, [(noisy, out) for (_, _, noisy), out in zip(recordings, outputs)], 0, 30):
+            sys.exit("some recordings could not be enhanced; nothing is scored")
+    pairs = [(name, clean, out) for (name, clean, _), out in zip(recordings, outputs)]
+    return scores(folder / "scores.csv", pairs, workers)
+
+
+def mean_over(runs):
+    """The results of several seeds as one, recording by recording."""
+    rows = [{"name": same[0]["name"], "note": "", "error": ""} |
+            {column: float(np.mean([row[column] for row in same])) for column in COLUMNS}
+            for same in zip(*(results.rows for results in runs))]
+    return metrics.Results(rows, list(COLUMNS))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="corpus with a train and a test split, as for train")
+    parser.add_argument("--teacher", required=True, help="checkpoint, or the name of one in pretrained/")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/patches"), help="folder (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
+    parser.add_argument("flags", nargs="*", help="after --: flags of the students' training")
+    args = parser.parse_args()
+
+    clean, noisy = data.paired_paths(args.data, "test")
+    recordings = [(path.stem, a, path) for a, path in zip(clean, noisy)]
+    noisy = scores(args.out / "noisy.csv", recordings, args.workers)
+    teacher = enhanced_and_scored(args.teacher, args.out / "teacher", recordings, args.workers)
+    results = {label: [] for label in ROWS}
+    for seed in args.seeds:                              # outermost: a table of fewer seeds is there early
+        for label, flags in ROWS.items():
+            run = args.out / f"{label}, seed {seed}".replace(" ", "-")
+            if not (run / "last.safetensors").exists():
+                print(f"{label}, seed {seed}")
+                subprocess.run([sys.executable, train.HERE / "consistency.py", "train", "--distil", *flags, "--data",
+                                args.data, *(["--teacher", args.teacher] if flags != ["none"] else []), "--seed",
+                                str(seed), "--out", run, *args.flags], check=True)
+            results[label].append(enhanced_and_scored(run / "last.safetensors", run / "test", recordings, args.workers))
+
+    means = {label: mean_over(runs) for label, runs in results.items()}
+    print(f"\nn = {len(recordings)}, {len(args.seeds)} seeds; mean [95 % interval]; (lowest and highest seed)\n")
+    print(f"| | {' | '.join(COLUMNS.values())} |\n|---|{'---|' * len(COLUMNS)}")
+    for label, other in ("noisy", noisy), ("teacher", teacher):
+        print(f"| {label} | {' | '.join(cell(other, column) for column in COLUMNS)} |")
+    for label, runs in results.items():
+        spread = [sorted(results.mean(column) for results in runs) for column in COLUMNS]
+        print(f"| {label} | " + " | ".join(f"{cell(means[label], column)} ({seeds[0]:.3f}, {seeds[-1]:.3f})"
+                                           for column, seeds in zip(COLUMNS, spread)) + " |")
+    print("\nthe same recordings, difference\n")
+    print(f"| | {' | '.join(COLUMNS.values())} |\n|---|{'---|' * len(COLUMNS)}")
+    for a, b in PAIRS:
+        difference = means[a].compare(means[b])
+        print(f"| {a} - {b} | {' | '.join(cell(difference, column) for column in COLUMNS)} |")
+
+
+if __name__ == "__main__":
+    main()
