@@ -29,9 +29,9 @@ def times(*t):
     return torch.tensor(t, dtype=torch.float64)
 
 
-# ---- closed forms of card 2 ----
+# ---- closed forms ----
 
-def test_boundary_has_the_card_s_values():
+def test_boundary_at_its_two_ends():
     std = SDE.std(times(1, 0.03))
     c_skip, c_out = consistency.boundary(std)
     assert c_skip.tolist() == pytest.approx([0.0619934, 0.965757], abs=1e-6)
@@ -76,8 +76,8 @@ MOVES = {"pc": consistency.pc_move, "euler": consistency.euler_move, "heun": con
     (1.0, 1 / 30, dict(euler=0.9231840, heun=0.9261260)), (1.0, 0.97 / 29, dict(pc=0.3978329)),
     (1 - 15 * 0.97 / 29, 1 / 30, dict(euler=0.9203153, heun=0.9230892)),
     (1 - 15 * 0.97 / 29, 0.97 / 29, dict(pc=0.3949543))])
-def test_moves_have_the_card_s_values(t, dt, expected, monkeypatch):
-    """Card 2, self-checks 6 and 7: denoiser 0, y = 0, x = 1, no noise."""
+def test_moves_of_one_bin(t, dt, expected, monkeypatch):
+    """Denoiser 0, y = 0, x = 1, no noise."""
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
     score = lambda x, y, t: -x / sgmse.per_bin(SDE.std(t)) ** 2
     for name, value in expected.items():
@@ -86,8 +86,8 @@ def test_moves_have_the_card_s_values(t, dt, expected, monkeypatch):
             assert x.item().real == pytest.approx(value, abs=1e-6)
 
 
-def test_noise_of_the_moves_has_the_card_s_size(monkeypatch):
-    """Card 2, self-check 8; `noise=False` leaves the corrector's alone; mix has half of the SDE's."""
+def test_noise_of_the_moves_has_the_size_of_the_sde_s(monkeypatch):
+    """`noise=False` leaves the corrector's alone; mix has half of the SDE's."""
     def response(move, *draws, **options):
         """x_next for these draws minus x_next without; the score is 0, so that each draw passes straight through."""
         ends = []
@@ -162,7 +162,7 @@ def retained(slopes, grid):
 
 
 def test_fixed_points_keep_the_card_s_share_of_the_posterior_s_variance():
-    """Card 2, section 4.4: the flow keeps it all; random targets average it away."""
+    """The flow keeps it all; random targets average it away."""
     grid = consistency.time_grid(SDE).double().tolist()
     steps = list(zip(grid, grid[1:]))
     keep = lambda move: retained([slope(move, *step) for step in steps], grid)
