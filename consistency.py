@@ -396,7 +396,7 @@ class StudentConfig(nets.NetworkConfig, SpectrogramConfig):
     distil: str = "selective"        # from the teacher's patches: selective, random (the control), all, or none
     teacher: str = ""                # checkpoint of any method
     distance: str = "frequency"      # to the teacher: frequency, DFKD; response, of magnitudes
-    distil_weight: float = 1.0       # of the distillation loss; the task's is the negative SI-SDR in dB
+    distil_weight: float = 5.0       # of the distillation loss; the task is the negative SI-SDR in dB
     warmup: int = 0                  # steps of the task alone, before the first patches are ranked
     keep: float = 0.8                # share of the patches that is distilled
     rule: str = "top_k"              # top_k, as released; positive: where the teacher is better; both
