@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 
 import train
 
@@ -17,3 +18,17 @@ def run_command(Method, *arguments):
     finally:
         sys.argv = before
     return stop.value.code
+
+
+def check_commands(run, flags, corpus, folder, capsys):
+    """Train for 4 steps, and for 2 and then 2 more: the same weights. Enhance and score the two test files: 2 calls."""
+    assert run(*flags, "--steps", "4", "--out", folder / "a") == 0
+    for steps in (2, 4):
+        assert run(*flags, "--steps", steps, "--out", folder / "b") == 0
+    a, b = (torch.load(folder / name / "last.pt", weights_only=True) for name in "ab")
+    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+    assert not torch.equal(a["model"]["net.head.weight"], a["ema"]["shadow"]["net.head.weight"])
+    capsys.readouterr()
+    for command in (("enhance", corpus / "test/noisy"), ("evaluate", "--data", corpus, "--workers", "1")):
+        assert run(*command, "--checkpoint", folder / "a/last.safetensors", "--out", folder / command[0]) == 0
+        assert "2 network calls" in capsys.readouterr().out

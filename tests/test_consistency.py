@@ -14,7 +14,7 @@ import metrics
 import nets
 import sgmse
 import train
-from helpers import run_command
+from helpers import check_commands, run_command
 from test_sgmse import gaussian_score, load, replay
 
 SDE = sgmse.OUVE()
@@ -408,17 +408,7 @@ def test_train_resume_enhance_evaluate(teacher, corpus, tmp_path, capsys):
     """Distillation by command, killed half way; one call a recording afterwards."""
     flags = ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "24", "--teacher", teacher,
              "--batch-size", "2", "--device", "cpu", "--valid-every", "0", "--valid-files", "1")
-    assert run(*flags, "--steps", "4", "--out", tmp_path / "a") == 0
-    for steps in (2, 4):
-        assert run(*flags, "--steps", steps, "--out", tmp_path / "b") == 0
-    a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in "ab")
-    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
-    assert not torch.equal(a["model"]["net.head.weight"], a["ema"]["shadow"]["net.head.weight"])
-    capsys.readouterr()
-    for command in (("enhance", corpus / "test/noisy"), ("evaluate", "--data", corpus, "--workers", "1")):
-        assert run(*command, "--checkpoint", tmp_path / "a/last.safetensors",
-                   "--out", tmp_path / command[0]) == 0
-        assert "2 network calls" in capsys.readouterr().out               # two files
+    check_commands(run, flags, corpus, tmp_path, capsys)
 
 
 def readme_variants():
