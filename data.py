@@ -6,7 +6,8 @@
     PairedAudio                folders of clean and noisy files with the same names
     MixedAudio                 any folder of speech, any folder of noise, mixed anew every epoch
     UnpairedAudio              noisy crops of either, clean crops of recordings that are in none of them
-    open_data                  finds out which of the two a folder is
+    RoomMixtures               talkers and noise in simulated rooms, heard by an array of microphones
+    open_data                  finds out which of them a folder is
     batches                    (clean, noisy) float32 (B, L), both divided by the noisy peak of the crop
 
 Which crop a batch holds is a pure function of seed and position, so that a run resumed at step n, one with other
@@ -15,14 +16,18 @@ array on the training device, where crops, gains and mixing are batched tensor o
 through worker processes that read only the crop.
 """
 
+import argparse
 import collections
 import concurrent.futures
+import copy
 import itertools
 import math
 import os
 import struct
 import tempfile
 import warnings
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -421,6 +426,8 @@ class Crops:
     that cannot be read, is drawn again from another file; `problems` names the files and counts the crops.
     """
 
+    lead = 0                                             # samples that a crop has before those of the batch
+
     def __init__(self, sources, files, num_samples, seed):
         self.sources, self.files, self.num_samples, self.seed = sources, files, num_samples, seed
         self.order = (None, None)                        # (epoch, its permutation of the files)
@@ -442,7 +449,7 @@ class Crops:
         for _ in range(100):
             indices, starts, snr_db = self.draw(index, rng)
             try:
-                crops = [source.crop(i, start, self.num_samples, loop)
+                crops = [source.crop(i, start, self.num_samples + self.lead, loop)
                          for source, i, start, loop in zip(self.sources, indices, starts, self.loops)]
                 silent = [k for k in self.must_sound if not crops[k].any()]
                 if not silent:
@@ -460,18 +467,22 @@ class Crops:
             self.problems[problem] += 1
 
     def batch(self, items):
-        """Items -> (clean, noisy), float32 (B, L) on the device, each divided by the peak of its noisy crop."""
+        """Items -> (clean, noisy), float32 (B, L) on the device, each divided by the peak of its noisy crop.
+
+        (B, S, L) and (B, M, L) from RoomMixtures; the peak is that of all microphones.
+        """
         indices, starts, snr_db, crops, problems = zip(*items)
         self.note(itertools.chain.from_iterable(problems))
         parts = []
         for k, (source, loop) in enumerate(zip(self.sources, self.loops)):
             if source.resident and torch.device(source.device).type != "cpu":
-                part = source.gather(np.array(indices)[:, k], np.array(starts)[:, k], self.num_samples, loop)
+                part = source.gather(np.array(indices)[:, k], np.array(starts)[:, k], self.num_samples + self.lead,
+                                     loop)
             else:
                 part = torch.from_numpy(np.stack([crop[k] for crop in crops])).to(source.device)
             parts.append(part / 32768)
         clean, noisy = self.combine(*parts, torch.tensor(snr_db, device=parts[0].device))
-        peak = noisy.abs().amax(-1, keepdim=True)
+        peak = noisy.abs().amax(tuple(range(1, noisy.ndim)), keepdim=True)
         return clean / peak, noisy / peak
 
     def random_start(self, length, rng):
@@ -606,6 +617,160 @@ class UnpairedAudio(Crops):
         return super().batch(clean)[0], self.noisy.batch(noisy)[1]
 
 
+@dataclass(frozen=True)
+class RoomConfig:
+    """What simulated rooms are drawn from, uniformly in each range. Metres and seconds."""
+    mics: int = 4                    # evenly on a horizontal circle, the first at a random angle
+    talkers: int = 2
+    radius: float = 0.05             # of the circle
+    size: tuple = ((3.0, 3.0, 3.0), (8.0, 8.0, 4.0))
+    rt60: tuple = (0.2, 0.6)         # reverberation time, to which Sabine's formula chooses the walls
+    off_centre: float = 0.35         # of the circle from the middle of the room, at most, along each side
+    mic_height: tuple = (1.0, 1.5)
+    height: tuple = (1.0, 1.8)       # of the talkers and of the noise
+    from_wall: float = 0.5           # at least, of the talkers and of the noise
+    from_array: tuple = (0.5, 1.0)   # at least: of a talker, of the noise
+
+
+def simulate_room(number, config=RoomConfig()):
+    """Room `number` by the image method: its impulse responses, float16 (talkers + 1, mics + 1, n) at 16 kHz.
+
+    Sources: the talkers, then the noise. Responses: that to each microphone, then the direct path alone to microphone
+    0, in step with the others. The same numbers at every call. Raises ValueError where the walls would have to swallow
+    more than arrives at them.
+    """
+    import pyroomacoustics as pra
+    from scipy.signal import butter, lfilter
+    pra.constants.set("num_threads", 1)                  # more add up in another order
+    pra.constants.set("rir_hpf_enable", False)           # has no phase: sounds before the direct path
+    rng = np.random.default_rng(number)
+    size, rt60 = rng.uniform(*config.size), rng.uniform(*config.rt60)
+    centre = np.append(size[:2] / 2 + rng.uniform(-config.off_centre, config.off_centre, 2),
+                       rng.uniform(*config.mic_height))
+    angle = 2 * np.pi * (rng.random() + np.arange(config.mics) / config.mics)
+    array = centre[:, None] + config.radius * np.stack([np.cos(angle), np.sin(angle), 0 * angle])     # (3, M)
+    inside = [config.from_wall, config.from_wall, config.height[0]], [*(size[:2] - config.from_wall), config.height[1]]
+    places = []
+    while len(places) <= config.talkers:
+        place = rng.uniform(*inside)
+        if np.linalg.norm(place - centre) >= config.from_array[len(places) == config.talkers]:
+            places.append(place)
+
+    absorption, reflections = pra.inverse_sabine(rt60, size)
+    n = int(config.rt60[1] * SAMPLE_RATE)
+
+    def heard(array, reflections):
+        """List over microphones and sources of (n,)."""
+        room = pra.ShoeBox(size, fs=SAMPLE_RATE, materials=pra.Material(absorption), max_order=reflections)
+        room.add_microphone_array(array)
+        for place in places:
+            room.add_source(place)
+        room.compute_rir()
+        return [[np.pad(response[:n], (0, max(0, n - len(response)))) for response in row] for row in room.rir]
+
+    responses = np.swapaxes(heard(array, reflections) + heard(array[:, :1], 0), 0, 1)
+    # All reflections of the image method are positive: they add up to a rumble that no room has.
+    return lfilter(*butter(2, 50, "highpass", fs=SAMPLE_RATE), responses).astype(np.float16)
+
+
+def simulated_rooms(numbers, config, cache):
+    """Responses of these rooms, float16 (rooms, talkers + 1, mics + 1, n), from the folder `cache`.
+
+    What is not there, or damaged, is simulated and put there. Raises OSError where that fails.
+    """
+    def one(number):
+        path = Path(cache) / f"{zlib.crc32(repr(config).encode()):08x}-{number}.npz"
+        try:
+            with np.load(path) as file:                  # a zip file, which checks its sum
+                return file["responses"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            responses = simulate_room(number, config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+        try:
+            with open(handle, "wb") as file:
+                np.savez(file, responses=responses)
+            os.chmod(part, 0o666 & ~current_umask())
+            os.replace(part, path)
+        finally:
+            Path(part).unlink(missing_ok=True)
+        return responses
+
+    # In an order of this process's own, so that several share the work.
+    order = np.random.default_rng().permutation(len(numbers))
+    rooms = [None] * len(numbers)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = pool.map(lambda place: (place, one(numbers[place])), order)
+        for place, responses in tqdm(jobs, "simulating rooms", len(numbers), unit="room", leave=False):
+            rooms[place] = responses
+    return torch.from_numpy(np.stack(rooms))
+
+
+def convolve(wave, response):
+    """(..., n - 1 + L) * (..., n) -> (..., L): the samples that hear the whole response."""
+    size = 2 ** math.ceil(math.log2(wave.shape[-1]))     # what wraps around lands in the first n - 1
+    out = torch.fft.irfft(torch.fft.rfft(wave, size) * torch.fft.rfft(response, size), size)
+    return out[..., response.shape[-1] - 1:wave.shape[-1]]
+
+
+class RoomMixtures(MixedAudio):
+    """Talkers and a noise in simulated rooms: clean (B, S, L), mixture (B, M, L); (B, L) both for one of each.
+
+    Clean is the direct path of each talker to microphone 0, in step with the mixture. The talkers are recordings of
+    different folders, where there are as many. The noise is a recording played at one point, 1 m from the array
+    or more, where most of it arrives from all sides. Ratios hold for what microphone 0 hears, reverberation
+    included: each further talker is `sir` dB (drawn from that range) below the first, the noise one of `snrs` below
+    all talkers together.
+
+    rooms: how many; first_room: the number of the first, see simulate_room. cache: folder of their responses.
+    """
+
+    def __init__(self, speech_dir, noise_dir, config=RoomConfig(), rooms=200, first_room=0, cache="rooms",
+                 sir=(-5.0, 5.0), **options):
+        super().__init__(speech_dir, noise_dir, **options)
+        speech, noise = self.sources
+        self.sources, self.loops = (speech,) * config.talkers + (noise,), (False,) * config.talkers + (True,)
+        self.must_sound, self.sir = range(config.talkers + 1), sir
+        self.folders = np.unique([str(Path(path).parent) for path in speech.paths], return_inverse=True)[1]
+        responses = simulated_rooms(range(first_room, first_room + rooms), config, cache)
+        self.responses, self.lead = responses.to(speech.device), responses.shape[-1] - 1
+
+    def draw(self, index, rng):
+        """(files, starts, (room, SNR, level of each talker in dB))."""
+        chosen = [index]
+        while len(chosen) < len(self.sources) - 1:
+            elsewhere = self.files[~np.isin(self.folders[self.files], self.folders[chosen])]
+            chosen.append(rng.choice(elsewhere if len(elsewhere) else self.files))
+        starts = [self.random_start(self.sources[0].lengths[i], rng) - self.lead for i in chosen]
+        noise, start = self.draw_noise(rng)
+        choices = rng.integers(len(self.responses)), rng.choice(self.snrs), 0, *-rng.uniform(*self.sir, len(chosen) - 1)
+        return (*chosen, noise), (*starts, start), tuple(map(float, choices))
+
+    def combine(self, *sources_and_choices):
+        """Crops (B, lead + L) of talkers and noise, choices (B, 2 + S) of `draw` -> (clean, mixture)."""
+        *sources, choices = sources_and_choices
+        room, snr_db, levels = choices[:, 0].long(), choices[:, 1], choices[:, 2:]
+        heard = convolve(torch.stack(sources, 1)[:, :, None], self.responses[room].float())   # (B, S + 1, M + 1, L)
+        heard = heard / heard[:, :, :1].square().mean(-1, keepdim=True).clamp(min=1e-10).sqrt()
+        talkers = heard[:, :-1] * 10 ** (levels[:, :, None, None] / 20)
+        clean, speech = talkers[:, :, -1], talkers[:, :, :-1].sum(1)       # (B, S, L), (B, M, L)
+        gain = speech[:, :1].square().mean(-1, keepdim=True).sqrt() * 10 ** (-snr_db[:, None, None] / 20)
+        mixture = speech + gain * heard[:, -1, :-1]
+        return (clean[:, 0], mixture[:, 0]) if clean.shape[1] == mixture.shape[1] == 1 else (clean, mixture)
+
+    def utterance(self, number):
+        """As long as its first talker's recording, the same at every call, peak 0.9: (name, clean, mixture)."""
+        whole, index = copy.copy(self), self.files[number]
+        whole.num_samples = int(self.sources[0].lengths[index])
+        indices, starts, choices = whole.draw(index, np.random.default_rng([self.seed, number, 2]))
+        crops = [source.crop(i, start, whole.num_samples + self.lead, loop) / np.float32(32768)
+                 for source, i, start, loop in zip(self.sources, indices, starts, self.loops)]
+        crops = [torch.from_numpy(crop)[None].to(self.responses.device) for crop in crops]
+        clean, mixture = (wave[0].cpu() for wave in whole.combine(*crops, torch.tensor([choices])))
+        scale = 0.9 / mixture.abs().max()
+        return self.sources[0].paths[index].stem, scale * clean, scale * mixture
+
+
 def make_babble(speech, rng, talkers=6, minutes=10):
     """`talkers` voices at once, equally loud: each reads recordings in its own random order. int16 (L,)."""
     total, usable = np.zeros(minutes * 60 * SAMPLE_RATE), np.flatnonzero(speech.lengths)
@@ -641,14 +806,25 @@ def paired_paths(root, split):
     return [clean[name] for name in names], [noisy[name] for name in names]
 
 
-def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, **options):
-    """PairedAudio, or MixedAudio where SPLIT/speech and SPLIT/noise (or speech and noise) stand in `root`."""
+def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, mics=1, talkers=1, rooms=0, room_cache="rooms", **options):
+    """PairedAudio, or MixedAudio where SPLIT/speech and SPLIT/noise (or speech and noise) stand in `root`.
+
+    rooms: so many simulated ones make it RoomMixtures, of other rooms in each split, kept in the folder room_cache.
+    """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
     for folder in (root / split, root):
-        if (folder / "speech").is_dir() and (folder / "noise").is_dir() and not (folder / "pairs").is_dir():
-            return MixedAudio(folder / "speech", folder / "noise", snrs, babble=babble, **options)
+        if (folder / "speech").is_dir() and (folder / "noise").is_dir():
+            mixed = options | dict(speech_dir=folder / "speech", noise_dir=folder / "noise", snrs=snrs, babble=babble)
+            if rooms:
+                return RoomMixtures(config=RoomConfig(mics, talkers), rooms=rooms, cache=room_cache,
+                                    first_room=10 ** 6 * ("train", "valid", "test").index(split), **mixed)
+            if not (folder / "pairs").is_dir():
+                return MixedAudio(**mixed)
+    if rooms:
+        raise FileNotFoundError(f"{root}: rooms are simulated around recordings of speech and of noise. Looked for the "
+                                f"folders {split}/speech + {split}/noise; speech + noise")
     try:
         return PairedAudio(root, split, **options)
     except FileNotFoundError as error:
@@ -672,3 +848,35 @@ def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4):
                                          prefetch_factor=4 if workers else None)
     for items in loader:
         yield dataset.batch(items)
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+def main():
+    """Writes a fixed set of mixtures in simulated rooms. Exits 2 for a request that cannot be met."""
+    parser = argparse.ArgumentParser(description="Talkers and noise in simulated rooms, as files to evaluate on.")
+    parser.add_argument("data", help="folder with SPLIT/speech and SPLIT/noise")
+    parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
+    parser.add_argument("--mics", type=int, default=4, help="microphones on a circle of 5 cm radius (default: 4)")
+    parser.add_argument("--talkers", type=int, default=2, help="(default: 2)")
+    parser.add_argument("--count", type=int, default=30, help="mixtures, and rooms to choose from (default: 30)")
+    parser.add_argument("--snrs", type=float, nargs="*", metavar="X", default=(0, 5, 10, 15),
+                        help="dB (default: 0 5 10 15)")
+    parser.add_argument("--seed", type=int, default=0, help="of all choices but the rooms' (default: 0)")
+    parser.add_argument("--out", default="rooms", help="gets SPLIT/noisy, a channel for each microphone; SPLIT/clean, "
+                        "one for each talker; and responses (default: rooms)")
+    args = parser.parse_args()
+    try:
+        dataset = open_data(args.data, args.split, args.snrs, mics=args.mics, talkers=args.talkers, rooms=args.count,
+                            room_cache=Path(args.out) / "responses", seed=args.seed)
+        numbers = np.linspace(0, len(dataset) - 1, args.count).astype(int)
+        for i, number in enumerate(tqdm(numbers, "mixing", unit="file")):
+            _, clean, mixture = dataset.utterance(number)
+            for side, wave in (("clean", clean), ("noisy", mixture)):
+                save_audio(Path(args.out) / args.split / side / f"{i:04}.wav", wave, SAMPLE_RATE)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,8 @@
 A method is a module with a dataclass `Config`, a dictionary `presets` of its values, the names `inference` of those
 fields that may change after training, `num_samples` of a training crop, loss(batch) -> (scalar, dict) and
 enhance(wave (B, L), peak (B, 1)) -> wave; where it needs more than data, also prepare(fresh), called before training;
-where its loss can do with clean speech of other recordings than the noisy ones', also needs_pairs = False.
+where its loss can do with clean speech of other recordings than the noisy ones', also needs_pairs = False; where it
+hears several microphones or separates talkers, num_mics and num_speakers, with waves (B, M, L) in and (B, S, L) out.
 In `fit` it finds its average as `ema`.
 
 Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was killed and resumed
@@ -21,6 +22,7 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
+import itertools
 import json
 import os
 import random
@@ -50,6 +52,8 @@ class TrainConfig:
     data: str = ""                   # VoiceBank-DEMAND, or {train,valid}/{clean,noisy}, or {train,valid}/{speech,noise}
     snrs: tuple = (0.0, 5.0, 10.0, 15.0)  # dB, drawn at random when speech and noise are mixed
     babble: float = 0.0              # share of these mixtures whose noise is six talkers of the speech at once
+    rooms: int = 0                   # simulated rooms to mix in; 0: none, or 200 for several microphones or talkers
+    room_cache: str = ""             # folder for what is simulated (default: rooms, beside the folder of the run)
     unpaired: str = ""               # folder of clean speech to learn from instead of that under the noise: drift.py
     out: str = ""                    # folder of the run (default: runs/METHOD); a run that is there is resumed
     init: str = ""                   # checkpoint to start from: its weights and, unless given here, its constants
@@ -339,12 +343,19 @@ def windowed(enhance, blocks, window, context, fade):
 def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
     """Enhance a recording: same sample rate, length, channels and, for WAV and FLAC, sample format.
 
-    Every channel is enhanced by itself. window: seconds enhanced at once; memory does not grow with the length
-    beyond it. progress: function called with the seconds of audio done. Returns the seconds of audio. Raises
-    AudioError for an input that cannot be used; then, and when killed, `out` stays as it was.
+    Every channel is enhanced by itself; where the method hears several microphones or separates talkers, the channels
+    are the microphones and `out` has one for each talker. window: seconds enhanced at once; memory does not grow with
+    the length beyond it. progress: function called with the seconds of audio done. Returns the seconds of audio.
+    Raises AudioError for an input that cannot be used; then, and when killed, `out` stays as it was.
     """
     path, out = Path(path), Path(out)
     info = data.audio_info(path)
+    mics, talkers = channels(method)
+    array = (mics, talkers) != (1, 1)
+    if array and info.channels != mics:
+        raise data.AudioError(f"{path}: has {info.channels} channel(s), and this checkpoint wants one for each of its "
+                              f"{mics} microphone(s); use one that was trained for {info.channels}")
+    channels_out = talkers if array else info.channels
     if out.exists() and out.samefile(path):
         raise data.AudioError(f"{path}: the output would overwrite the recording; choose another --out")
     peak = np.zeros(info.channels, np.float32)           # of the whole file, before anything is written
@@ -358,9 +369,17 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
 
     device = next(method.parameters()).device
     level = torch.from_numpy(peak).to(device)[:, None]
+    before = None                                        # the talkers at the end of the last window
 
     def enhance(wave):
-        return method.enhance(torch.from_numpy(np.ascontiguousarray(wave)).to(device), level).float().cpu().numpy()
+        nonlocal before
+        wave = torch.from_numpy(np.ascontiguousarray(wave)).to(device)
+        if not array:
+            return method.enhance(wave, level).float().cpu().numpy()
+        waves = method.enhance(wave[None], level.amax(0, keepdim=True))[0].float().cpu()
+        waves = waves if before is None else in_order(before, waves)
+        before = waves[:, -2 * context - fade:]          # what the next window begins with
+        return waves.numpy()
 
     seed_everything(seed)
     second = data.SAMPLE_RATE
@@ -370,9 +389,9 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
     pieces = windowed(enhance, (block.T for block in data.read_blocks(path)), size, context, fade)
     back = None
     if info.samplerate != second:
-        back = soxr.ResampleStream(second, info.samplerate, info.channels, dtype="float32", quality="HQ")
+        back = soxr.ResampleStream(second, info.samplerate, channels_out, dtype="float32", quality="HQ")
     lossless = info.format in ("WAV", "WAVEX", "FLAC", "AIFF")
-    with data.AtomicAudioWriter(out, info.samplerate, info.channels, info.subtype if lossless else None) as writer:
+    with data.AtomicAudioWriter(out, info.samplerate, channels_out, info.subtype if lossless else None) as writer:
         left = info.frames
         for piece in pieces:
             if progress:
@@ -382,11 +401,25 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
             writer.write(piece[:left])
             left -= len(piece[:left])
         if back is not None:
-            piece = back.resample_chunk(np.zeros((0, info.channels), np.float32), last=True)[:left]
+            piece = back.resample_chunk(np.zeros((0, channels_out), np.float32), last=True)[:left]
             writer.write(piece)
             left -= len(piece)
-        writer.write(np.zeros((left, info.channels), np.float32))          # a resampler may end a sample early
+        writer.write(np.zeros((left, channels_out), np.float32))           # a resampler may end a sample early
     return info.frames / info.samplerate
+
+
+def channels(method):
+    """(microphones it hears at once, talkers it separates): (1, 1) for a method that names none."""
+    return getattr(method, "num_mics", 1), getattr(method, "num_speakers", 1)
+
+
+def in_order(reference, talkers):
+    """The rows of `talkers` (S, L) in the order most like `reference` (S, L'), by correlation over what both have."""
+    length = min(reference.shape[1], talkers.shape[1])
+    unit = lambda x: x[:, :length] / x[:, :length].norm(dim=1, keepdim=True).clamp(min=1e-8)
+    likeness = unit(reference) @ unit(talkers).T         # (S, S)
+    orders = itertools.permutations(range(len(talkers)))
+    return talkers[list(max(orders, key=lambda order: sum(row[k] for row, k in zip(likeness, order))))]
 
 
 def output_paths(inputs, folder):
@@ -484,14 +517,18 @@ def train_command(Method, args):
         method.prepare(fresh=not config.init)
     # Tensor cores want channels last; the backward pass of a CPU is a quarter slower with it.
     method = method.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
+    mics, talkers = channels(method)
+    rooms = config.rooms or 200 * ((mics, talkers) != (1, 1))
     options = dict(snrs=config.snrs, babble=config.babble, num_samples=method.num_samples, seed=config.seed,
-                   device=device)
+                   device=device, mics=mics, talkers=talkers, rooms=rooms,
+                   room_cache=config.room_cache or Path(config.out).parent / "rooms")
     if config.unpaired:
         dataset = data.UnpairedAudio(config.data, config.unpaired, "train", **options)
     else:
         dataset = data.open_data(config.data, "train", **options)
     try:
-        valid = data.open_data(config.data, "valid", **options | dict(device="cpu", seed=0)) if rank == 0 else None
+        options |= dict(device="cpu", seed=0, rooms=min(rooms, config.valid_files))
+        valid = data.open_data(config.data, "valid", **options) if rank == 0 else None
     except FileNotFoundError as error:
         warnings.warn(f"no validation: {error}")
         valid = None
@@ -573,8 +610,11 @@ def validate(method, dataset, config):
         name, clean, noisy = dataset.utterance(number)
         seed_everything(config.seed, 0)
         enhanced = method.enhance(noisy[None].to(device)).float().cpu()[0]
+        if enhanced.ndim == 2:                           # talkers
+            enhanced = in_order(clean, enhanced)
         pairs.append((f"{number} {name}", clean, enhanced))
-        waves = waves or {"clean": clean, "noisy": noisy, "enhanced": enhanced}
+        waves = waves or {name: wave if wave.ndim == 1 else wave[0]
+                          for name, wave in (("clean", clean), ("noisy", noisy), ("enhanced", enhanced))}
     results = metrics.evaluate(pairs, ("pesq", "estoi", "si_sdr"), progress=False)
     return {name: results.mean(name) for name in ("pesq", "estoi", "si_sdr")}, waves
 
@@ -628,6 +668,12 @@ def evaluate_command(Method, args):
     names = [str(path.relative_to(folder).with_suffix("")) for path in noisy]
     enhanced = [out / "enhanced" / f"{name}.wav" for name in names]
     failed = enhance_all(method, list(zip(noisy, enhanced)), args.seed, args.window)
+    if channels(method) != (1, 1):
+        heard = [out / "microphone0" / f"{name}.wav" for name in names]
+        match_talkers(clean, noisy, enhanced, heard)
+        noisy = heard
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in method.named_children()}
+    print("parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size))
     print(f"{len(names)} recordings of {args.data}, {args.split}")
     which = args.metrics.split(",")
     before = metrics.evaluate(zip(names, clean, noisy), which, args.workers)
@@ -636,6 +682,17 @@ def evaluate_command(Method, args):
     for title, results in (("noisy", before), ("enhanced", after), ("enhanced - noisy", after.compare(before))):
         print(f"\n{title}\n{results.table()}")
     return failed + len(after.failed)
+
+
+def match_talkers(clean, noisy, enhanced, heard):
+    """Four lists of paths: puts the talkers of `enhanced` in the order of `clean`, and writes to `heard` what microphone
+    0 hears, once for each talker. What could not be enhanced is left to the scoring to name.
+    """
+    for paths in zip(clean, noisy, enhanced, heard):
+        if paths[2].is_file():
+            s, y, s_hat = (data.load_audio(path)[0] for path in paths[:3])
+            data.save_audio(paths[3], y[:1].expand(len(s), -1), data.SAMPLE_RATE)
+            data.save_audio(paths[2], in_order(s, s_hat), data.SAMPLE_RATE)
 
 
 def main(Method):
@@ -667,7 +724,8 @@ def main(Method):
     add_use(sub, "enhanced")
 
     sub = commands.add_parser("evaluate", help="enhance a test set and score it")
-    sub.add_argument("--data", required=True, help="folder with clean and noisy files, as for train")
+    sub.add_argument("--data", required=True, help="folder with clean and noisy files, as for train; for "
+                     "several microphones or talkers, see python data.py --help")
     sub.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
     sub.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     sub.add_argument("--first", type=int, default=0, help="number of the first file (default: 0)")

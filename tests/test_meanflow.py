@@ -203,6 +203,29 @@ def test_paths_are_straight():
     torch.testing.assert_close(with_noise, meanflow.path(x0, s_hat, times(0.8), z, 0.1))
 
 
+@pytest.mark.parametrize("sigma_min", [0.0, 0.1])
+@pytest.mark.parametrize("time", [0.03, 0.4, 1.0])
+def test_preconditioning_is_the_best_linear_guess_and_what_it_misses(time, sigma_min):
+    """Regression of v on x_t - s_hat over many paths: its slope is c_skip, the std of its error c_out."""
+    torch.manual_seed(0)
+    d, z = torch.randn(2, 100000, 1, 1, 1, dtype=torch.complex128)
+    s_hat, t = torch.full_like(d, S_HAT), torch.full((len(d),), time, dtype=torch.float64)
+    x0 = s_hat + S * d
+    x = meanflow.path(x0, s_hat, t, z, sigma_min, SIGMA) - s_hat
+    v = meanflow.conditional_velocity(x0, s_hat, z, sigma_min, SIGMA)
+    slope = ((v * x.conj()).mean() / (x * x.conj()).mean()).real
+    c_skip, c_out = meanflow.preconditioning(t[:1], S, sigma_min, SIGMA)
+    assert c_skip.item() == pytest.approx(slope.item(), abs=0.01)
+    assert c_out.item() == pytest.approx((v - slope * x).std().item(), rel=0.01)
+
+
+def test_linear_part_of_the_preconditioning_is_the_mean_velocity_of_a_gaussian(monkeypatch):
+    monkeypatch.setitem(globals(), "M", S_HAT)           # x0 - s_hat has mean 0
+    x, t = bins(1.287, 0.313, 0.9), times(1, 0.5, 0.03)
+    c_skip, _ = meanflow.preconditioning(t, S)
+    torch.testing.assert_close(c_skip * (x - S_HAT), instantaneous(x, t, t))
+
+
 def test_one_step_with_the_perfect_velocity_has_the_card_s_end():
     """Card 3, self-check K."""
     x0, s_hat, z = bins(0.5), bins(0.8), bins(1 - 2j)
@@ -550,9 +573,31 @@ def test_enhances_any_length_and_level_with_the_promised_calls(separator):
     assert torch.allclose(given, out, atol=1e-4) == (separator == "frozen")
 
 
+def test_preconditioned_network_that_gives_0_keeps_the_estimate():
+    """Up to the noise that is left at t_end: one step ends at s_hat + 0.03 sigma_max z."""
+    model = tiny(separator="frozen")
+    with torch.no_grad():
+        for p in model.net.head.parameters():
+            p.zero_()
+        condition = torch.randn(2, 2, 256, 16, dtype=torch.complex64)
+        torch.manual_seed(3)
+        out = model.correct(condition)
+        torch.manual_seed(3)
+        z = torch.randn_like(condition[:, :1])
+    torch.testing.assert_close(out, condition[:, :1] + 0.03 * SIGMA * z)
+
+
+def test_network_s_output_is_scaled_and_skipped():
+    x, y = torch.randn(2, 1, 1, 256, 16, dtype=torch.complex64)
+    r, t = torch.tensor([0.2]), torch.tensor([0.9])
+    bare, conditioned = (tiny(sigma_data=s)(x, y, r, t) for s in (0.0, 0.3))
+    c_skip, c_out = meanflow.preconditioning(t, 0.3)
+    torch.testing.assert_close(conditioned, c_skip * (x - y) + c_out * bare)
+
+
 def test_network_s_sign_and_interval():
     """u is minus the network's output, and the network is told t and t - r."""
-    model, seen = tiny(), []
+    model, seen = tiny(sigma_data=0.0), []
     model.net.register_forward_hook(lambda net, args, out: seen.append((args, out)))
     x, y = torch.randn(2, 1, 1, 256, 16, dtype=torch.complex64)
     u = model(x, y, torch.tensor([0.2]), torch.tensor([0.9]))
