@@ -161,7 +161,7 @@ def retained(slopes, grid):
     return math.prod(slopes) ** 2 * marginal(grid[0])[1] / marginal(grid[-1])[1]
 
 
-def test_fixed_points_keep_the_card_s_share_of_the_posterior_s_variance():
+def test_fixed_points_keep_a_known_share_of_the_posterior_s_variance():
     """The flow keeps it all; random targets average it away."""
     grid = consistency.time_grid(SDE).double().tolist()
     steps = list(zip(grid, grid[1:]))
