@@ -15,6 +15,7 @@ the clean frames belong to the same utterances helps, but nothing tells a frame 
     feature scale      mean norm of clean frames; originally: mean distance      feature_scale
     loss               E |x - sg(x + V)|^2, Eq. (9)                              drifting_loss
     latent space       layers of a speech encoder, or mel spectrograms           SpeechLatents, mel_frames
+    ... without one    a small HuBERT, trained here on clean speech              train_encoder, MaskedPrediction
     noise level        log sigma ~ N(-3, 1.2), truncated                         noise_level
     dagger variant     PESQ, SI-SDR, spectra against the clean wave              PESQLoss, si_sdr_loss; ccmse_loss
     level              the loss does not see the gain; peak as the input's       DriftSE.enhance
@@ -22,31 +23,41 @@ the clean frames belong to the same utterances helps, but nothing tells a frame 
 Where we differ. The default is the released code's field, feature scale and temperatures, with the paper's noise
 levels. Its waveform losses see crops divided by the noisy peak (released: at their own level). Distances are computed
 in float64: by matrix products in single precision two equal frames lie up to 1e-3 apart, and temperatures go down to
-0.005. The optimiser is that of train.py, with --lr 5e-4 --clip 2 as published.
+0.005. The optimiser is that of train.py, with --lr 5e-4 --clip 2 as published. The presets small and tiny are ours: mel
+frames hear no phase, so their network gives a mask for the noisy spectrogram.
 
-    python drift.py train --data DIR [--preset dagger] [--sigma-max 0] [--conditional]
+    python drift.py train --data DIR [--preset dagger] [--sigma-max 0] [--conditional] [--unpaired DIR_OF_CLEAN_SPEECH]
     python drift.py train --data DIR --encoder microsoft/wavlm-large --layers 6 12 24 --temperatures 0.02 0.05 0.1
+    python drift.py encoder --data DIR --out runs/encoder; python drift.py train --data DIR --encoder runs/encoder
 """
 
+import argparse
 import functools
+import itertools
 import math
+import shutil
+import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from scipy.cluster.vq import kmeans2
+from tqdm import tqdm
 
 import metrics
 import nets
 import train
-from data import Spectrogram, SpectrogramConfig, in_spectrogram, per_bin
+from data import Spectrogram, SpectrogramConfig, batches, in_spectrogram, open_data, per_bin
 
 
 @dataclass(frozen=True)
 class Config(nets.NetworkConfig, SpectrogramConfig):
     """Constants of the method; `paper` is DriftSE with DistilHuBERT for VoiceBank-DEMAND."""
     encoder: str = "ntu-spml/distilhubert"  # hub name or local folder of a transformers model; mel: needs none
-    layers: tuple = (0, 1, 2)        # hidden states; HuBERT-Large, WavLM-Large: 6 12 24; mel: 0 1 2, coarse to fine
+    layers: tuple = (0, 1, 2)        # hidden states; HuBERT-Large, WavLM-Large: 6 12 24; mel: 0 1 2, loud to quiet
     field: str = "joint"             # joint (published systems), or separate: the paper's Eq. (7)
     recipe: str = "driftse"          # scales of features and drift, sum over temperatures: driftse or original
     temperatures: tuple = (0.0,)     # kernel widths, in units of the feature scale; 0: the recipe's own
@@ -57,7 +68,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     log_sigma_std: float = 1.2       # std of it
     sigma: float = 0.0               # std of the noise added to y at inference
     conditional: bool = False        # noise in, y as the condition at every resolution, instead of y in
-    residual: bool = False           # add y to the network's output (ours)
+    mask: bool = False               # the network gives a gain in (0, 2) for y, which keeps its phase (ours)
     drift_weight: float = 1.0        # of the drifting loss, a mean over the entries of all features
     pesq_weight: float = 0.0         # of the PESQ disturbance; dagger: 1e-4
     si_sdr_weight: float = 0.0       # of the negative SI-SDR, per dB; dagger: 1e-4
@@ -66,7 +77,9 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
 
 DAGGER = dict(pesq_weight=1e-4, si_sdr_weight=1e-4, ccmse_weight=1e-3)
 # For short training, without a download. The weight lifts gradients of 1e-8 above Adam's eps.
-LIGHT = dict(encoder="mel", sigma_max=0.0, residual=True, drift_weight=1000.0, hop_length=256, num_frames=64)
+# Mel frames lie on no sphere: there self-exclusion pushes a frame off its target, and the published widths are too wide.
+LIGHT = dict(encoder="mel", exclude_self=False, temperatures=(0.02, 0.05, 0.1), sigma_max=0.0, mask=True,
+             drift_weight=1000.0, hop_length=256, num_frames=64)
 PRESETS = {
     "paper": {},
     "dagger": DAGGER,
@@ -194,25 +207,27 @@ def drifting_loss(x, positives, temperatures=None, recipe="driftse", field="join
 
 # ------------------------------------------------------------------------------------------------ latent spaces
 
-SCALES = ((1024, 80), (320, 40), (80, 10))    # of mel_frames: window in samples, bands
+FLOORS = (1.0, 0.1, 0.01)    # of mel_frames, in units of the mean power: 0, 10 and 20 dB below it
 
 
-def mel_frames(wave, window, bands, hop=320, context=4):
-    """Log-mel frames every 20 ms with their neighbours: wave (B, L) -> (B, L // 320, (2 context + 1) bands steps).
+def mel_frames(wave, floor, window=640, bands=64, hop=320, context=6):
+    """Log-mel frames every 20 ms with their neighbours: wave (B, L) -> (B, L // 320, bands (2 context + 1)).
 
-    wave: of unit variance. White noise has power 1 in each band, and so has the floor under the logarithm. A window
-    shorter than two hops moves by half of itself; a frame holds all of its `steps` positions. The context lets two of
-    three noisy frames (at 5 dB) find the clean frame of their own time as the nearest one; without it a third does.
+    wave: of unit variance. White noise has power 1 in each band, and `floor` is the power from which on a band counts:
+    high, noise hides little of the speech that is left, and a noisy frame finds the clean one of its time; low, the
+    noise itself is felt. The context, 0.12 s to both sides, tells frames of one sound apart.
     """
-    steps = max(1, 2 * hop // window)
     hann = torch.hann_window(window, device=wave.device, dtype=wave.dtype)
-    spec = torch.stft(wave, window, hop // steps, window=hann, return_complex=True)      # (B, bins, T' steps + 1)
+    spec = torch.stft(wave, window, hop, window=hann, return_complex=True)               # (B, bins, 1 + L // hop)
     filters = torch.from_numpy(metrics.mel_filters(bands, window)).to(wave)              # (bands, bins)
     filters = filters / (filters.sum(1, keepdim=True).clamp(min=1e-8) * hann.square().sum())
-    mel = (filters @ spec.abs().square()).log1p()                                        # (B, bands, T' steps + 1)
-    frames = wave.shape[1] // hop
-    mel = mel[..., :frames * steps].unflatten(2, (frames, steps)).transpose(2, 3).flatten(1, 2)
+    mel = (filters @ spec.abs().square() / floor).log1p()[..., :wave.shape[1] // hop]    # (B, bands, T')
     return F.pad(mel, (context, context)).unfold(2, 2 * context + 1, 1).transpose(1, 2).flatten(2)
+
+
+def standardised(wave):
+    """Waves (B, L) of zero mean and unit variance each, as released: the features do not see the level."""
+    return (wave - wave.mean(1, keepdim=True)) / (wave.std(1, keepdim=True) + 1e-5)
 
 
 class SpeechLatents:
@@ -220,14 +235,14 @@ class SpeechLatents:
 
     encoder: hub name or local folder of a model of the `transformers` package that takes raw waveforms (DistilHuBERT,
     HuBERT, WavLM), or one of its configs, which gives random weights; a frame is 20 ms, hidden state 0 the input of
-    the first layer. "mel" needs no model; its layers are the numbers of SCALES. Gradients reach the wave and nothing
+    the first layer. "mel" needs no model; its layers are the numbers of FLOORS. Gradients reach the wave and nothing
     else. Not a module: its weights belong to no checkpoint, its dropout stays off, it follows the wave to its device.
     Raises ValueError where the model cannot be loaded or has no such layer.
     """
 
     def __init__(self, encoder, layers=(0, 1, 2)):
         self.layers, self.encoder = layers, None
-        count = len(SCALES)
+        count = len(FLOORS)
         if encoder != "mel":
             from transformers import AutoModel, PretrainedConfig
             try:
@@ -244,12 +259,101 @@ class SpeechLatents:
             raise ValueError(f"--layers {' '.join(map(str, layers))}: {encoder} has the layers 0 .. {count - 1}")
 
     def __call__(self, wave):
-        # Per utterance, as released: the features do not see the level.
-        wave = (wave - wave.mean(1, keepdim=True)) / (wave.std(1, keepdim=True) + 1e-5)
+        wave = standardised(wave)
         if self.encoder is None:
-            return [mel_frames(wave, *SCALES[layer]) for layer in self.layers]
+            return [mel_frames(wave, FLOORS[layer]) for layer in self.layers]
         states = self.encoder.to(wave.device)(wave, output_hidden_states=True).hidden_states
         return [states[layer] for layer in self.layers]
+
+
+# ------------------------------------------------------------------------------------------------ an encoder of one's own
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A small HuBERT; the defaults train on a CPU in minutes."""
+    hidden: int = 128                # width of the transformer; frames of all its layers have this size
+    depth: int = 2                   # its layers
+    channels: int = 64               # width of the convolutions before it
+    clusters: int = 64               # of mel frames, by k-means: what the network tells apart
+    mask_start: float = 0.08         # probability that a frame begins a masked span
+    mask_length: int = 10            # frames of a span: 0.2 s
+
+
+class MaskedPrediction(nn.Module):
+    """Hidden-unit BERT (HuBERT, arXiv 2106.07447), first iteration: which cluster is a frame of that was hidden?
+
+    Speech without labels; the clusters are those of its mel frames. Trained by train.fit; `encoder` is kept.
+    """
+
+    num_samples = 32640                                  # of a crop
+
+    def __init__(self, config, centres):
+        super().__init__()
+        from transformers import HubertConfig, HubertModel
+        self.config = config
+        self.register_buffer("centres", centres)                           # (clusters, bands)
+        self.encoder = HubertModel(HubertConfig(
+            hidden_size=config.hidden, num_hidden_layers=config.depth, num_attention_heads=4,
+            intermediate_size=4 * config.hidden, conv_dim=(config.channels,) * 7, num_conv_pos_embeddings=32,
+            num_conv_pos_embedding_groups=4, hidden_dropout=0.0, activation_dropout=0.0, attention_dropout=0.0,
+            layerdrop=0.0))
+        self.head = nn.Linear(config.hidden, config.clusters)
+
+    def loss(self, batch):
+        """batch: (clean waves (B, L), anything). Returns (cross-entropy at the masked frames, their share of hits)."""
+        wave = standardised(batch[0])
+        starts = torch.rand(len(wave), wave.shape[1] // 320 - 1, device=wave.device) < self.config.mask_start
+        starts[:, 0] |= ~starts.any(1)
+        masked = F.max_pool1d(F.pad(starts.float(), (self.config.mask_length - 1, 0)), self.config.mask_length, 1) > 0
+        states = self.encoder(wave, mask_time_indices=masked).last_hidden_state      # (B, T', hidden)
+        logits, target = self.head(states[masked]).float(), units(wave, self.centres)[:, :masked.shape[1]][masked]
+        return F.cross_entropy(logits, target), {"hits": (logits.argmax(1) == target).float().mean()}
+
+
+def units(wave, centres):
+    """Nearest centre of each mel frame: standardised waves (B, L), (clusters, bands) -> (B, L // 320) of integers."""
+    return torch.cdist(mel_frames(wave, FLOORS[1], context=0), centres).argmin(-1)
+
+
+def train_encoder(config, encoder=EncoderConfig()):
+    """Train MaskedPrediction on the clean speech of config.data; config.out is then a folder for SpeechLatents.
+
+    config: a TrainConfig. Continues a run that was interrupted. Raises as open_data and train.fit do.
+    """
+    device = train.pick_device(config.device)
+    train.seed_everything(config.seed)
+    dataset = open_data(config.data, "train", num_samples=MaskedPrediction.num_samples, seed=config.seed, device=device)
+    loader = lambda step, rank, world: batches(dataset, config.batch_size, step, rank, world, config.workers)
+    frames = torch.cat([mel_frames(standardised(clean), FLOORS[1], context=0).flatten(0, 1)
+                        for clean, _ in itertools.islice(loader(0, 0, 1), 1 + 200 // config.batch_size)])
+    centres, _ = kmeans2(frames.cpu().double().numpy(), encoder.clusters, minit="++", seed=config.seed)
+    method = MaskedPrediction(encoder, torch.from_numpy(centres).float()).to(device)
+    bar = tqdm(total=config.steps, unit="step", mininterval=1)
+    for step, parts in train.fit(method, loader, config):
+        bar.update(step - bar.n)
+        if step % 50 == 0 or step == config.steps:
+            bar.set_postfix({name: f"{float(parts[name]):.3f}" for name in ("loss", "hits")})
+    bar.close()
+    with method.ema.applied(), tempfile.TemporaryDirectory(dir=config.out) as part:
+        method.encoder.save_pretrained(part)
+        for path in Path(part).iterdir():
+            train.save_atomically(Path(config.out) / path.name, functools.partial(shutil.copyfile, path))
+
+
+def encoder_command(arguments):
+    """python drift.py encoder: train_encoder by flags. Exits 2 for a request that cannot be met."""
+    parser = argparse.ArgumentParser(prog="drift.py encoder", description="train a speech encoder on clean speech")
+    names = "data out steps batch_size lr clip ema seed device workers save_every".split()
+    train.add_flags(parser, train.TrainConfig, names)
+    train.add_flags(parser, EncoderConfig)
+    args = parser.parse_args(arguments)
+    defaults = dict(out="runs/encoder", steps=4000, lr=5e-4, clip=1.0, ema=0.99)
+    config = train.TrainConfig(**defaults | train.given(args, train.TrainConfig))
+    try:
+        train_encoder(config, EncoderConfig(**train.given(args, EncoderConfig)))
+    except (ValueError, OSError, FloatingPointError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    print(f"written to {config.out}; to use it: python drift.py train --encoder {config.out} ...")
 
 
 # ------------------------------------------------------------------------------------------------ noise, other losses
@@ -315,7 +419,7 @@ class DriftSE(nn.Module):
             out = self.net(y + per_bin(sigma) * torch.randn_like(y))
         else:
             out = self.net(y)
-        return out + y if self.config.residual else out
+        return 2 * out.real.sigmoid() * y if self.config.mask else out
 
     def loss(self, batch):
         """batch: clean and noisy waves (B, L), divided by the noisy peak. Returns (loss, its parts)."""
@@ -357,4 +461,7 @@ class DriftSE(nn.Module):
 
 
 if __name__ == "__main__":
-    train.main(DriftSE)
+    if sys.argv[1:2] == ["encoder"]:
+        encoder_command(sys.argv[2:])
+    else:
+        train.main(DriftSE)

@@ -1,5 +1,6 @@
 """drift.py against the reference system's numbers, its closed forms, clouds of points, and door to door."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -13,7 +14,7 @@ import drift
 import metrics
 import nets
 import train
-from helpers import run_command
+from helpers import check_commands, run_command
 from test_sgmse import load, replay
 
 FIELDS = {"joint": drift.drifting_field, "separate": drift.mean_shift_field}
@@ -430,18 +431,17 @@ def test_encoder_that_is_not_there_or_has_no_such_layer_is_refused(encoder_folde
 def test_mel_frames_come_every_20_ms_and_white_noise_has_power_1():
     torch.manual_seed(0)
     wave = torch.randn(2, 32000)
-    for window, bands in drift.SCALES:
-        alone = drift.mel_frames(wave, window, bands, context=0)
-        steps = max(1, 640 // window)
-        assert alone.shape == (2, 100, bands * steps)
-        assert alone.expm1().mean().item() == pytest.approx(1, abs=0.05)
+    for floor in drift.FLOORS:
+        alone = drift.mel_frames(wave, floor, context=0)
+        assert alone.shape == (2, 100, 64)
+        assert alone.expm1().mean().item() * floor == pytest.approx(1, abs=0.05)
         # A frame with context holds its neighbours, and a click is in the frame of its time.
-        wide = drift.mel_frames(wave, window, bands).unflatten(2, (-1, 9))
-        for neighbour in range(-4, 5):
-            close(wide[:, 20:30, :, 4 + neighbour], alone[:, 20 + neighbour:30 + neighbour], 0)
+        wide = drift.mel_frames(wave, floor).unflatten(2, (64, 13))
+        for neighbour in range(-6, 7):
+            close(wide[:, 20:30, :, 6 + neighbour], alone[:, 20 + neighbour:30 + neighbour], 0)
         click = torch.zeros(1, 32000)
         click[0, 50 * 320 + 30] = 100
-        assert drift.mel_frames(click, window, bands, context=0)[0].sum(1).argmax() == 50
+        assert drift.mel_frames(click, floor, context=0)[0].sum(1).argmax() == 50
 
 
 @pytest.mark.parametrize("kind", ["mel", "folder"])
@@ -491,7 +491,7 @@ def some_batch(model, n=2):
 
 VARIANTS = {
     "sigma 0": {}, "sigma": dict(sigma_max=0.3), "conditional": dict(conditional=True), "dagger": drift.DAGGER,
-    "dagger, sigma": dict(sigma_max=0.3, **drift.DAGGER), "no residual": dict(residual=False),
+    "dagger, sigma": dict(sigma_max=0.3, **drift.DAGGER), "no mask": dict(mask=False),
     "separate": dict(field="separate"), "original": dict(recipe="original"), "one layer": dict(layers=(0,)),
     "temperatures": dict(temperatures=(0.02, 0.05)), "with itself": dict(exclude_self=False)}
 
@@ -523,7 +523,7 @@ def test_every_variant_s_gradient_reaches_the_generator_and_not_the_encoder(vari
     (dict(exclude_self=False), dict(exclude_self=False)), (dict(layers=(2,)), {})])
 def test_settings_of_the_field_reach_the_loss(changes, arguments):
     """All layers, all frames of all crops in one set for each layer."""
-    model = tiny(residual=False, **changes)
+    model = tiny(**dict(mask=False, exclude_self=True, temperatures=(0.0,)) | changes)
     model.net.forward = lambda y: 3 * y
     clean, noisy = some_batch(model)
     _, parts = model.loss((clean, noisy))
@@ -549,7 +549,7 @@ def test_direct_network_is_given_noisy_speech_plus_noise_and_the_conditional_one
     sigma = torch.tensor([0.1, 0.2, 0.3])
     given = []
     for changes in ({}, dict(conditional=True)):
-        model = tiny(residual=False, **changes)
+        model = tiny(mask=False, **changes)
         model.net.forward = lambda x: given.append(x) or x[:, :1]
         replay(monkeypatch, [z])
         model(y, sigma)
@@ -560,13 +560,23 @@ def test_direct_network_is_given_noisy_speech_plus_noise_and_the_conditional_one
     close(given[2], torch.cat([z, y], dim=1), 0)
 
 
+def test_mask_is_a_gain_below_2_the_same_everywhere_at_first_and_keeps_the_phase():
+    y = torch.randn(2, 1, 256, 8, dtype=torch.complex64)
+    model = tiny()
+    gain = model(y, torch.zeros(2)) / y
+    assert gain.imag.abs().max() < 1e-6 and gain.real.std() < 1e-3 < gain.real.min() <= gain.real.max() < 2
+    model.net.forward = lambda x: 30 * torch.complex(x.imag.sign(), x.real)
+    out = model(y, torch.zeros(2))
+    close(out, y * (1 + y.imag.sign()), 1e-5)
+
+
 def test_unknown_field_or_recipe_is_refused():
     for changes in (dict(field="sharp"), dict(recipe="mine")):
         with pytest.raises(ValueError, match="joint or separate"):
             drift.DriftSE(drift.Config(**drift.PRESETS["tiny"] | changes))
 
 
-@pytest.mark.parametrize("changes", [{}, dict(sigma=0.05), dict(conditional=True), dict(residual=False)])
+@pytest.mark.parametrize("changes", [{}, dict(sigma=0.05), dict(conditional=True), dict(mask=False)])
 def test_enhances_any_length_in_one_call_at_the_level_of_its_input(changes):
     model, wave = tiny(**changes), torch.randn(2, 5003) * 0.1
     out = model.enhance(wave)
@@ -579,7 +589,7 @@ def test_gain_that_the_loss_does_not_see_is_restored_and_one_that_it_sees_is_kep
     torch.manual_seed(0)
     wave = torch.randn(1, 4000) * 0.1
     for changes, seen in (({}, False), (drift.DAGGER, True)):
-        model = tiny(residual=False, **changes)
+        model = tiny(mask=False, **changes)
         drifts, spectra = [], []
         for gain in (1, 3):                                                # of the compressed spectrum: of waves, 9
             model.net.forward = lambda y: gain * y
@@ -591,23 +601,110 @@ def test_gain_that_the_loss_does_not_see_is_restored_and_one_that_it_sees_is_kep
         assert not seen or spectra[1] > 10 * spectra[0]
 
 
-def test_train_resume_enhance_evaluate(corpus, tmp_path, capsys):
+TRAIN = ("train", "--preset", "tiny", "--num-frames", "24", "--lr", "5e-4", "--clip", "2", "--batch-size", "2",
+         "--device", "cpu", "--valid-every", "0", "--valid-files", "1")
+
+
+@pytest.mark.parametrize("unpaired", [False, True])
+def test_train_resume_enhance_evaluate(unpaired, corpus, tmp_path, capsys):
     """By command, with the latent that needs no download, stopped half way; one call a recording afterwards."""
-    flags = ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "24", "--sigma-max", "0.3", "--lr", "5e-4",
-             "--clip", "2", "--batch-size", "2", "--device", "cpu", "--valid-every", "0", "--valid-files", "1")
-    assert run(*flags, "--steps", "4", "--out", tmp_path / "a") == 0
-    for steps in (2, 4):
-        assert run(*flags, "--steps", steps, "--out", tmp_path / "b") == 0
+    flags = (*TRAIN, "--data", corpus, "--sigma-max", "0.3")
+    check_commands(run, (*flags, "--unpaired", corpus / "train/clean") if unpaired else flags, corpus, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("flags", [
+    "--sigma-max 0 --layers 2", "--sigma-max 0.3 --sigma 0.01", "--conditional --sigma-max 0.3",
+    "--pesq-weight 1e-4 --si-sdr-weight 1e-4 --ccmse-weight 1e-3"])
+def test_every_variant_trains_and_enhances_by_command(flags, corpus, tmp_path):
+    assert run(*TRAIN, "--data", corpus, *flags.split(), "--steps", "2", "--out", tmp_path) == 0
+    assert run("enhance", corpus / "test/noisy/0.wav", "--checkpoint", tmp_path / "last.safetensors",
+               "--out", tmp_path / "enhanced") == 0
+    assert len(data.load_audio(tmp_path / "enhanced/0.wav")[0][0]) == 32000
+
+
+def test_what_cannot_be_trained_is_said_and_leaves_nothing(corpus, tmp_path, capsys):
+    for flags, message in (
+            (("--encoder", tmp_path / "nowhere"), "--encoder mel"),
+            (("--unpaired", corpus / "train/clean", "--ccmse-weight", "1e-3"), "ccmse weights must be 0"),
+            (("--unpaired", tmp_path / "nowhere"), "nowhere"), (("--unpaired", corpus), "give a folder of clean")):
+        assert run(*TRAIN, "--data", corpus, *flags, "--steps", "2", "--out", tmp_path / "run") == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+    for weights in (dict(pesq_weight=1.0), dict(si_sdr_weight=1.0), dict(ccmse_weight=1.0)):
+        assert tiny(**weights).needs_pairs
+    assert not tiny().needs_pairs
+
+
+# ---- an encoder of one's own ----
+
+TOY = drift.EncoderConfig(hidden=32, channels=16, clusters=8)
+
+
+def encoder_run(corpus, out, steps):
+    return train.TrainConfig(data=str(corpus), out=str(out), steps=steps, batch_size=2, lr=2e-3, ema=0.9, device="cpu")
+
+
+def test_encoder_is_trained_and_resumed_by_one_call_and_is_a_latent_space(corpus, tmp_path, capsys):
+    """Stopped half way it is the same; its folder is a latent space; gradients reach the wave."""
+    for steps in (2, 6):
+        drift.train_encoder(encoder_run(corpus, tmp_path / "a", steps), TOY)
+    drift.train_encoder(encoder_run(corpus, tmp_path / "b", 6), TOY)
     a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in "ab")
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
-    assert not torch.equal(a["model"]["net.head.weight"], a["ema"]["shadow"]["net.head.weight"])
-    capsys.readouterr()
-    for command in (("enhance", corpus / "test/noisy"), ("evaluate", "--data", corpus, "--workers", "1")):
-        assert run(*command, "--checkpoint", tmp_path / "a/last.safetensors",
-                   "--out", tmp_path / command[0]) == 0
-        assert "2 network calls" in capsys.readouterr().out               # two files
-    assert run(*flags, "--steps", "4", "--encoder", tmp_path / "nowhere", "--out", tmp_path / "c") == 2
-    assert "--encoder mel" in capsys.readouterr().err
+
+    latents = drift.SpeechLatents(str(tmp_path / "a"))
+    averaged = {name.removeprefix("encoder."): p for name, p in a["ema"]["shadow"].items()}
+    assert all(torch.equal(p, averaged[name]) for name, p in latents.encoder.named_parameters())
+    wave = torch.randn(2, 8000, requires_grad=True)
+    features = latents(wave)
+    assert [f.shape for f in features] == 3 * [(2, 24, 32)]
+    sum(f.square().sum() for f in features).backward()
+    assert wave.grad.abs().max() > 0
+    assert (tmp_path / "a/model.safetensors").stat().st_mode == (tmp_path / "a/last.pt").stat().st_mode
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"last.pt", "config.json", "model.safetensors"}
+
+
+def bursts(n, samples=16000):
+    """Noise, loud and quiet by turns every 0.5 s, from a random moment on: what is hidden follows from the rest."""
+    time = torch.arange(samples) + torch.randint(16000, (n, 1))
+    return torch.randn(n, samples) * torch.where(time % 16000 < 8000, 1.0, 0.1)
+
+
+def test_masked_prediction_finds_hidden_units_from_their_surroundings():
+    torch.manual_seed(0)
+    frames = drift.mel_frames(drift.standardised(bursts(8)), drift.FLOORS[1], context=0)
+    quiet, loud = (frames[k].mean(0) for k in (frames.mean(2) < 0.3, frames.mean(2) > 0.8))
+    method = drift.MaskedPrediction(drift.EncoderConfig(hidden=32, channels=16, clusters=2, mask_length=5),
+                                    torch.stack([quiet, loud]))
+    opt = torch.optim.Adam(method.parameters(), 3e-3)
+    losses, hits = [], []
+    for _ in range(80):
+        loss, parts = method.loss((bursts(4), None))
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        losses.append(loss.item())
+        hits.append(parts["hits"].item())
+    assert losses[0] == pytest.approx(math.log(2), abs=0.4)
+    assert sum(losses[-10:]) / 10 < 0.4 and sum(hits[-10:]) / 10 > 0.8, (losses[::8], hits[::8])
+
+
+@pytest.mark.parametrize("start, frames", [(0.0, 10), (1.0, 49)])
+def test_only_masked_frames_count_and_no_crop_is_without(start, frames):
+    """No span is drawn: the first frame begins one. Each frame begins one: all are masked."""
+    torch.manual_seed(0)
+    method = drift.MaskedPrediction(dataclasses.replace(TOY, mask_start=start), torch.randn(8, 64))
+    seen = []
+    method.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    loss, _ = method.loss((torch.randn(2, 16000), None))
+    loss.backward()
+    assert len(seen[0]) == 2 * frames and method.encoder.masked_spec_embed.grad.abs().max() > 0
+
+
+def test_units_are_nearest_centres():
+    wave = drift.standardised(torch.cat([torch.zeros(1, 8000), torch.randn(1, 8000)], dim=1))
+    frames = drift.mel_frames(wave, drift.FLOORS[1], context=0)[0]
+    centres = torch.stack([frames[5], frames[40]])
+    assert drift.units(wave, centres)[0].tolist() == [0] * 25 + [1] * 25
 
 
 class Gains(torch.nn.Module):
@@ -626,7 +723,7 @@ class Gains(torch.nn.Module):
 @pytest.mark.parametrize("recipe", ["driftse", "original"])
 def test_training_with_drifts_alone_removes_noise(recipe, corpus, tmp_path):
     """Harmonics in white noise: nothing but the field teaches which frequencies to keep."""
-    model = tiny(residual=False, recipe=recipe)
+    model = tiny(mask=False, recipe=recipe)
     model.net = Gains()
     options = dict(seed=0, device="cpu")
     dataset = data.open_data(corpus, "train", num_samples=model.num_samples, **options)
