@@ -29,10 +29,15 @@ flow.
 Where we differ. The schedules follow the updates (`--schedule`), not whole epochs. Where the estimate is nearly silent
 the level is that of the mixture, 26 dB down; the published program draws another excerpt. The derivative is taken in
 float32 whatever the precision of training. Inference of MeanFlowSE ends at `--t-end 0`, as its authors advise.
+The small presets scale and skip the network (`--sigma-data`), which then starts as one that keeps the estimate.
+Several microphones or talkers train in simulated rooms, data.RoomMixtures; the separator is run on each batch, since
+no mixture comes twice.
 
     python meanflow.py train --data DIR --preset meanflowse --clip 1
-    python meanflow.py train --data DIR --separator train --out runs/separator --lr 1e-3 --clip 5
-    python meanflow.py train --data DIR --separator frozen --init runs/separator/best.safetensors --clip 1
+    python meanflow.py train --data DIR --separator train --num-mics 4 --num-speakers 2 --lr 1e-3 --clip 5 --out sep
+    python meanflow.py train --data DIR --separator frozen --init sep/best.safetensors --clip 1
+    python data.py DIR --mics 4 --talkers 2 --out runs/test
+    python meanflow.py evaluate --data runs/test --checkpoint runs/meanflow/best.safetensors
 """
 
 import itertools

@@ -685,8 +685,8 @@ def evaluate_command(Method, args):
 
 
 def match_talkers(clean, noisy, enhanced, heard):
-    """Four lists of paths: puts the talkers of `enhanced` in the order of `clean`, and writes to `heard` what microphone
-    0 hears, once for each talker. What could not be enhanced is left to the scoring to name.
+    """Four lists of paths: puts the talkers of `enhanced` in the order of `clean`, and writes what microphone 0 hears
+    to `heard`, once for each talker. What could not be enhanced is left to the scoring to name.
     """
     for paths in zip(clean, noisy, enhanced, heard):
         if paths[2].is_file():

@@ -62,7 +62,7 @@ def first(dataset, count=4, **options):
 
 def test_direct_path_has_the_delay_and_the_level_of_its_distance():
     for direct in data.simulate_room(0, DRY)[:, -1].astype(float):
-        metres = (np.abs(direct).argmax() - 40) / 16000 * 343              # the simulation's filters are 40 samples late
+        metres = (np.abs(direct).argmax() - 40) / 16000 * 343    # the simulation's filters are 40 samples late
         assert 0.5 < metres < 4
         assert np.sqrt((direct ** 2).sum()) == pytest.approx(1 / metres, rel=0.05)
 
@@ -299,7 +299,7 @@ def test_corrector_keeps_its_separator_and_its_array(trained):
     assert train.load_checkpoint(trained / "reverberant/last.safetensors").num_mics == 1
 
 
-def test_array_is_enhanced_as_one_recording_and_evaluated_talker_by_talker(trained, root, tmp_path, monkeypatch, capsys):
+def test_array_is_enhanced_as_one_and_evaluated_talker_by_talker(trained, root, tmp_path, monkeypatch, capsys):
     write_mixtures(monkeypatch, root, "--mics", 2, "--count", 2, "--out", tmp_path / "set")
     checkpoint = ("--checkpoint", trained / "corrector/last.safetensors")
     assert run("enhance", tmp_path / "set/test/noisy", *checkpoint, "--out", tmp_path / "enhanced") == 0
