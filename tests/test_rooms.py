@@ -61,10 +61,13 @@ def first(dataset, count=4, **options):
 # ---- physics ----
 
 def test_direct_path_has_the_delay_and_the_level_of_its_distance():
-    for direct in data.simulate_room(0, DRY)[:, -1].astype(float):
-        metres = (np.abs(direct).argmax() - 40) / 16000 * 343    # the simulation's filters are 40 samples late
-        assert 0.5 < metres < 4
-        assert np.sqrt((direct ** 2).sum()) == pytest.approx(1 / metres, rel=0.05)
+    """And no source is nearer to the array than asked for."""
+    config = data.RoomConfig(2, 2, from_array=(0.9, 1.2))
+    for number in range(5):
+        for nearest, direct in zip((0.9, 0.9, 1.2), data.simulate_room(number, config)[:, -1].astype(float)):
+            metres = (np.abs(direct).argmax() - 40) / 16000 * 343          # its filters are 40 samples late
+            assert nearest - 0.07 < metres < 4           # microphone 0 is 5 cm off the array's centre
+            assert np.sqrt((direct ** 2).sum()) == pytest.approx(1 / metres, rel=0.05)
 
 
 def test_target_is_in_step_with_the_mixture_and_reflections_come_later():
