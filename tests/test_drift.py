@@ -663,6 +663,17 @@ def test_encoder_is_trained_and_resumed_by_one_call_and_is_a_latent_space(corpus
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"last.pt", "config.json", "model.safetensors"}
 
 
+def test_encoder_command_hands_over_its_flags_and_says_what_is_wrong(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        drift.encoder_command(["--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2 and "nowhere" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    seen = []
+    monkeypatch.setattr(drift, "train_encoder", lambda *given: seen.extend(given))
+    drift.encoder_command(["--data", "speech", "--steps", "7", "--hidden", "32"])
+    assert (seen[0].data, seen[0].steps, seen[0].out) == ("speech", 7, "runs/encoder")
+    assert seen[1] == drift.EncoderConfig(hidden=32)
+
+
 def bursts(n, samples=16000):
     """Noise, loud and quiet by turns every 0.5 s, from a random moment on: what is hidden follows from the rest."""
     time = torch.arange(samples) + torch.randint(16000, (n, 1))
