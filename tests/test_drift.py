@@ -634,6 +634,17 @@ def test_what_cannot_be_trained_is_said_and_leaves_nothing(corpus, tmp_path, cap
     assert not tiny().needs_pairs
 
 
+@pytest.mark.parametrize("name", ["drift", "drift_dagger"])
+def test_shipped_weights_raise_the_mean_si_sdr_of_the_shipped_recordings_in_one_call(name):
+    model = train.load_checkpoint(name, drift.DriftSE)
+    dataset = data.PairedAudio(train.HERE / "tutorials/audio", "test", num_samples=32640)
+    gains = []
+    for number in range(len(dataset)):
+        _, clean, noisy = dataset.utterance(number)
+        gains.append(metrics.si_sdr(clean, model.enhance(noisy[None])[0]) - metrics.si_sdr(clean, noisy))
+    assert model.calls == len(gains) == 3 and sum(gains) / 3 > 2, gains
+
+
 # ---- an encoder of one's own ----
 
 TOY = drift.EncoderConfig(hidden=32, channels=16, clusters=8)
