@@ -77,7 +77,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
 
 DAGGER = dict(pesq_weight=1e-4, si_sdr_weight=1e-4, ccmse_weight=1e-3)
 # For short training, without a download. The weight lifts gradients of 1e-8 above Adam's eps.
-# Mel frames lie on no sphere: there self-exclusion pushes a frame off its target, and the published widths are too wide.
+# Mel frames lie on no sphere: there self-exclusion pushes a frame off its target; the published widths are too wide.
 LIGHT = dict(encoder="mel", exclude_self=False, temperatures=(0.02, 0.05, 0.1), sigma_max=0.0, mask=True,
              drift_weight=1000.0, hop_length=256, num_frames=64)
 PRESETS = {
@@ -266,7 +266,7 @@ class SpeechLatents:
         return [states[layer] for layer in self.layers]
 
 
-# ------------------------------------------------------------------------------------------------ an encoder of one's own
+# ------------------------------------------------------------------------------------------------ one's own encoder
 
 @dataclass(frozen=True)
 class EncoderConfig:

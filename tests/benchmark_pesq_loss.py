@@ -30,7 +30,8 @@ def main():
         started = time.perf_counter()
         ours = loss.mos(loss(clean, noisy)).item()
         between = time.perf_counter()
-        rows.append((ours, metrics.pesq(clean.numpy(), noisy.numpy()), between - started, time.perf_counter() - between))
+        theirs = metrics.pesq(clean.numpy(), noisy.numpy())
+        rows.append((ours, theirs, between - started, time.perf_counter() - between))
     ours, theirs, seconds, their_seconds = np.array(rows).T
     difference = ours - theirs
     print(f"n = {len(rows)}, pesq from {theirs.min():.2f} to {theirs.max():.2f}: Spearman "

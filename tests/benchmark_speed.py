@@ -49,7 +49,8 @@ def main():
                 times[name].append((time.perf_counter() - started) / seconds)
                 calls[name] = method.calls / len(waves)
     print(f"{len(waves)} recordings, {seconds:.1f} s of audio, {args.rounds} rounds, on {device}, "
-          f"{torch.get_num_threads()} threads\n\n| | calls | real-time factor | times faster than the first |\n|---|---|---|---|")
+          f"{torch.get_num_threads()} threads\n\n"
+          "| | calls | real-time factor | times faster than the first |\n|---|---|---|---|")
     factors = {name: statistics.median(rounds[1:]) for name, rounds in times.items()}
     for name, factor in factors.items():
         print(f"| `{name}` | {calls[name]:g} | {factor:.4f} | {factors[args.checkpoints[0]] / factor:.1f} |")

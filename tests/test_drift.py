@@ -122,7 +122,7 @@ def test_networks_of_the_paper_have_the_published_size(conditional, size):
     assert sum(p.numel() for p in model.parameters()) == size
 
 
-# ---- closed forms of card 4 ----
+# ---- closed forms ----
 
 X, Y = points((0, 0), (1, 0)), points((0, 1), (2, 1))
 
@@ -130,17 +130,17 @@ X, Y = points((0, 0), (1, 0)), points((0, 1), (2, 1))
 @pytest.mark.parametrize("temperature, expected", [
     (0.5, ((-0.344156, 0.456341), (0.645839, 0.517403))), (0.1, ((-0.496056, 0.496090), (0.244305, 0.137431))),
     (1.0, ((-0.208727, 0.468803), (0.583649, 0.512693)))])
-def test_field_has_the_card_s_values(temperature, expected):
+def test_field_has_known_values(temperature, expected):
     close(drift.drifting_field(X, Y, X, temperature), points(*expected))
 
 
-def test_field_in_one_dimension_has_the_card_s_values():
+def test_field_in_one_dimension_has_known_values():
     x, positives = points((0,), (1,)), points((2,), (3,))
     close(drift.drifting_field(x, positives, x, 0.5), points((0.191101,), (1.364090,)))
     close(drift.drifting_field(x, positives, x, 1.0), points((0.463078,), (1.379220,)))
 
 
-def test_field_of_equation_7_has_the_card_s_values_and_is_its_double_sum():
+def test_field_of_equation_7_has_known_values_and_is_its_double_sum():
     close(drift.mean_shift_field(X, Y, X, 0.5, exclude_self=False), points((0.036467, 1), (0.119203, 1)))
     close(drift.mean_shift_field(X, Y, X, 0.5), points((-0.844330, 1), (1, 1)))
     x, positives, negatives = cloud(4), cloud(3, seed=1), cloud(5, seed=2)
@@ -151,7 +151,7 @@ def test_field_of_equation_7_has_the_card_s_values_and_is_its_double_sum():
     close(drift.mean_shift_field(x, positives, negatives, 0.5, exclude_self=False), V, 1e-12)
 
 
-def test_loss_and_scale_have_the_card_s_values():
+def test_loss_and_scale_have_known_values():
     raw = drift.multi_temperature_field(X, Y, X)
     close(raw, points((-0.349646, 0.473745), (0.491264, 0.389176)))
     assert raw.square().mean().item() == pytest.approx(0.184871, abs=1e-6)
@@ -165,7 +165,7 @@ def test_loss_and_scale_have_the_card_s_values():
 
 
 def test_hot_limit_moves_towards_the_mean_with_half_of_the_step():
-    """The card, 1.5: g = M sqrt(N - 1) / ((M + N - 1) sqrt(N))."""
+    """g = M sqrt(N - 1) / ((M + N - 1) sqrt(N))."""
     N, M = 50, 80
     x, positives = cloud(N), cloud(M, seed=1) + 1
     others = (x.sum(0) - x) / (N - 1)
@@ -460,7 +460,7 @@ def test_features_do_not_see_the_level_and_silence_has_a_gradient(kind, encoder_
 
 @pytest.mark.parametrize("sigma_max, quantiles", [
     (0.3, (0.0131, 0.0266, 0.0516, 0.1010, 0.2178)), (0.15, (0.0127, 0.0241, 0.0436, 0.0761, 0.1281))])
-def test_noise_level_is_the_truncated_log_normal_of_the_card(sigma_max, quantiles):
+def test_noise_level_is_the_truncated_log_normal(sigma_max, quantiles):
     torch.manual_seed(0)
     sigma = drift.noise_level(100_000, sigma_max)
     assert 0.01 <= sigma.min() and sigma.max() <= sigma_max

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 
 import pytest
 import torch
@@ -66,7 +65,7 @@ TABLE = [(1.287, 0.00, 1.0, 0.787000, 0.487000, 0.300000, 0.628134),
 
 
 @pytest.mark.parametrize("x, r, t, v, u, dudt, u_half", TABLE)
-def test_fixed_points_are_the_card_s(x, r, t, v, u, dudt, u_half):
+def test_fixed_points_are_those_worked_out(x, r, t, v, u, dudt, u_half):
     """Put the velocity's mean for v, as the regression does: the target of u is u itself, for c = 1 and for c = 1/2."""
     x, r, t = bins(x), times(r), times(t)
     velocity = instantaneous(x, r, t)
@@ -82,7 +81,7 @@ def test_fixed_points_are_the_card_s(x, r, t, v, u, dudt, u_half):
 
 
 def test_one_jump_by_the_average_velocity_is_the_whole_flow():
-    """Card 3, self-check A: the same point by one jump, by three, and by a thousand small Euler steps."""
+    """The same point by one jump, by three, and by a thousand small Euler steps."""
     s_hat, z = bins(S_HAT), bins(1)                      # x_1 = 1.287
     for N in (1, 3):
         assert meanflow.sample(average, s_hat, z, N).item() == pytest.approx(0.800367, abs=1e-6)
@@ -105,8 +104,8 @@ def test_jumps_take_the_interval_and_euler_steps_none():
     assert sum(seen, ()) == pytest.approx((0.6, 1, 0.2, 0.6, 1, 1, 0.6, 0.6))              # r, t of each call
 
 
-def test_floor_of_the_velocity_loss_is_the_card_s():
-    """Card 3, self-check B: the variance of v that x_t leaves open, halved by the loss."""
+def test_floor_of_the_velocity_loss():
+    """The variance of v that x_t leaves open, halved by the loss."""
     torch.manual_seed(0)
     x0, z = torch.randn(2, 50000, 1, 1, 1, dtype=torch.complex128) * torch.tensor([S, 1])[:, None, None, None, None]
     x0, s_hat = M + x0, torch.full_like(x0, S_HAT)
@@ -162,7 +161,7 @@ def test_training_converges_to_the_fixed_point_of_its_c(setting, column, std):
 
 @pytest.mark.parametrize("spread, norm, kept",
                          [(0.02, 2.6, 1), (0.05, 9.8, 0.51), (0.1, 22.7, 0.22), (0.3, 75.3, 0.066)])
-def test_published_clip_leaves_the_card_s_share_of_the_correction(spread, norm, kept, monkeypatch):
+def test_published_clip_leaves_a_known_share_of_the_correction(spread, norm, kept, monkeypatch):
     """On 256 x 256 bins of posterior std `spread` the clip of 5 takes most of du/dt: the target leans towards v."""
     monkeypatch.setitem(globals(), "S", spread)
     torch.manual_seed(0)
@@ -189,10 +188,10 @@ def test_improved_form_has_the_same_optimum_and_a_calmer_target():
     assert targets[0].std().item() == pytest.approx(0.3 * abs(1 - 0.97 * slope), rel=0.02)
 
 
-# ---- other closed forms of the card ----
+# ---- other closed forms ----
 
 def test_paths_are_straight():
-    """Card 3, self-check D: walking back along v gives the point of the same path at r, not another."""
+    """Walking back along v gives the point of the same path at r, not another."""
     x0, s_hat, z = bins(0.5), bins(0.8), bins(1)
     xt, v = meanflow.path(x0, s_hat, times(0.8), z), meanflow.conditional_velocity(x0, s_hat, z)
     assert (xt.item(), v.item()) == pytest.approx((1.1296, 0.787))
@@ -226,8 +225,7 @@ def test_linear_part_of_the_preconditioning_is_the_mean_velocity_of_a_gaussian(m
     torch.testing.assert_close(c_skip * (x - S_HAT), instantaneous(x, t, t))
 
 
-def test_one_step_with_the_perfect_velocity_has_the_card_s_end():
-    """Card 3, self-check K."""
+def test_one_step_with_the_perfect_velocity_has_a_known_end():
     x0, s_hat, z = bins(0.5), bins(0.8), bins(1 - 2j)
     end = meanflow.sample(lambda x, r, t: meanflow.conditional_velocity(x0, s_hat, z), s_hat, z)
     torch.testing.assert_close(end, 0.97 * x0 + 0.03 * s_hat + 0.03 * 0.487 * z)
@@ -236,8 +234,7 @@ def test_one_step_with_the_perfect_velocity_has_the_card_s_end():
 @pytest.mark.parametrize("derivative", [meanflow.exact_derivative, meanflow.difference_derivative])
 @pytest.mark.parametrize("c, target, square, weighted",
                          [(1.0, 1.55, 0.5408, 0.1352), (0.5, 1.775, 0.8001125, 0.200028)])
-def test_linear_network_has_the_card_s_target_and_losses(derivative, c, target, square, weighted):
-    """Card 3, self-check C."""
+def test_linear_network_has_known_target_and_losses(derivative, c, target, square, weighted):
     weights = times(0.5, 0.2, -0.3).requires_grad_()
     u = lambda x, r, t: weights[0] * x + meanflow.per_bin(weights[1] * t + weights[2] * (t - r))
     x, r, t, v = bins(1), times(0.3), times(0.8), bins(2)
@@ -263,7 +260,7 @@ def test_difference_takes_each_example_s_own_step():
 
 
 def test_displacement_loss_sums_over_bins_and_averages_over_the_batch():
-    """Card 3, self-check E, on three examples of different intervals."""
+    """On three examples of different intervals."""
     u, target = torch.ones(3, 1, 2, 5) + 0j, torch.full((3, 1, 2, 5), 0.5 - 0.5j)
     t = torch.tensor([1.0, 1.0, 0.7])
     loss = meanflow.displacement_loss(u, target, torch.tensor([0.03, 0.5, 0.7]), t)
@@ -271,7 +268,6 @@ def test_displacement_loss_sums_over_bins_and_averages_over_the_batch():
 
 
 def test_clip_bounds_the_norm_of_each_example():
-    """Card 3, self-check F."""
     x = torch.stack([torch.full((1, 256, 256), c, dtype=torch.complex128) for c in (0.1, 0.01j, 0)])
     clipped = meanflow.clip_norm(x, 5.0)
     assert clipped[0, 0, 0, 0].item() == pytest.approx(0.019531, abs=1e-6)
@@ -279,15 +275,15 @@ def test_clip_bounds_the_norm_of_each_example():
     torch.testing.assert_close(meanflow.clip_norm(x, INF), x)
 
 
-def test_schedules_have_the_card_s_values():
-    """Card 3, self-check G, at epochs of 100."""
+def test_schedules_have_known_values():
+    """At epochs of 100."""
     w = [meanflow.average_weight(epoch / 100) for epoch in (0, 9, 10, 25, 50, 100)]
     assert w == pytest.approx([0, 0.045, 0.05, 0.125, 0.25, 0.25]) and w[1] < 0.05 <= w[2]
     gamma = [meanflow.interval_exponent(epoch / 100) for epoch in (0, 5, 10, 25, 35, 70, 100)]
     assert gamma == pytest.approx([8, 7.5, 7, 5.5, 4.5, 1, 1])
 
 
-def test_sampled_times_have_the_card_s_moments():
+def test_sampled_times_have_known_moments():
     torch.manual_seed(0)
     for gamma, first, second in ((7, 0.109125, 0.056454), (1, 0.4365, 0.282270)):
         r, t = meanflow.sample_times(40000, gamma)
@@ -299,8 +295,8 @@ def test_sampled_times_have_the_card_s_moments():
     assert (r == t).float().mean().item() == pytest.approx(0.1, abs=0.01)
 
 
-def test_si_sdr_loss_has_the_card_s_value_and_is_the_metric():
-    """Card 3, self-check I; the metric keeps the mean."""
+def test_si_sdr_loss_has_a_known_value_and_is_the_metric():
+    """The metric keeps the mean."""
     clean, estimate = torch.tensor([[1.0, 2, 3, 5]]), torch.tensor([[1.0, 2, 3, 4]])
     assert metrics.si_sdr_loss(clean, estimate).item() == pytest.approx(-14.497354, abs=1e-4)
     torch.manual_seed(0)
@@ -311,7 +307,6 @@ def test_si_sdr_loss_has_the_card_s_value_and_is_the_metric():
 
 
 def test_sa_sdr_takes_the_best_permutation_and_returns_the_estimates_in_it():
-    """Card 3, self-check I."""
     clean = torch.tensor([[[1.0, 0, -1, 0], [0, 2, 0, -2]]])
     estimate = torch.tensor([[[0.9, 0.1, -1, 0], [0, 1.8, 0.1, -2]]])
     for given in (estimate, estimate.flip(1)):
@@ -433,8 +428,8 @@ def some_batch(model, n=2):
     return clean, mixture
 
 
-def test_networks_have_the_card_s_sizes():
-    """Card 3, section 7: 4 real channels for the noisy speech alone, 12 for s_hat beside four microphones."""
+def test_networks_have_known_sizes():
+    """4 real channels for the noisy speech alone, 12 for s_hat beside four microphones."""
     for changes, channels, size in ((dict(), 4, 65985190), (dict(separator="frozen", num_mics=4, num_speakers=2), 12,
                                                             66115310)):
         with torch.device("meta"):
@@ -532,7 +527,7 @@ def test_separator_is_trained_alone_and_its_output_is_the_result():
 
 
 def test_order_of_the_talkers_changes_no_loss(monkeypatch):
-    """Card 3, self-check K: each estimate is put beside its own talker."""
+    """Each estimate is put beside its own talker."""
     model = tiny(separator="frozen", num_mics=2, num_speakers=2)
     clean, mixture = some_batch(model)
     waves, level = model.known(mixture, clean)

@@ -254,7 +254,7 @@ def test_bridge_sde_reaches_the_posterior_at_first_order(monkeypatch):
 
 @pytest.mark.parametrize("N", [1, 5, 50])
 def test_bridge_ode_with_a_perfect_prediction_ends_at_it(N):
-    """Card 1, self-check 21: A x0 + B y with A = 0.999966, B = 0.000598 whatever N."""
+    """A x0 + B y with A = 0.999966, B = 0.000598 whatever N."""
     x0, y = (torch.full((1, 1, 1, 1), c, dtype=torch.complex128) for c in (M, Y))
     out = sgmse.bridge_ode(lambda *_: x0, y, sgmse.SBVE(), N)
     torch.testing.assert_close(out, 0.999966 * x0 + 0.000598 * y, atol=3e-6, rtol=0)
@@ -518,8 +518,8 @@ def test_crp_gradient_reaches_one_call_alone(trained, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * b.abs().max().item())
 
 
-def test_one_euler_step_is_the_card_s():
-    """Card 1, self-checks 15 to 17: x / (1 - t) - t y / (1 - t) + c k^2t t s, and its loss."""
+def test_one_euler_step_is_the_closed_form():
+    """x / (1 - t) - t y / (1 - t) + c k^2t t s, and its loss."""
     bin_ = lambda c: torch.full((1, 1, 1, 1), c, dtype=torch.complex128)
     sde, y, s = sgmse.BBED(c=0.52), bin_(2 - 1j), bin_(-1 + 0.5j)
     for t, *expected in ((0.3, 1.428571, -0.428571, 0.276763), (0.5, 2, -1, 0.676),
