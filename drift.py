@@ -57,7 +57,7 @@ from data import Spectrogram, SpectrogramConfig, batches, in_spectrogram, open_d
 class Config(nets.NetworkConfig, SpectrogramConfig):
     """Constants of the method; `paper` is DriftSE with DistilHuBERT for VoiceBank-DEMAND."""
     encoder: str = "ntu-spml/distilhubert"  # hub name or local folder of a transformers model; mel: needs none
-    layers: tuple = (0, 1, 2)        # hidden states; HuBERT-Large, WavLM-Large: 6 12 24; mel: 0 1 2, loud to quiet
+    layers: tuple = (0, 1, 2)        # hidden states; HuBERT-Large, WavLM-Large: 6 12 24; mel: 0 ... 4, see MEL
     field: str = "joint"             # joint (published systems), or separate: the paper's Eq. (7)
     recipe: str = "driftse"          # scales of features and drift, sum over temperatures: driftse or original
     temperatures: tuple = (0.0,)     # kernel widths, in units of the feature scale; 0: the recipe's own
@@ -208,6 +208,8 @@ def drifting_loss(x, positives, temperatures=None, recipe="driftse", field="join
 # ------------------------------------------------------------------------------------------------ latent spaces
 
 FLOORS = (1.0, 0.1, 0.01)    # of mel_frames, in units of the mean power: 0, 10 and 20 dB below it
+# The layers of "mel": floor, window in samples, bands. The last two are finer and coarser in time.
+MEL = *((floor, 640, 64) for floor in FLOORS), (0.1, 320, 32), (0.1, 1280, 96)
 
 
 def mel_frames(wave, floor, window=640, bands=64, hop=320, context=6):
@@ -235,14 +237,14 @@ class SpeechLatents:
 
     encoder: hub name or local folder of a model of the `transformers` package that takes raw waveforms (DistilHuBERT,
     HuBERT, WavLM), or one of its configs, which gives random weights; a frame is 20 ms, hidden state 0 the input of
-    the first layer. "mel" needs no model; its layers are the numbers of FLOORS. Gradients reach the wave and nothing
+    the first layer. "mel" needs no model; its layers are the numbers of MEL. Gradients reach the wave and nothing
     else. Not a module: its weights belong to no checkpoint, its dropout stays off, it follows the wave to its device.
     Raises ValueError where the model cannot be loaded or has no such layer.
     """
 
     def __init__(self, encoder, layers=(0, 1, 2)):
         self.layers, self.encoder = layers, None
-        count = len(FLOORS)
+        count = len(MEL)
         if encoder != "mel":
             from transformers import AutoModel, PretrainedConfig
             try:
@@ -261,7 +263,7 @@ class SpeechLatents:
     def __call__(self, wave):
         wave = standardised(wave)
         if self.encoder is None:
-            return [mel_frames(wave, FLOORS[layer]) for layer in self.layers]
+            return [mel_frames(wave, *MEL[layer]) for layer in self.layers]
         states = self.encoder.to(wave.device)(wave, output_hidden_states=True).hidden_states
         return [states[layer] for layer in self.layers]
 

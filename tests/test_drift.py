@@ -424,24 +424,26 @@ def test_encoder_that_is_not_there_or_has_no_such_layer_is_refused(encoder_folde
         drift.SpeechLatents(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="layers 0 .. 2"):
         drift.SpeechLatents(encoder_folder, (6, 12, 24))
-    with pytest.raises(ValueError, match="layers 0 .. 2"):
-        drift.SpeechLatents("mel", (3,))
+    with pytest.raises(ValueError, match="layers 0 .. 4"):
+        drift.SpeechLatents("mel", (5,))
 
 
 def test_mel_frames_come_every_20_ms_and_white_noise_has_power_1():
     torch.manual_seed(0)
     wave = torch.randn(2, 32000)
-    for floor in drift.FLOORS:
-        alone = drift.mel_frames(wave, floor, context=0)
-        assert alone.shape == (2, 100, 64)
+    for layer, (floor, window, bands) in enumerate(drift.MEL):
+        alone = drift.mel_frames(wave, floor, window, bands, context=0)
+        assert alone.shape == (2, 100, bands)
         assert alone.expm1().mean().item() * floor == pytest.approx(1, abs=0.05)
         # A frame with context holds its neighbours, and a click is in the frame of its time.
-        wide = drift.mel_frames(wave, floor).unflatten(2, (64, 13))
+        wide = drift.mel_frames(wave, floor, window, bands).unflatten(2, (bands, 13))
+        close(drift.SpeechLatents("mel", (layer,))(wave)[0],
+              drift.mel_frames(drift.standardised(wave), floor, window, bands))
         for neighbour in range(-6, 7):
             close(wide[:, 20:30, :, 6 + neighbour], alone[:, 20 + neighbour:30 + neighbour], 0)
         click = torch.zeros(1, 32000)
         click[0, 50 * 320 + 30] = 100
-        assert drift.mel_frames(click, floor, context=0)[0].sum(1).argmax() == 50
+        assert drift.mel_frames(click, floor, window, bands, context=0)[0].sum(1).argmax() == 50
 
 
 @pytest.mark.parametrize("kind", ["mel", "folder"])

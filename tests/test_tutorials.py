@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import consistency
+import drift
 import sgmse
 import train
 
@@ -50,3 +52,18 @@ def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus
             "DISPatch - random patches"} <= rows
     config = train.load_checkpoint(tmp_path / "runs/patches/DISPatch-+-MSSP,-seed-3/last.safetensors").config
     assert (config.distil, config.low, config.high) == ("selective", 10, 40)
+
+
+def test_latents_are_tabled(corpus, monkeypatch):
+    """A frame finds itself; among frames of noise alone it finds its own time by chance."""
+    command = [sys.executable, TUTORIALS / "latents.py", "mel", "--data", corpus, "--crops", "16", "--snrs", "5"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    rows = [line.split("|")[1:4] for line in done.stdout.splitlines() if line.startswith("| mel")]
+    assert [row[1].strip() for row in rows] == list("01234") and all(0 < float(row[2].split()[0]) <= 1 for row in rows)
+
+    monkeypatch.syspath_prepend(str(TUTORIALS))
+    import latents
+    torch.manual_seed(0)
+    mel, clean = drift.SpeechLatents("mel", (0, 3)), torch.randn(4, 16000)
+    assert latents.hits(mel, clean, clean).tolist() == [[1.0] * 4] * 2
+    assert latents.hits(mel, clean, torch.randn(4, 16000)).max() < 0.2
