@@ -414,7 +414,7 @@ def test_train_resume_enhance_evaluate(teacher, corpus, tmp_path, capsys):
 def readme_variants():
     """The flags of each row of the README's table of ROSE-CD's variants."""
     text = (Path(__file__).parents[1] / "README.md").read_text()
-    table = text[text.index("### Every variant of ROSE-CD"):].split("\n## ")[0]
+    table = text[text.index("### Every variant of ROSE-CD"):].split("\n##")[0]
     return re.findall(r"^\|[^|]*\| `(--[^`]*)`", table, re.M)
 
 
