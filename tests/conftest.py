@@ -17,6 +17,11 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than 8 seconds of one core; leave out with -m 'not slow'")
 
 
+def pytest_runtest_setup(item):
+    """No test draws what the tests before it leave."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """train and valid pairs: harmonics with a syllable rhythm, and the same in noise."""
