@@ -451,7 +451,8 @@ class DriftSE(nn.Module):
     def enhance(self, wave, peak=None):
         """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.in_spectrogram.
 
-        Only the ccmse loss sees the gain of the network. Without it the output gets the peak of the input, as released.
+        Only the ccmse loss sees the gain of the network. Without it the output gets the peak of the input, as released;
+        each window of a long recording gets its own, so that its level may change from window to window.
         """
         with torch.no_grad():
             out = in_spectrogram(lambda y: self(y, y.real.new_full((len(y),), self.config.sigma)), wave, peak,
