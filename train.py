@@ -90,8 +90,9 @@ def fit(method, loader, config, ema=None):
     """Train: yield (step, what to log) after each update; step counts from 1.
 
     loader: function (number of the first batch, rank, world size) -> endless iterator of batches. Continues from
-    config.out/last.pt where there is one, and writes it every config.save_every seconds and at the end. A step whose
-    gradient is not finite is skipped; ten in a row raise FloatingPointError.
+    config.out/last.pt where there is one, and writes it every config.save_every seconds and at the end, after what the
+    caller does with the step: who is killed in it meets the step again. A step whose gradient is not finite is skipped;
+    ten in a row raise FloatingPointError.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(method.parameters()).device
@@ -127,12 +128,12 @@ def fit(method, loader, config, ema=None):
                 raise FloatingPointError(f"ten steps in a row without a finite gradient, up to step {step}. Lower "
                                          "--lr, set --clip 1 or --precision fp32, and continue from the checkpoint")
         opt.zero_grad()
+        yield step, {"loss": value.detach(), "gradient": norm, **parts}
         if rank == 0 and (time.monotonic() - saved > config.save_every or step == config.steps):
             save_atomically(last, lambda path: torch.save(
                 {"step": step, "model": method.state_dict(), "ema": ema.state_dict(), "optimizer": opt.state_dict(),
                  "config": dataclasses.asdict(method.config)}, path))
             saved = time.monotonic()
-        yield step, {"loss": value.detach(), "gradient": norm, **parts}
 
 
 def resume(path, method, opt, ema):

@@ -362,7 +362,8 @@ def test_full_disk_keeps_the_old_checkpoint_and_says_so(tmp_path, corpus):
     """A limit on the size of files stands for the full disk: the checkpoint of step 2 cannot be written."""
     in_fresh_process(train_with_files_of_at_most, -1, corpus, tmp_path / "run", 1)
     before = (tmp_path / "run/last.pt").read_bytes()
-    full = in_fresh_process(train_with_files_of_at_most, 100000, corpus, tmp_path / "run", 2, code=2)
+    enough = (tmp_path / "run/last.safetensors").stat().st_size            # for the weights, not for the optimiser too
+    full = in_fresh_process(train_with_files_of_at_most, enough, corpus, tmp_path / "run", 2, code=2)
     assert "last.pt" in full.stderr and "Traceback" not in full.stderr
     assert (tmp_path / "run/last.pt").read_bytes() == before
     assert not list((tmp_path / "run").glob("*.part"))
@@ -583,6 +584,20 @@ def test_train_interrupt_resume_enhance_evaluate(tmp_path, capsys, corpus, monke
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("noisy", "enhanced - noisy", "pesq", "estoi", "si_sdr"))
     assert len((tmp_path / "scores/scores.csv").read_text().splitlines()) == 3
+
+
+def test_run_killed_in_its_last_validation_is_finished_by_the_same_command(tmp_path, corpus, monkeypatch):
+    flags = ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "24", "--batch-size", "2", "--device", "cpu",
+             "--valid-files", "1", "--N", "1", "--steps", "3", "--out", tmp_path / "run")
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "validate", killed)
+        run(*flags)
+    assert run(*flags) == 0
+    assert (tmp_path / "run/best.safetensors").exists() and (tmp_path / "run/last.safetensors").exists()
 
 
 def test_corrected_checkpoint_remembers_its_calls_and_its_start(tmp_path, capsys, corpus):
