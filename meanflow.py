@@ -11,7 +11,7 @@ the microphones beside it; MeanFlowSE starts from the noisy speech itself.
 
     path              x_t = (1 - t) x0 + t s_hat + sigma_t z        path
     its velocity      v = s_hat - x0 + (sigma_max - sigma_min) z    conditional_velocity
-    network F         u = c_skip(t) (x_t - s_hat) + c_out(t) F      preconditioning: ours, of the small presets
+    network F         u = c_skip (x_t - s_hat) + c_out F            preconditioning: ours, of the small presets
     derivative        du/dt = u_x v + u_t along the flow, r fixed   exact_derivative, difference_derivative
     identity          u = v - c (t - r) du/dt; c = 1: the average   average_velocity_target; clip_norm
     times             t, then r = t - U^gamma (t - t_eps)           sample_times, interval_exponent
@@ -29,7 +29,9 @@ flow.
 Where we differ. The schedules follow the updates (`--schedule`), not whole epochs. Where the estimate is nearly silent
 the level is that of the mixture, 26 dB down; the published program draws another excerpt. The derivative is taken in
 float32 whatever the precision of training. Inference of MeanFlowSE ends at `--t-end 0`, as its authors advise.
-The small presets scale and skip the network (`--sigma-data`), which then starts as one that keeps the estimate.
+In the small presets the network sees each bin relative to the mixture's, in level and phase, and is scaled and skipped
+(`--sigma-data`): it starts as one that keeps the estimate. Their Endpoint loss weighs 30 times more: its gradient, a
+tenth of that of the velocities, would drown in their noise.
 Several microphones or talkers train in simulated rooms, data.RoomMixtures; the separator is run on each batch, since
 no mixture comes twice.
 
@@ -74,14 +76,14 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     N: int = 1                       # network calls at inference
     t_end: float = 0.03              # process time at which inference stops
     average: bool = True             # inference by the average velocity, or by Euler steps of the instantaneous one
-    sigma_data: float = 0.0          # rms of x0 - s_hat per bin; > 0: network output scaled and skipped as in EDM
+    sigma_data: float = 0.0          # rms of x0 - s_hat over |mixture| in a bin; > 0: network scaled, skipped as in EDM
     fourier_scale: float = 16.0      # std of the random frequencies of the times
     hop_length: int = 64             # samples; MeanFlowSE: 128
 
 
 PRINCIPLED = dict(c=1.0, derivative="exact", derivative_clip=0.0, reduction="mean")
-# 0.08 is measured at this hop: from the noisy speech 0.086, from a separator's estimate 0.084; in rooms 0.11 and 0.13.
-LIGHT = dict(hop_length=256, num_frames=64, sigma_data=0.08, **PRINCIPLED)
+# sigma_data is measured behind our separators, in rooms too; of noisy speech it is about 0.8, in rooms 1.
+LIGHT = dict(hop_length=256, num_frames=64, sigma_data=0.6, endpoint_weight=30.0, **PRINCIPLED)
 PRESETS = {
     "paper": {},
     "principled": PRINCIPLED,
@@ -106,16 +108,16 @@ def conditional_velocity(x0, s_hat, z, sigma_min=0.0, sigma_max=0.487):
 
 
 def preconditioning(t, sigma_data, sigma_min=0.0, sigma_max=0.487):
-    """(c_skip, c_out), each (B, 1, 1, 1): v = c_skip (x_t - s_hat) + c_out F leaves F a target of unit variance.
+    """(c_in, c_skip, c_out): v = c_skip d + c_out F(c_in d), d = x_t - s_hat, gives F input and target of unit variance.
 
-    Ours, after EDM (arXiv 2206.00364). Where x0 - s_hat has mean 0 and std sigma_data, c_skip (x_t - s_hat) is the best
-    linear guess of v, and c_out the std of what it misses.
+    Ours, after EDM (arXiv 2206.00364). sigma_data: std of x0 - s_hat around 0, a number or one for each bin. Then
+    c_skip d is the best linear guess of v, and c_out the std of what it misses.
     """
     t = per_bin(t)
     std = (1 - t) * sigma_min + t * sigma_max            # of the noise in x_t
-    variance = (1 - t) ** 2 * sigma_data ** 2 + std ** 2                   # of x_t - s_hat
+    variance = (1 - t) ** 2 * sigma_data ** 2 + std ** 2                   # of d
     c_skip = ((sigma_max - sigma_min) * std - (1 - t) * sigma_data ** 2) / variance
-    return c_skip, sigma_data * sigma_max / variance.sqrt()
+    return variance.rsqrt(), c_skip, sigma_data * sigma_max / variance.sqrt()
 
 
 def sample_times(n, gamma=1.0, t_eps=0.03, equal=0.1, device=None):
@@ -254,11 +256,16 @@ class MeanFlowCorrector(nn.Module):
     def forward(self, xt, condition, r, t):
         """u(x_t, r, t), complex (B, 1, F, T). condition: s_hat and, with a separator, the microphones."""
         self.calls += 1
-        u, config = -self.net(torch.cat([xt, condition], dim=1), t, (t - r).clamp(min=0)), self.config
-        if config.sigma_data:
-            c_skip, c_out = preconditioning(t, config.sigma_data, config.sigma_min, config.sigma_max)
-            u = c_skip * (xt - condition[:, :1]) + c_out * u
-        return u
+        config, network = self.config, lambda *signals: -self.net(torch.cat(signals, dim=1), t, (t - r).clamp(min=0))
+        if not config.sigma_data:
+            return network(xt, condition)
+        # Level and phase of each bin relative to microphone 0; without a separator, to the noisy s_hat itself.
+        noisy, difference = condition[:, -config.num_mics, None], xt - condition[:, :1]
+        phase = noisy / noisy.abs().clamp(min=1e-8)
+        c_in, c_skip, c_out = preconditioning(t, config.sigma_data * noisy.abs() + 0.01, config.sigma_min,
+                                              config.sigma_max)
+        F = network(phase.conj() * c_in * difference, phase.conj() * condition / config.factor)
+        return c_skip * difference + c_out * phase * F
 
     def separate(self, mixture):
         """(B, num_mics, L) -> (B, num_speakers, L), in an order of the separator's own."""

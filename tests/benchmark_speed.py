@@ -2,9 +2,9 @@
 
     python tests/benchmark_speed.py sgmse_stage1@30 sgmse consistency
 
-A checkpoint is a file or the name of one in pretrained/; after @ may stand its number of steps N. The checkpoints take
-turns, so that whatever else the machine does meets them alike; the median of the rounds is printed. Reading and
-writing of files is not in it.
+A checkpoint is a file or the name of one in pretrained/; after @ may stand its number of steps N. Models of one
+microphone hear the first channel of a recording. The checkpoints take turns, so that whatever else the machine does
+meets them alike; the median of the rounds is printed. Reading and writing of files is not in it.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main():
     for name in args.checkpoints:
         path, _, steps = name.partition("@")
         methods[name] = train.load_checkpoint(path, **{"N": int(steps)} if steps else {}).to(device)
-    waves = [data.load_audio(path)[0][:1].to(device) for path in data.list_audio(args.data)]
+    waves = [data.load_audio(path)[0].to(device) for path in data.list_audio(args.data)]
     seconds = sum(wave.shape[1] for wave in waves) / data.SAMPLE_RATE
 
     calls, times = {}, {name: [] for name in methods}
@@ -44,8 +44,9 @@ def main():
         for _ in tqdm(range(args.rounds + 1), desc="rounds", leave=False):                 # the first only warms up
             for name, method in methods.items():
                 method.calls, started = 0, time.perf_counter()
-                for wave in waves:
-                    method.enhance(wave).sum().item()    # on CUDA: waits for the result
+                array = train.channels(method) != (1, 1)
+                for wave in waves:                       # sum: on CUDA it waits for the result
+                    method.enhance(wave[None] if array else wave[:1]).sum().item()
                 times[name].append((time.perf_counter() - started) / seconds)
                 calls[name] = method.calls / len(waves)
     print(f"{len(waves)} recordings, {seconds:.1f} s of audio, {args.rounds} rounds, on {device}, "

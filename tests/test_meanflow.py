@@ -205,7 +205,8 @@ def test_paths_are_straight():
 @pytest.mark.parametrize("sigma_min", [0.0, 0.1])
 @pytest.mark.parametrize("time", [0.03, 0.4, 1.0])
 def test_preconditioning_is_the_best_linear_guess_and_what_it_misses(time, sigma_min):
-    """Regression of v on x_t - s_hat over many paths: its slope is c_skip, the std of its error c_out."""
+    """Regression of v on x_t - s_hat over many paths: its slope is c_skip, the std of its error c_out; 1 / c_in that of
+    x_t - s_hat."""
     torch.manual_seed(0)
     d, z = torch.randn(2, 100000, 1, 1, 1, dtype=torch.complex128)
     s_hat, t = torch.full_like(d, S_HAT), torch.full((len(d),), time, dtype=torch.float64)
@@ -213,7 +214,8 @@ def test_preconditioning_is_the_best_linear_guess_and_what_it_misses(time, sigma
     x = meanflow.path(x0, s_hat, t, z, sigma_min, SIGMA) - s_hat
     v = meanflow.conditional_velocity(x0, s_hat, z, sigma_min, SIGMA)
     slope = ((v * x.conj()).mean() / (x * x.conj()).mean()).real
-    c_skip, c_out = meanflow.preconditioning(t[:1], S, sigma_min, SIGMA)
+    c_in, c_skip, c_out = meanflow.preconditioning(t[:1], S, sigma_min, SIGMA)
+    assert 1 / c_in.item() == pytest.approx(x.std().item(), rel=0.01)
     assert c_skip.item() == pytest.approx(slope.item(), abs=0.01)
     assert c_out.item() == pytest.approx((v - slope * x).std().item(), rel=0.01)
 
@@ -221,7 +223,7 @@ def test_preconditioning_is_the_best_linear_guess_and_what_it_misses(time, sigma
 def test_linear_part_of_the_preconditioning_is_the_mean_velocity_of_a_gaussian(monkeypatch):
     monkeypatch.setitem(globals(), "M", S_HAT)           # x0 - s_hat has mean 0
     x, t = bins(1.287, 0.313, 0.9), times(1, 0.5, 0.03)
-    c_skip, _ = meanflow.preconditioning(t, S)
+    _, c_skip, _ = meanflow.preconditioning(t, S)
     torch.testing.assert_close(c_skip * (x - S_HAT), instantaneous(x, t, t))
 
 
@@ -582,12 +584,23 @@ def test_preconditioned_network_that_gives_0_keeps_the_estimate():
     torch.testing.assert_close(out, condition[:, :1] + 0.03 * SIGMA * z)
 
 
-def test_network_s_output_is_scaled_and_skipped():
-    x, y = torch.randn(2, 1, 1, 256, 16, dtype=torch.complex64)
-    r, t = torch.tensor([0.2]), torch.tensor([0.9])
-    bare, conditioned = (tiny(sigma_data=s)(x, y, r, t) for s in (0.0, 0.3))
-    c_skip, c_out = meanflow.preconditioning(t, 0.3)
-    torch.testing.assert_close(conditioned, c_skip * (x - y) + c_out * bare)
+@pytest.mark.parametrize("mics", [0, 1, 3])              # 0: no separator, s_hat is the mixture
+def test_network_is_scaled_and_skipped_bin_by_bin_relative_to_microphone_0(mics):
+    model, bare = (tiny(sigma_data=s, separator="frozen" if mics else "none", num_mics=mics or 1) for s in (0.3, 0.0))
+    for net in (model.net, bare.net):                    # a fresh network hardly hears its input
+        torch.manual_seed(1)
+        for p in net.parameters():
+            p.data += 0.1 * torch.randn_like(p)
+    x, turn = torch.randn(2, 1, 1, 256, 16, dtype=torch.complex64)
+    turn, condition = turn / turn.abs(), torch.randn(1, 1 + mics, 256, 16, dtype=torch.complex64)
+    at_0 = condition[:, [1 if mics else 0]]
+    condition = condition * at_0.conj() / at_0.abs()     # the phase of microphone 0 is 0
+    r, t, difference = torch.tensor([0.2]), torch.tensor([0.9]), x - condition[:, :1]
+    c_in, c_skip, c_out = meanflow.preconditioning(t, 0.3 * at_0.abs() + 0.01)
+    assert c_in.shape == c_out.shape == x.shape
+    u = model(x, condition, r, t)
+    torch.testing.assert_close(u, c_skip * difference + c_out * bare(c_in * difference, condition / 0.15, r, t))
+    torch.testing.assert_close(model(turn * x, turn * condition, r, t), turn * u)
 
 
 def test_network_s_sign_and_interval():
