@@ -108,7 +108,7 @@ def conditional_velocity(x0, s_hat, z, sigma_min=0.0, sigma_max=0.487):
 
 
 def preconditioning(t, sigma_data, sigma_min=0.0, sigma_max=0.487):
-    """(c_in, c_skip, c_out): v = c_skip d + c_out F(c_in d), d = x_t - s_hat, gives F input and target of unit variance.
+    """(c_in, c_skip, c_out): v = c_skip d + c_out F(c_in d), d = x_t - s_hat; input and target of F have variance 1.
 
     Ours, after EDM (arXiv 2206.00364). sigma_data: std of x0 - s_hat around 0, a number or one for each bin. Then
     c_skip d is the best linear guess of v, and c_out the std of what it misses.

@@ -587,8 +587,8 @@ def test_train_interrupt_resume_enhance_evaluate(tmp_path, capsys, corpus, monke
 
 
 def test_run_killed_in_its_last_validation_is_finished_by_the_same_command(tmp_path, corpus, monkeypatch):
-    flags = ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "24", "--batch-size", "2", "--device", "cpu",
-             "--valid-files", "1", "--N", "1", "--steps", "3", "--out", tmp_path / "run")
+    flags = ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "24", "--batch-size", "2",
+             "--device", "cpu", "--valid-files", "1", "--N", "1", "--steps", "3", "--out", tmp_path / "run")
 
     def killed(*arguments):
         raise KeyboardInterrupt
