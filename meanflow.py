@@ -11,7 +11,7 @@ the microphones beside it; MeanFlowSE starts from the noisy speech itself.
 
     path              x_t = (1 - t) x0 + t s_hat + sigma_t z        path
     its velocity      v = s_hat - x0 + (sigma_max - sigma_min) z    conditional_velocity
-    network F         u = c_skip (x_t - s_hat) + c_out F            preconditioning: ours, of the small presets
+    network           u = c_skip d + c_out net(c_in d), d = x_t - s_hat     preconditioning: ours, small presets
     derivative        du/dt = u_x v + u_t along the flow, r fixed   exact_derivative, difference_derivative
     identity          u = v - c (t - r) du/dt; c = 1: the average   average_velocity_target; clip_norm
     times             t, then r = t - U^gamma (t - t_eps)           sample_times, interval_exponent
@@ -30,8 +30,8 @@ Where we differ. The schedules follow the updates (`--schedule`), not whole epoc
 the level is that of the mixture, 26 dB down; the published program draws another excerpt. The derivative is taken in
 float32 whatever the precision of training. Inference of MeanFlowSE ends at `--t-end 0`, as its authors advise.
 In the small presets the network sees each bin relative to the mixture's, in level and phase, and is scaled and skipped
-(`--sigma-data`): it starts as one that keeps the estimate. Their Endpoint loss weighs 30 times more: its gradient, a
-tenth of that of the velocities, would drown in their noise.
+(`--sigma-data`): it starts as one that keeps the estimate. Their Endpoint loss weighs 30 times more, as its gradient is
+a tenth of that of the velocities. Means over bins have small gradients: `--clip 0.05`, where sums have 1.
 Several microphones or talkers train in simulated rooms, data.RoomMixtures; the separator is run on each batch, since
 no mixture comes twice.
 
@@ -108,7 +108,7 @@ def conditional_velocity(x0, s_hat, z, sigma_min=0.0, sigma_max=0.487):
 
 
 def preconditioning(t, sigma_data, sigma_min=0.0, sigma_max=0.487):
-    """(c_in, c_skip, c_out): v = c_skip d + c_out F(c_in d), d = x_t - s_hat; input and target of F have variance 1.
+    """(c_in, c_skip, c_out): in v = c_skip d + c_out net(c_in d), d = x_t - s_hat, net hears and seeks variance 1.
 
     Ours, after EDM (arXiv 2206.00364). sigma_data: std of x0 - s_hat around 0, a number or one for each bin. Then
     c_skip d is the best linear guess of v, and c_out the std of what it misses.
@@ -256,16 +256,16 @@ class MeanFlowCorrector(nn.Module):
     def forward(self, xt, condition, r, t):
         """u(x_t, r, t), complex (B, 1, F, T). condition: s_hat and, with a separator, the microphones."""
         self.calls += 1
-        config, network = self.config, lambda *signals: -self.net(torch.cat(signals, dim=1), t, (t - r).clamp(min=0))
+        config = self.config
+        network = lambda *signals: -self.net(torch.cat(signals, dim=1), t, (t - r).clamp(min=0))
         if not config.sigma_data:
             return network(xt, condition)
-        # Level and phase of each bin relative to microphone 0; without a separator, to the noisy s_hat itself.
-        noisy, difference = condition[:, -config.num_mics, None], xt - condition[:, :1]
+        # Each bin relative to the level and phase of the mixture at microphone 0; without a separator, that is s_hat.
+        d, noisy = xt - condition[:, :1], condition[:, -config.num_mics, None]
         phase = noisy / noisy.abs().clamp(min=1e-8)
-        c_in, c_skip, c_out = preconditioning(t, config.sigma_data * noisy.abs() + 0.01, config.sigma_min,
-                                              config.sigma_max)
-        F = network(phase.conj() * c_in * difference, phase.conj() * condition / config.factor)
-        return c_skip * difference + c_out * phase * F
+        sigma_data = config.sigma_data * noisy.abs() + 0.01                # not 0 in silence
+        c_in, c_skip, c_out = preconditioning(t, sigma_data, config.sigma_min, config.sigma_max)
+        return c_skip * d + c_out * phase * network(phase.conj() * c_in * d, phase.conj() * condition / config.factor)
 
     def separate(self, mixture):
         """(B, num_mics, L) -> (B, num_speakers, L), in an order of the separator's own."""

@@ -90,9 +90,9 @@ def fit(method, loader, config, ema=None):
     """Train: yield (step, what to log) after each update; step counts from 1.
 
     loader: function (number of the first batch, rank, world size) -> endless iterator of batches. Continues from
-    config.out/last.pt where there is one, and writes it every config.save_every seconds and at the end, after what the
-    caller does with the step: who is killed in it meets the step again. A step whose gradient is not finite is skipped;
-    ten in a row raise FloatingPointError.
+    config.out/last.pt where there is one, and writes it every config.save_every seconds and at the end, when the caller
+    is done with the step: a validation that is killed is met again. A step whose gradient is not finite is skipped; ten
+    in a row raise FloatingPointError.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(method.parameters()).device

@@ -464,8 +464,8 @@ def test_every_setting_trains_the_network_and_enhances(name):
 
 def test_loss_is_made_of_the_functions(monkeypatch):
     """The total of MeCo, with a weight on its Endpoint loss, term by term from the draws that it used."""
-    published = dict(c=0.5, derivative="difference", derivative_clip=5.0, endpoint_weight=2.0)
-    model, draws = tiny(reduction="sum", **published), []
+    constants = dict(c=0.5, derivative="difference", derivative_clip=5.0, endpoint_weight=2.0)
+    model, draws = tiny(reduction="sum", **constants), []
     monkeypatch.setattr(meanflow, "sample_times", lambda *a, **k: (torch.tensor([0.1, 0.5]), torch.tensor([0.9, 0.5])))
     kept = torch.randn_like
     monkeypatch.setattr(torch, "randn_like", lambda x: draws.append(kept(x)) or draws[-1])
@@ -484,7 +484,7 @@ def test_loss_is_made_of_the_functions(monkeypatch):
     si_sdr = sum(metrics.si_sdr((c - c.mean()), (e - e.mean())) for c, e in zip(clean, enhanced.detach())) / 2
     assert loss.item() == pytest.approx((0.75 * velocity + 0.25 * x_r - 2 * si_sdr).item(), rel=1e-4)
     draws.clear()
-    mean = tiny(reduction="mean", **published)
+    mean = tiny(reduction="mean", **constants)
     monkeypatch.setattr(torch, "randn_like", lambda x: {0: z, 1: z_end}[draws.append(0) or len(draws) - 1])
     assert mean.loss((clean, noisy))[0].item() * x0[0].numel() == pytest.approx(loss.item(), rel=1e-4)
 
