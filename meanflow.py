@@ -33,7 +33,7 @@ In the small presets the network sees each bin relative to the mixture's, in lev
 (`--sigma-data`): it starts as one that keeps the estimate. Their Endpoint loss weighs 30 times more, as its gradient is
 a tenth of that of the velocities. Means over bins have small gradients: `--clip 0.05`, where sums have 1.
 Several microphones or talkers train in simulated rooms, data.RoomMixtures; the separator is run on each batch, since
-no mixture comes twice.
+no mixture comes twice, and on longer excerpts than the corrector's, as published estimates are of whole recordings.
 
     python meanflow.py train --data DIR --preset meanflowse --clip 1
     python meanflow.py train --data DIR --separator train --num-mics 4 --num-speakers 2 --lr 1e-3 --clip 5 --out sep
@@ -52,7 +52,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import metrics
 import nets
 import train
-from data import Spectrogram, SpectrogramConfig, in_spectrogram, per_bin
+from data import SAMPLE_RATE, Spectrogram, SpectrogramConfig, in_spectrogram, per_bin
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     """Constants of the method; `paper` is MeCo, here from the noisy speech unless a separator is asked for."""
     separator: str = "none"          # none: the flow starts at the noisy speech; train: train one; frozen: use that one
     separator_size: str = "small"    # of SpatialNet: small or compact
+    separator_seconds: float = 4.0   # of the excerpt that a frozen one hears in training; num_frames are cut from it
     num_mics: int = 1                # microphones of the mixture
     num_speakers: int = 1            # talkers in it
     sigma_min: float = 0.0           # std of the noise at t = 0, per complex bin
@@ -251,6 +252,8 @@ class MeanFlowCorrector(nn.Module):
             self.separator = nets.SpatialNet(config.num_mics, config.num_speakers, bins=257, **sizes)
             {"train": self.net, "frozen": self.separator}[config.separator].requires_grad_(False)
         self.num_samples = self.spectrogram.samples(config.num_frames)     # of a training crop
+        if config.separator == "frozen":
+            self.num_samples = max(self.num_samples, round(config.separator_seconds * SAMPLE_RATE))
         self.calls, self.ema = 0, None                   # fit sets ema
 
     def forward(self, xt, condition, r, t):
@@ -278,18 +281,22 @@ class MeanFlowCorrector(nn.Module):
 
     @torch.no_grad()
     def known(self, mixture, clean=None):
-        """What the flow of each talker starts from and sees: (waves (B S, C, L), s_hat first; level (B S, 1, 1)).
+        """What the flow of each talker starts from and sees: waves (B S, C, L), s_hat first.
 
         mixture: (B, num_mics, L). With clean waves (B, S, L) the talkers come in their order.
         """
-        peak = lambda wave: wave.abs().amax(-1, keepdim=True)
         if self.separator is None:
-            return mixture, peak(mixture)
+            return mixture
         estimate = self.separate(mixture)
         if clean is not None:
             estimate = sa_sdr_loss(clean, estimate)[1]
         estimate, mixture = estimate.flatten(0, 1)[:, None], mixture.repeat_interleave(estimate.shape[1], dim=0)
-        return torch.cat([estimate, mixture], dim=1), torch.maximum(peak(estimate), 0.05 * peak(mixture[:, :1]))
+        return torch.cat([estimate, mixture], dim=1)
+
+    def level(self, waves):
+        """Peak of s_hat, but at least 0.05 times that of the mixture at microphone 0: (B S, C, L) -> (B S, 1, 1)."""
+        s_hat, mixture = waves[:, :1], waves[:, -self.num_mics, None]
+        return torch.maximum(s_hat.abs(), 0.05 * mixture.abs()).amax(-1, keepdim=True).clamp(min=1e-8)
 
     def prepare(self, fresh):
         """Before training. Raises ValueError where there is nothing to start from."""
@@ -302,9 +309,13 @@ class MeanFlowCorrector(nn.Module):
         if self.config.separator == "train":
             loss = sa_sdr_loss(clean, self.separate(mixture))[0].mean()
             return loss, {"sa_sdr": -loss.detach()}
-        waves, level = self.known(mixture, clean)
+        # The separator hears more than the corrector learns from: in short excerpts it makes errors of its own.
+        waves = torch.cat([clean.flatten(0, 1)[:, None], self.known(mixture, clean)], dim=1)
+        length = self.spectrogram.samples(self.config.num_frames)
+        start = torch.randint(waves.shape[-1] - length + 1, ()).item()
+        waves = waves[..., start:start + length]
         with torch.autocast(clean.device.type, enabled=False):
-            spectra = self.spectrogram(torch.cat([clean.flatten(0, 1)[:, None], waves], dim=1) / level)
+            spectra = self.spectrogram(waves / self.level(waves[:, 1:]))
         return self.flow_loss(spectra[:, :1], spectra[:, 1:])
 
     def flow_loss(self, x0, condition):
@@ -351,10 +362,10 @@ class MeanFlowCorrector(nn.Module):
         if self.config.separator == "train":
             out = self.separate(mixture)
         else:
-            waves, level = self.known(mixture)
+            waves = self.known(mixture)
+            level = self.level(waves)
             if self.separator is None and peak is not None:
-                level = peak[:, None]                    # of the recording, where this is a window of it
-            level = level.clamp(min=1e-8)
+                level = peak[:, None].clamp(min=1e-8)    # of the recording, where this is a window of it
             # One recording has C signals here, which in_spectrogram passes through as one of another dimension.
             out = in_spectrogram(lambda y: self.correct(y[:, 0]), waves / level, level.new_ones(1, 1), self.spectrogram,
                                  self.net.multiple, self.config.pad_mode)

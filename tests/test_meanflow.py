@@ -419,7 +419,7 @@ run = functools.partial(run_command, meanflow.MeanFlowCorrector)
 
 def tiny(**changes):
     torch.manual_seed(0)
-    preset = meanflow.PRESETS["tiny"] | dict(num_frames=24)
+    preset = meanflow.PRESETS["tiny"] | dict(num_frames=24, separator_seconds=0.5)
     return meanflow.MeanFlowCorrector(meanflow.Config(**preset | changes))
 
 
@@ -534,17 +534,34 @@ def test_order_of_the_talkers_changes_no_loss(monkeypatch):
     """Each estimate is put beside its own talker."""
     model = tiny(separator="frozen", num_mics=2, num_speakers=2)
     clean, mixture = some_batch(model)
-    waves, level = model.known(mixture, clean)
-    swapped, swapped_level = model.known(mixture, clean.flip(1))
+    waves, swapped = model.known(mixture, clean), model.known(mixture, clean.flip(1))
     pairs = lambda x: x.unflatten(0, (2, 2))             # (B, S, ...)
     torch.testing.assert_close(pairs(waves), pairs(swapped).flip(1))
-    torch.testing.assert_close(pairs(level), pairs(swapped_level).flip(1))
     estimate = model.separate(mixture)
     best = meanflow.sa_sdr_loss(clean, estimate)[1]
     torch.testing.assert_close(pairs(waves)[:, :, 0], best)
     torch.testing.assert_close(pairs(waves)[:, 1, 1:], mixture)
+    level = model.level(waves)
     assert level.shape == (4, 1, 1)
     torch.testing.assert_close(pairs(level)[..., 0, 0], best.abs().amax(-1))
+
+
+def test_corrector_learns_from_a_part_of_what_the_frozen_separator_hears(monkeypatch):
+    """The same part of all signals, levelled by its own peak; other parts at other steps."""
+    model, seen = tiny(separator="frozen", num_mics=2), []
+    assert model.num_samples == 8000 > (length := 23 * 256)
+    assert tiny(separator="frozen", num_frames=64).num_samples == 63 * 256 and tiny().num_samples == length
+    clean, mixture = some_batch(model)
+    monkeypatch.setattr(model, "flow_loss", lambda *spectra: seen.append(torch.cat(spectra, dim=1)))
+    whole = torch.cat([clean, model.known(mixture)], dim=1)                # (B, 1 + C, L)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model.loss((clean, mixture))
+        torch.manual_seed(seed)
+        start = torch.randint(8000 - length + 1, ()).item()
+        part = whole[..., start:start + length]
+        torch.testing.assert_close(seen[seed], model.spectrogram(part / part[:, 1:2].abs().amax(-1, keepdim=True)))
+    assert not torch.equal(*seen)
 
 
 def test_nearly_silent_estimate_is_levelled_by_the_mixture():
@@ -553,8 +570,9 @@ def test_nearly_silent_estimate_is_levelled_by_the_mixture():
         for p in model.separator.decoder.parameters():
             p.zero_()
     wave = some_batch(model)[1]
-    _, level = model.known(wave)
-    torch.testing.assert_close(level, 0.05 * wave.abs().amax(-1, keepdim=True))
+    torch.testing.assert_close(model.level(model.known(wave)), 0.05 * wave.abs().amax(-1, keepdim=True))
+    silence = torch.zeros_like(wave)                     # around a recording that is shorter than the excerpt
+    assert all(value.isfinite().all() for value in model.loss((silence, silence))[1].values())
 
 
 @pytest.mark.parametrize("separator", ["none", "frozen"])
@@ -629,8 +647,8 @@ def test_shipped_weights_raise_the_mean_si_sdr_of_the_shipped_recordings_in_one_
 
 
 def tiny_run(corpus, *extra):
-    return ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "24", "--batch-size", "2",
-            "--device", "cpu", "--valid-every", "0", "--valid-files", "1", *extra)
+    return ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "24", "--separator-seconds", "1",
+            "--batch-size", "2", "--device", "cpu", "--valid-every", "0", "--valid-files", "1", *extra)
 
 
 def test_train_resume_enhance_evaluate(corpus, tmp_path, capsys):
