@@ -1,9 +1,10 @@
-"""Crops per second that the training loop can have, and the time to decode a corpus at the start.
+"""Crops per second that the training loop can have, and the time to decode a corpus and to simulate rooms before it.
 
     python tests/benchmark_data.py [--speech DIR --noise DIR] [--device cpu|cuda] [--seconds 3]
 
 Without folders: 60 recordings of 6 s as PCM WAV, 20 of noise, in a temporary folder. Resident: decoded once, crops
-and mixing as tensor operations on the device. Streaming: worker processes read each crop from the files.
+and mixing as tensor operations on the device. Streaming: worker processes read each crop from the files. In rooms:
+resident, each crop convolved with the responses of a room, which are simulated once.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 
-BATCH, SAMPLES = 16, 32640
+BATCH, SAMPLES, ROOMS = 16, 32640, 16
 
 
 def synthetic(folder):
@@ -65,6 +66,15 @@ def main():
         streaming = data.MixedAudio(*folders, num_samples=SAMPLES, device=args.device, resident=False)
         for workers in (0, 2, 4):
             print(f"streaming, {workers} workers   {crops_per_second(streaming, args.seconds, workers):8.0f} crops/s")
+        for mics, talkers in ((1, 1), (4, 1), (4, 2)):
+            config, cache = data.RoomConfig(mics, talkers), Path(folder) / "rooms"
+            start = time.perf_counter()
+            data.simulated_rooms(range(ROOMS), config, cache)
+            took = time.perf_counter() - start
+            rooms = data.RoomMixtures(*folders, config, ROOMS, cache=cache, num_samples=SAMPLES, device=args.device,
+                                      resident=True)
+            print(f"rooms, mics {mics}, talkers {talkers}  {crops_per_second(rooms, args.seconds):8.0f} crops/s; "
+                  f"{took / ROOMS:.2f} s a room to simulate")
 
 
 if __name__ == "__main__":
