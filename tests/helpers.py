@@ -1,11 +1,20 @@
 """What several test files share."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import train
+
+
+def readme_variants(title):
+    """The flags of each row of the README's table of variants in the section `title`."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    section = text[text.index(f"### {title}"):].split("\n##")[0]
+    return re.findall(r"^\|[^|]*\| `(--[^`]*)`", section, re.M)
 
 
 def run_command(Method, *arguments):

@@ -3,8 +3,6 @@
 import functools
 import json
 import math
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ import metrics
 import nets
 import sgmse
 import train
-from helpers import check_commands, run_command
+from helpers import check_commands, readme_variants, run_command
 from test_sgmse import gaussian_score, load, replay
 
 SDE = sgmse.OUVE()
@@ -411,14 +409,10 @@ def test_train_resume_enhance_evaluate(teacher, corpus, tmp_path, capsys):
     check_commands(run, flags, corpus, tmp_path, capsys)
 
 
-def readme_variants():
-    """The flags of each row of the README's table of ROSE-CD's variants."""
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    table = text[text.index("### Every variant of ROSE-CD"):].split("\n##")[0]
-    return re.findall(r"^\|[^|]*\| `(--[^`]*)`", table, re.M)
+VARIANTS = readme_variants("Every variant of ROSE-CD")
 
 
-@pytest.mark.parametrize("flags", readme_variants())
+@pytest.mark.parametrize("flags", VARIANTS)
 def test_variant_of_the_readme_trains(flags, teacher, corpus, tmp_path):
     flags = flags.replace("TEACHER", str(teacher)).split()
     assert run("train", "--data", corpus, *flags, "--preset", "tiny", "--num-frames", "24", "--batch-size", "1",
@@ -427,4 +421,4 @@ def test_variant_of_the_readme_trains(flags, teacher, corpus, tmp_path):
 
 
 def test_readme_has_all_variants():
-    assert len(readme_variants()) == 16
+    assert len(VARIANTS) == 16

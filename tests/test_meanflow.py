@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import meanflow
 import metrics
 import nets
 import train
-from helpers import run_command
+from helpers import readme_variants, run_command
 from test_sgmse import load, replay
 
 M, S, S_HAT, SIGMA = 0.5, 0.3, 0.8, 0.487                # of the Gaussian world: x0 ~ N(M, S^2)
@@ -633,6 +634,30 @@ def test_network_s_sign_and_interval():
     torch.testing.assert_close(u, -out)
     torch.testing.assert_close(joined, torch.cat([x, y], dim=1))
     assert (t.item(), delta.item()) == pytest.approx((0.9, 0.7))
+
+
+@pytest.fixture(scope="module")
+def separator(corpus, tmp_path_factory):
+    """An untrained one."""
+    out = tmp_path_factory.mktemp("separator")
+    assert run(*tiny_run(corpus), "--separator", "train", "--steps", "1", "--lr", "0", "--out", out) == 0
+    return out / "last.safetensors"
+
+
+VARIANTS = readme_variants("A corrector behind a separator")
+
+
+@pytest.mark.parametrize("flags", VARIANTS)
+def test_variant_of_the_readme_trains(flags, separator, corpus, tmp_path):
+    assert run(*tiny_run(corpus), "--separator", "frozen", "--init", separator, "--schedule", "1", "--steps", "2",
+               "--out", tmp_path, *flags.split()) == 0
+    parts = json.loads((tmp_path / "log.jsonl").read_text())
+    assert all(map(math.isfinite, parts.values()))
+    assert "average" in parts and ("si_sdr" in parts) == ("--endpoint-weight 0" not in flags)
+
+
+def test_readme_has_all_variants():
+    assert len(VARIANTS) == 6
 
 
 def test_shipped_weights_raise_the_mean_si_sdr_of_the_shipped_recordings_in_one_call_of_each_network():
