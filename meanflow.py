@@ -33,7 +33,7 @@ In the small presets the network sees each bin relative to the mixture's, in lev
 (`--sigma-data`): it starts as one that keeps the estimate. Their Endpoint loss weighs 30 times more, as its gradient is
 a tenth of that of the velocities. Means over bins have small gradients: `--clip 0.05`, where sums have 1.
 Several microphones or talkers train in simulated rooms, data.RoomMixtures; the separator is run on each batch, since
-no mixture comes twice, and on longer excerpts than the corrector's, as published estimates are of whole recordings.
+no mixture comes twice, and on longer excerpts than the corrector's: in short ones it makes errors of its own.
 
     python meanflow.py train --data DIR --preset meanflowse --clip 1
     python meanflow.py train --data DIR --separator train --num-mics 4 --num-speakers 2 --lr 1e-3 --clip 5 --out sep
@@ -309,7 +309,7 @@ class MeanFlowCorrector(nn.Module):
         if self.config.separator == "train":
             loss = sa_sdr_loss(clean, self.separate(mixture))[0].mean()
             return loss, {"sa_sdr": -loss.detach()}
-        # The separator hears more than the corrector learns from: in short excerpts it makes errors of its own.
+        # The separator hears more than the corrector learns from, see above.
         waves = torch.cat([clean.flatten(0, 1)[:, None], self.known(mixture, clean)], dim=1)
         length = self.spectrogram.samples(self.config.num_frames)
         start = torch.randint(waves.shape[-1] - length + 1, ()).item()
