@@ -32,8 +32,8 @@ float32 whatever the precision of training. Inference of MeanFlowSE ends at `--t
 In the small presets the network sees each bin relative to the mixture's, in level and phase, and is scaled and skipped
 (`--sigma-data`): it starts as one that keeps the estimate. Their Endpoint loss weighs 30 times more, as its gradient is
 a tenth of that of the velocities. Means over bins have small gradients: `--clip 0.05`, where sums have 1.
-Several microphones or talkers train in simulated rooms, data.RoomMixtures; the separator is run on each batch, since
-no mixture comes twice, and on longer excerpts than the corrector's: in short ones it makes errors of its own.
+Several microphones or talkers train in simulated rooms, data.RoomMixtures; there no mixture comes twice.
+The separator is run on each batch, on longer excerpts than the corrector's: in short ones it makes errors of its own.
 
     python meanflow.py train --data DIR --preset meanflowse --clip 1
     python meanflow.py train --data DIR --separator train --num-mics 4 --num-speakers 2 --lr 1e-3 --clip 5 --out sep
