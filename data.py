@@ -1,6 +1,7 @@
 """Sound in and out: files, the compressed spectrogram, and endless batches of clean and noisy crops.
 
     load_audio, save_audio     any file libsndfile reads; written by rename, never half
+    compute_once               an array that is kept in a file: room responses, a separator's estimates
     Spectrogram                STFT with amplitude compression, and back, as in SGMSE+ (arXiv 2208.05830)
     mix_at_snr                 speech + noise at a given signal-to-noise ratio
     PairedAudio                folders of clean and noisy files with the same names
@@ -171,6 +172,28 @@ def current_umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def compute_once(path, compute):
+    """The array that the file `path` (.npz) holds; where there is none, or a damaged one, compute() is put there.
+
+    The file appears by rename, or not at all. Raises OSError where it cannot be written.
+    """
+    try:
+        with np.load(path) as file:                      # a zip file, which checks its sum
+            return file["array"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        array = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with open(handle, "wb") as file:
+            np.savez(file, array=array)
+        os.chmod(part, 0o666 & ~current_umask())
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
+    return array
 
 
 def save_audio(path, wave, sample_rate, subtype=None):
@@ -674,27 +697,10 @@ def simulate_room(number, config=RoomConfig()):
 
 
 def simulated_rooms(numbers, config, cache):
-    """Responses of these rooms, float16 (rooms, talkers + 1, mics + 1, n), from the folder `cache`.
-
-    What is not there, or damaged, is simulated and put there. Raises OSError where that fails.
-    """
+    """Responses of these rooms, float16 (rooms, talkers + 1, mics + 1, n), each computed once, in the folder `cache`."""
     def one(number):
         path = Path(cache) / f"{zlib.crc32(repr(config).encode()):08x}-{number}.npz"
-        try:
-            with np.load(path) as file:                  # a zip file, which checks its sum
-                return file["responses"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            responses = simulate_room(number, config)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-        try:
-            with open(handle, "wb") as file:
-                np.savez(file, responses=responses)
-            os.chmod(part, 0o666 & ~current_umask())
-            os.replace(part, path)
-        finally:
-            Path(part).unlink(missing_ok=True)
-        return responses
+        return compute_once(path, lambda: simulate_room(number, config))
 
     # In an order of this process's own, so that several share the work.
     order = np.random.default_rng().permutation(len(numbers))
@@ -831,15 +837,16 @@ def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, mics=1, talkers=1, r
         raise FileNotFoundError(f"{error}; {split}/speech + {split}/noise; speech + noise") from None
 
 
-def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4):
+def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, crops=0):
     """Yield batches (clean, noisy) for ever, from batch number `step` on; the rank-th of `world` equal parts of each.
 
-    Resident recordings need no workers; others are read by that many processes.
+    Resident recordings need no workers; others are read by that many processes. crops: the first so many come again
+    and again, in the same order; 0: each comes once.
     """
     def positions():
         for number in itertools.count(step):
             first = (number * world + rank) * batch_size
-            yield range(first, first + batch_size)
+            yield [p % crops if crops else p for p in range(first, first + batch_size)]
 
     if all(source.resident for source in dataset.sources):
         for part in positions():

@@ -33,15 +33,17 @@ In the small presets the network sees each bin relative to the mixture's, in lev
 (`--sigma-data`): it starts as one that keeps the estimate. Their Endpoint loss weighs 30 times more, as its gradient is
 a tenth of that of the velocities. Means over bins have small gradients: `--clip 0.05`, where sums have 1.
 Several microphones or talkers train in simulated rooms, data.RoomMixtures; there no mixture comes twice.
-The separator is run on each batch, on longer excerpts than the corrector's: in short ones it makes errors of its own.
+The separator hears longer excerpts than the corrector: in short ones it makes errors of its own. Where the crops of the
+training come again (`--crops`), its estimates are kept in a folder beside the run.
 
     python meanflow.py train --data DIR --preset meanflowse --clip 1
     python meanflow.py train --data DIR --separator train --num-mics 4 --num-speakers 2 --lr 1e-3 --clip 5 --out sep
-    python meanflow.py train --data DIR --separator frozen --init sep/best.safetensors --clip 1
+    python meanflow.py train --data DIR --separator frozen --init sep/best.safetensors --clip 1 --crops 20000
     python data.py DIR --mics 4 --talkers 2 --out runs/test
     python meanflow.py evaluate --data runs/test --checkpoint runs/meanflow/best.safetensors
 """
 
+import hashlib
 import itertools
 from dataclasses import dataclass
 
@@ -52,7 +54,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import metrics
 import nets
 import train
-from data import SAMPLE_RATE, Spectrogram, SpectrogramConfig, in_spectrogram, per_bin
+from data import SAMPLE_RATE, Spectrogram, SpectrogramConfig, compute_once, in_spectrogram, per_bin
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,7 @@ class MeanFlowCorrector(nn.Module):
         self.num_samples = self.spectrogram.samples(config.num_frames)     # of a training crop
         if config.separator == "frozen":
             self.num_samples = max(self.num_samples, round(config.separator_seconds * SAMPLE_RATE))
-        self.calls, self.ema = 0, None                   # fit sets ema
+        self.calls, self.ema, self.store = 0, None, None                   # fit sets ema, train_command store
 
     def forward(self, xt, condition, r, t):
         """u(x_t, r, t), complex (B, 1, F, T). condition: s_hat and, with a separator, the microphones."""
@@ -279,6 +281,19 @@ class MeanFlowCorrector(nn.Module):
         with torch.autocast(mixture.device.type, enabled=False):
             return self.separator_stft.istft(S, mixture.shape[-1])
 
+    def separate_once(self, mixture):
+        """`separate`; where training repeats its crops, from the folder `store`, which keeps the estimate of each."""
+        if self.store is None:
+            return self.separate(mixture)
+        weights = nn.utils.parameters_to_vector(self.separator.parameters())
+
+        def estimate(wave):
+            name = hashlib.sha256(torch.cat([weights, wave.flatten()]).cpu().numpy()).hexdigest()[:32]
+            with torch.autocast(wave.device.type, enabled=False):          # kept for other runs, so in full precision
+                kept = compute_once(self.store / f"{name}.npz", lambda: self.separate(wave[None])[0].cpu().numpy())
+            return torch.from_numpy(kept).to(wave.device)
+        return torch.stack([estimate(wave) for wave in mixture])
+
     @torch.no_grad()
     def known(self, mixture, clean=None):
         """What the flow of each talker starts from and sees: waves (B S, C, L), s_hat first.
@@ -287,9 +302,10 @@ class MeanFlowCorrector(nn.Module):
         """
         if self.separator is None:
             return mixture
-        estimate = self.separate(mixture)
-        if clean is not None:
-            estimate = sa_sdr_loss(clean, estimate)[1]
+        if clean is None:
+            estimate = self.separate(mixture)
+        else:
+            estimate = sa_sdr_loss(clean, self.separate_once(mixture))[1]
         estimate, mixture = estimate.flatten(0, 1)[:, None], mixture.repeat_interleave(estimate.shape[1], dim=0)
         return torch.cat([estimate, mixture], dim=1)
 

@@ -11,7 +11,7 @@ fields that may change after training, `num_samples` of a training crop, loss(ba
 enhance(wave (B, L), peak (B, 1)) -> wave; where it needs more than data, also prepare(fresh), called before training;
 where its loss can do with clean speech of other recordings than the noisy ones', also needs_pairs = False; where it
 hears several microphones or separates talkers, num_mics and num_speakers, with waves (B, M, L) in and (B, S, L) out.
-In `fit` it finds its average as `ema`.
+In `fit` it finds its average as `ema`, and where crops come again, a folder for what it need not compute twice as `store`.
 
 Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was killed and resumed
 gives bit for bit the weights of one that was not, on the same machine with the same number of threads.
@@ -54,6 +54,7 @@ class TrainConfig:
     babble: float = 0.0              # share of these mixtures whose noise is six talkers of the speech at once
     rooms: int = 0                   # simulated rooms to mix in; 0: none, or 200 for several microphones or talkers
     room_cache: str = ""             # folder for what is simulated (default: rooms, beside the folder of the run)
+    crops: int = 0                   # so many, again and again, however often; 0: each is cut and mixed anew
     unpaired: str = ""               # folder of clean speech to learn from instead of that under the noise: drift.py
     out: str = ""                    # folder of the run (default: runs/METHOD); a run that is there is resumed
     init: str = ""                   # checkpoint to start from: its weights and, unless given here, its constants
@@ -518,6 +519,7 @@ def train_command(Method, args):
         method.prepare(fresh=not config.init)
     # Tensor cores want channels last; the backward pass of a CPU is a quarter slower with it.
     method = method.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
+    method.store = Path(config.out).parent / "store" if config.crops else None
     mics, talkers = channels(method)
     rooms = config.rooms or 200 * ((mics, talkers) != (1, 1))
     options = dict(snrs=config.snrs, babble=config.babble, num_samples=method.num_samples, seed=config.seed,
@@ -543,7 +545,8 @@ def train_command(Method, args):
     log = open_log(config.out) if rank == 0 else None
     ema = EMA(method, config.ema)
     best = best_so_far(Path(config.out) / "best.safetensors")
-    loader = lambda step, rank, world: data.batches(dataset, config.batch_size, step, rank, world, config.workers)
+    loader = lambda step, rank, world: data.batches(dataset, config.batch_size, step, rank, world, config.workers,
+                                                    config.crops)
     bar, smooth = tqdm(total=config.steps, unit="step", disable=rank > 0, mininterval=1), None
     for step, parts in fit(method, loader, config, ema):
         bar.update(step - bar.n)

@@ -636,6 +636,19 @@ def test_starting_at_a_step_equals_skipping_batches(corpus, resident):
     assert_same(take(mixtures(corpus), 6, rank=1, world=2)[4:], take(mixtures(corpus), 2, step=4, rank=1, world=2))
 
 
+@resident_and_streamed
+def test_so_many_crops_come_again_and_again(corpus, resident):
+    """Ten, in batches of four, on two ranks as on one."""
+    def rows(batches):
+        return [row for pair in batches for row in torch.stack(pair, dim=1)]
+
+    expected = rows(take(mixtures(corpus), 3))[:10]
+    whole = rows(take(mixtures(corpus, resident=resident), 6, crops=10))
+    assert all(torch.equal(row, expected[p % 10]) for p, row in enumerate(whole))
+    second = rows(take(mixtures(corpus), 5, 2, rank=1, world=2, crops=10, step=1))
+    assert all(torch.equal(row, expected[p % 10]) for p, row in zip((6, 7, 10, 11, 14, 15, 18, 19, 22, 23), second))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_equals_resident(corpus, workers):
     assert_same(take(mixtures(corpus, resident=True), 8), take(mixtures(corpus, resident=False), 8, workers=workers))

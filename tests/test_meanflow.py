@@ -565,6 +565,32 @@ def test_corrector_learns_from_a_part_of_what_the_frozen_separator_hears(monkeyp
     assert not torch.equal(*seen)
 
 
+def test_separator_hears_each_crop_that_comes_again_once(tmp_path):
+    """What is kept is what it says; what is damaged is estimated again; another separator has another estimate."""
+    model = tiny(separator="frozen", num_mics=2, num_speakers=2)
+    clean, mixture = some_batch(model)
+    expected, other = model.known(mixture, clean), model.known(0.5 * mixture, clean)
+    model.store, model.calls = tmp_path, 0
+    torch.testing.assert_close(model.known(mixture, clean), expected)
+    assert model.calls == 2 == len(paths := sorted(tmp_path.iterdir()))    # one by one
+    kept = model.known(mixture.flip(0), clean.flip(0))
+    torch.testing.assert_close(kept.unflatten(0, (2, 2)).flip(0).flatten(0, 1), expected)
+    assert model.calls == 2
+    swapped = model.known(mixture, clean.flip(1))        # the order is that of the clean talkers, whenever
+    torch.testing.assert_close(swapped.unflatten(0, (2, 2)).flip(1).flatten(0, 1), expected)
+    paths[0].write_bytes(paths[0].read_bytes()[:1000])
+    torch.testing.assert_close(model.known(mixture, clean), expected)
+    assert model.calls == 3
+    torch.testing.assert_close(model.known(0.5 * mixture, clean), other)
+    assert model.calls == 5
+    with torch.no_grad():
+        model.separator.decoder.weight *= 1.1
+    changed = model.known(mixture, clean)
+    assert model.calls == 7 and not torch.allclose(changed, expected)
+    assert len(list(tmp_path.iterdir())) == 6
+    assert model.known(mixture).shape == expected.shape and model.calls == 8        # at inference nothing is kept
+
+
 def test_nearly_silent_estimate_is_levelled_by_the_mixture():
     model = tiny(separator="frozen")
     with torch.no_grad():
@@ -689,6 +715,27 @@ def test_train_resume_enhance_evaluate(corpus, tmp_path, capsys):
         assert run(*command, "--checkpoint", tmp_path / "a/last.safetensors",
                    "--out", tmp_path / command[0]) == 0
         assert "2 network calls" in capsys.readouterr().out               # two files
+
+
+def test_corrector_on_kept_estimates_is_the_one_on_fresh_ones_killed_and_resumed_too(separator, corpus, tmp_path,
+                                                                                    monkeypatch):
+    """Three crops, four steps of two: each is separated once, for all runs beside each other."""
+    separated, separate = [], meanflow.MeanFlowCorrector.separate
+    monkeypatch.setattr(meanflow.MeanFlowCorrector, "separate",
+                        lambda self, mixture: separated.append(len(mixture)) or separate(self, mixture))
+    flags = tiny_run(corpus, "--separator", "frozen", "--init", separator, "--schedule", "4", "--crops", "3")
+    with monkeypatch.context() as patch:
+        patch.setattr(meanflow.MeanFlowCorrector, "separate_once", meanflow.MeanFlowCorrector.separate)
+        assert run(*flags, "--steps", "4", "--out", tmp_path / "fresh") == 0
+    assert sum(separated) == 8
+    separated.clear()
+    for name, steps in (("a", 4), ("b", 1), ("b", 4)):
+        assert run(*flags, "--steps", steps, "--out", tmp_path / name) == 0
+    assert separated == [1, 1, 1] and len(list((tmp_path / "store").iterdir())) == 3
+    fresh, a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("fresh", "a", "b"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    for name in a:
+        torch.testing.assert_close(a[name], fresh[name], atol=1e-4, rtol=1e-3)
 
 
 def test_separator_then_corrector_by_command(corpus, tmp_path, capsys):
