@@ -58,6 +58,7 @@ class TrainConfig:
     unpaired: str = ""               # folder of clean speech to learn from instead of that under the noise: drift.py
     out: str = ""                    # folder of the run (default: runs/METHOD); a run that is there is resumed
     init: str = ""                   # checkpoint to start from: its weights and, unless given here, its constants
+    partly: bool = False             # take of it only weights of the same names and shapes, as of other numbers of talkers
     steps: int = 58000               # updates of the weights
     batch_size: int = 8              # crops per process and backward pass
     accumulate: int = 1              # backward passes per update
@@ -244,12 +245,13 @@ def save_checkpoint(path, method, dtype=None, **extra):
     save_atomically(path, lambda part: safetensors.torch.save_file(weights, part, metadata))
 
 
-def load_checkpoint(path, Method=None, **changes):
+def load_checkpoint(path, Method=None, partly=False, **changes):
     """The method of a checkpoint, in evaluation mode, in float32.
 
     path: one of ours (.safetensors), the name of one in pretrained/ ("sgmse"), or a released Lightning checkpoint
     (.ckpt) of a Method with `from_official`.
     Method: its class or another of the same file, as the checkpoint says; by default any of the files beside this one.
+    partly: what has another name or shape in the file starts afresh, with a warning that names it.
     changes: config fields to override. Raises CheckpointError, ValueError for changes that do not exist.
     """
     path, shipped = Path(path), HERE / "pretrained" / f"{path}.safetensors"
@@ -286,6 +288,12 @@ def load_checkpoint(path, Method=None, **changes):
     config = json.loads(metadata["config"]) | changes
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     method = Method(Method.Config(**config))
+    if partly:
+        own = method.state_dict()
+        weights = {name: p for name, p in weights.items() if name in own and p.shape == own[name].shape}
+        if fresh := sorted(own.keys() - weights.keys()):
+            warnings.warn(f"{path} does not have these, they start afresh: {', '.join(fresh)}")
+        weights = own | weights
     try:
         method.load_state_dict(weights)
     except RuntimeError as error:
@@ -509,7 +517,7 @@ def train_command(Method, args):
     seed_everything(config.seed)
     changes = given(args, Method.Config)
     if config.init:
-        method = load_checkpoint(config.init, Method, **changes)
+        method = load_checkpoint(config.init, Method, config.partly, **changes)
     else:
         method = Method(Method.Config(**(Method.presets[args.preset] | changes)))
     if config.unpaired and getattr(method, "needs_pairs", True):

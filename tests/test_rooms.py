@@ -303,6 +303,20 @@ def test_corrector_keeps_its_separator_and_its_array(trained):
     assert train.load_checkpoint(trained / "reverberant/last.safetensors").num_mics == 1
 
 
+def test_another_number_of_talkers_starts_from_what_fits(trained, root, tmp_path, capsys):
+    """All but the separator's last layer, the corrector's network too, which is not trained."""
+    first = trained / "corrector/last.safetensors"
+    flags = ("train", "--data", root, "--init", first, "--separator", "train", "--num-speakers", "1", "--lr", "0",
+             "--steps", "1", "--valid-every", "0", "--rooms", "2", "--room-cache", root / "cache", "--out", tmp_path)
+    assert run(*flags) == 2
+    assert "do not fit" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="start afresh: separator.decoder.bias, separator.decoder.weight$"):
+        assert run(*flags, "--partly") == 0
+    a, b = (train.load_checkpoint(path).state_dict() for path in (first, tmp_path / "last.safetensors"))
+    assert b["separator.decoder.weight"].shape[0] == a["separator.decoder.weight"].shape[0] / 2
+    assert all(torch.equal(a[name], b[name]) for name in a if "decoder" not in name)
+
+
 def test_array_is_enhanced_as_one_and_evaluated_talker_by_talker(trained, root, tmp_path, monkeypatch, capsys):
     write_mixtures(monkeypatch, root, "--mics", 2, "--count", 2, "--out", tmp_path / "set")
     checkpoint = ("--checkpoint", trained / "corrector/last.safetensors")
