@@ -11,7 +11,8 @@ fields that may change after training, `num_samples` of a training crop, loss(ba
 enhance(wave (B, L), peak (B, 1)) -> wave; where it needs more than data, also prepare(fresh), called before training;
 where its loss can do with clean speech of other recordings than the noisy ones', also needs_pairs = False; where it
 hears several microphones or separates talkers, num_mics and num_speakers, with waves (B, M, L) in and (B, S, L) out.
-In `fit` it finds its average as `ema`, and where crops come again, a folder for what it need not compute twice as `store`.
+In `fit` it finds its average as `ema`, and as `store` a folder for what it need not compute twice, where crops come
+again, or None.
 
 Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was killed and resumed
 gives bit for bit the weights of one that was not, on the same machine with the same number of threads.
@@ -58,7 +59,7 @@ class TrainConfig:
     unpaired: str = ""               # folder of clean speech to learn from instead of that under the noise: drift.py
     out: str = ""                    # folder of the run (default: runs/METHOD); a run that is there is resumed
     init: str = ""                   # checkpoint to start from: its weights and, unless given here, its constants
-    partly: bool = False             # take of it only weights of the same names and shapes, as of other numbers of talkers
+    partly: bool = False             # take of it what fits by name and shape, where the number of talkers differs
     steps: int = 58000               # updates of the weights
     batch_size: int = 8              # crops per process and backward pass
     accumulate: int = 1              # backward passes per update
