@@ -55,11 +55,11 @@ class TrainConfig:
     babble: float = 0.0              # share of these mixtures whose noise is six talkers of the speech at once
     rooms: int = 0                   # simulated rooms to mix in; 0: none, or 200 for several microphones or talkers
     room_cache: str = ""             # folder for what is simulated (default: rooms, beside the folder of the run)
-    crops: int = 0                   # so many, again and again, however often; 0: each is cut and mixed anew
+    crops: int = 0                   # train on so many crops, again and again; 0: each is cut and mixed anew
     unpaired: str = ""               # folder of clean speech to learn from instead of that under the noise: drift.py
     out: str = ""                    # folder of the run (default: runs/METHOD); a run that is there is resumed
     init: str = ""                   # checkpoint to start from: its weights and, unless given here, its constants
-    partly: bool = False             # take of it what fits by name and shape, where the number of talkers differs
+    partly: bool = False             # take of --init what fits by name and shape, as with another number of talkers
     steps: int = 58000               # updates of the weights
     batch_size: int = 8              # crops per process and backward pass
     accumulate: int = 1              # backward passes per update
