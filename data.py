@@ -697,7 +697,7 @@ def simulate_room(number, config=RoomConfig()):
 
 
 def simulated_rooms(numbers, config, cache):
-    """Responses of these rooms, float16 (rooms, talkers + 1, mics + 1, n), each simulated once: the folder `cache`."""
+    """Responses of these rooms, float16 (rooms, talkers + 1, mics + 1, n), each computed once; `cache`: folder."""
     def one(number):
         path = Path(cache) / f"{zlib.crc32(repr(config).encode()):08x}-{number}.npz"
         return compute_once(path, lambda: simulate_room(number, config))

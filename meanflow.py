@@ -32,7 +32,7 @@ float32 whatever the precision of training. Inference of MeanFlowSE ends at `--t
 In the small presets the network sees each bin relative to the mixture's, in level and phase, and is scaled and skipped
 (`--sigma-data`): it starts as one that keeps the estimate. Their Endpoint loss weighs 30 times more, as its gradient is
 a tenth of that of the velocities. Means over bins have small gradients: `--clip 0.05`, where sums have 1.
-Several microphones or talkers train in simulated rooms, data.RoomMixtures; there no mixture comes twice.
+Several microphones or talkers train in simulated rooms, data.RoomMixtures, where by default no mixture comes twice.
 The separator hears longer excerpts than the corrector: in short ones it makes errors of its own. Where the crops of the
 training come again (`--crops`), its estimates are kept in a folder beside the run.
 

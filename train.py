@@ -11,8 +11,8 @@ fields that may change after training, `num_samples` of a training crop, loss(ba
 enhance(wave (B, L), peak (B, 1)) -> wave; where it needs more than data, also prepare(fresh), called before training;
 where its loss can do with clean speech of other recordings than the noisy ones', also needs_pairs = False; where it
 hears several microphones or separates talkers, num_mics and num_speakers, with waves (B, M, L) in and (B, S, L) out.
-In `fit` it finds its average as `ema`, and as `store` a folder for what it need not compute twice, where crops come
-again, or None.
+In training it finds its average as `ema`, and as `store`, where crops come again, a folder for what it need not compute
+twice (else None).
 
 Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was killed and resumed
 gives bit for bit the weights of one that was not, on the same machine with the same number of threads.
