@@ -42,7 +42,7 @@ import metrics
 import nets
 import sgmse
 import train
-from data import Spectrogram, SpectrogramConfig, in_spectrogram, per_bin
+from data import Spectrogram, SpectrogramConfig, enhance_levelled, in_spectrogram, per_bin
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
 
 
 # For teachers that predict x0 as y + F, as the presets small and tiny of sgmse.py do.
-LIGHT = dict(form="data", strict=True, sde="bbed", hop_length=256, num_frames=128, pad_mode="constant")
+LIGHT = dict(form="data", strict=True, sde="bbed", hop_length=256, num_frames=128, pad_mode="constant",
+             normalize="robust")
 PRESETS = {
     "paper": {},
     "small": dict(**LIGHT, **nets.SMALL),
@@ -382,10 +383,14 @@ class ConsistencyModel(nn.Module):
         return loss, parts
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.in_spectrogram."""
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_levelled."""
+        def sample(y):
+            return multistep(self, y, self.sde, self.config.N)
+
+        def enhance(wave):
+            return in_spectrogram(sample, wave, self.spectrogram, self.net.multiple, self.config.pad_mode)
         with torch.no_grad():
-            return in_spectrogram(lambda y: multistep(self, y, self.sde, self.config.N), wave, peak, self.spectrogram,
-                                  self.net.multiple, self.config.pad_mode)
+            return enhance_levelled(enhance, wave, self.config.normalize, peak)
 
 
 # ------------------------------------------------------------------------------------------------ a student of patches
@@ -417,7 +422,8 @@ class Student(nn.Module):
     """A small network and, while it is trained, its teacher. `calls` counts network evaluations."""
 
     Config = StudentConfig
-    U_NET = dict(network="ncsnpp", n_fft=510, hop_length=256, num_frames=128, exponent=0.5, factor=0.15)
+    U_NET = dict(network="ncsnpp", n_fft=510, hop_length=256, num_frames=128, exponent=0.5, factor=0.15,
+                 normalize="robust")
     presets = {
         "paper": {},
         "teacher": dict(distil="none", hidden=256, layers=2),              # of the compact pair
@@ -456,6 +462,10 @@ class Student(nn.Module):
         self.calls += 1
         return self.net(y) if self.config.network == "mask" else y + self.net(y)
 
+    def in_spectrogram(self, wave):
+        """Waves of level 1 (B, L) -> enhanced, likewise."""
+        return in_spectrogram(self, wave, self.spectrogram, self.net.multiple, self.config.pad_mode)
+
     def distillation(self, S, T, Y):
         """Distillation loss between spectra of student, teacher and clean, complex (B, F, frames)."""
         config, whole = self.config, self.config.distil == "all"           # whole: one patch a band, all of them
@@ -469,8 +479,7 @@ class Student(nn.Module):
     def loss(self, batch):
         """batch: clean and noisy waves (B, L), divided by the noisy peak. Returns (loss, its parts)."""
         clean, noisy = batch
-        enhanced = in_spectrogram(self, noisy, noisy.new_ones(len(noisy), 1), self.spectrogram, self.net.multiple,
-                                  self.config.pad_mode)
+        enhanced = self.in_spectrogram(noisy)
         with torch.autocast(noisy.device.type, enabled=False):
             task = metrics.si_sdr_loss(clean, enhanced).mean()
         parts = {"si_sdr": -task.detach()}
@@ -482,9 +491,9 @@ class Student(nn.Module):
         return task + self.config.distil_weight * distilled, parts | {"distilled": distilled.detach()}
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.in_spectrogram."""
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_levelled."""
         with torch.no_grad():
-            return in_spectrogram(self, wave, peak, self.spectrogram, self.net.multiple, self.config.pad_mode)
+            return enhance_levelled(self.in_spectrogram, wave, self.config.normalize, peak)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ from tqdm import tqdm
 import metrics
 import nets
 import train
-from data import Spectrogram, SpectrogramConfig, batches, in_spectrogram, open_data, per_bin
+from data import (Spectrogram, SpectrogramConfig, batches, enhance_levelled, in_spectrogram, open_data, per_bin,
+                  robust_level)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ DAGGER = dict(pesq_weight=1e-4, si_sdr_weight=1e-4, ccmse_weight=1e-3)
 # For short training, without a download. The weight lifts gradients of 1e-8 above Adam's eps.
 # Mel frames lie on no sphere: there self-exclusion pushes a frame off its target; the published widths are too wide.
 LIGHT = dict(encoder="mel", exclude_self=False, temperatures=(0.02, 0.05, 0.1), sigma_max=0.0, mask=True,
-             drift_weight=1000.0, hop_length=256, num_frames=64)
+             drift_weight=1000.0, hop_length=256, num_frames=64, normalize="robust")
 PRESETS = {
     "paper": {},
     "dagger": DAGGER,
@@ -449,18 +450,24 @@ class DriftSE(nn.Module):
         return loss, parts
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.in_spectrogram.
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_levelled.
 
-        Only the ccmse loss sees the gain of the network. Without it the output gets the peak of the input, as released;
-        each window of a long recording gets its own, so that its level may change from window to window.
+        Only the ccmse loss sees the gain of the network. Without it the output gets the level of the input: its peak,
+        as released, or its robust level, as `normalize` says. Each window of a long recording gets its own.
         """
+        def sample(y):
+            return self(y, y.real.new_full((len(y),), self.config.sigma))
+
+        def enhance(wave):
+            out = in_spectrogram(sample, wave, self.spectrogram, self.net.multiple, self.config.pad_mode)
+            if self.config.ccmse_weight:
+                return out
+            if self.config.normalize == "robust":        # wave has level 1
+                return out / robust_level(out).clamp(min=1e-8)
+            own, target = (w.abs().amax(-1, keepdim=True) for w in (out, wave))
+            return out * (target / own.clamp(min=1e-8))
         with torch.no_grad():
-            out = in_spectrogram(lambda y: self(y, y.real.new_full((len(y),), self.config.sigma)), wave, peak,
-                                 self.spectrogram, self.net.multiple, self.config.pad_mode)
-        if self.config.ccmse_weight:
-            return out
-        own, target = (w.abs().amax(-1, keepdim=True) for w in (out, wave))
-        return out * (target / own.clamp(min=1e-8))
+            return enhance_levelled(enhance, wave, self.config.normalize, peak)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import metrics
 import nets
 import train
-from data import SAMPLE_RATE, Spectrogram, SpectrogramConfig, compute_once, in_spectrogram, per_bin
+from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, compute_once, enhance_levelled, in_spectrogram, per_bin,
+                  robust_level)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
 
 PRINCIPLED = dict(c=1.0, derivative="exact", derivative_clip=0.0, reduction="mean")
 # sigma_data is measured behind our separators, in rooms too; of noisy speech it is about 0.8, in rooms 1.
-LIGHT = dict(hop_length=256, num_frames=64, sigma_data=0.6, endpoint_weight=30.0, **PRINCIPLED)
+LIGHT = dict(hop_length=256, num_frames=64, sigma_data=0.6, endpoint_weight=30.0, normalize="robust", **PRINCIPLED)
 PRESETS = {
     "paper": {},
     "principled": PRINCIPLED,
@@ -310,9 +311,12 @@ class MeanFlowCorrector(nn.Module):
         return torch.cat([estimate, mixture], dim=1)
 
     def level(self, waves):
-        """Peak of s_hat, but at least 0.05 times that of the mixture at microphone 0: (B S, C, L) -> (B S, 1, 1)."""
+        """Level of s_hat, but at least 0.05 times that of the mixture at microphone 0: (B S, C, L) -> (B S, 1, 1)."""
         s_hat, mixture = waves[:, :1], waves[:, -self.num_mics, None]
-        return torch.maximum(s_hat.abs(), 0.05 * mixture.abs()).amax(-1, keepdim=True).clamp(min=1e-8)
+        loudest = torch.maximum(s_hat.abs(), 0.05 * mixture.abs())
+        if self.config.normalize == "robust":
+            return robust_level(loudest).clamp(min=1e-8)
+        return loudest.amax(-1, keepdim=True).clamp(min=1e-8)
 
     def prepare(self, fresh):
         """Before training. Raises ValueError where there is nothing to start from."""
@@ -373,20 +377,19 @@ class MeanFlowCorrector(nn.Module):
 
     @torch.no_grad()
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L), see data.in_spectrogram; (B, M, L) -> (B, S, L)."""
-        mixture = wave if wave.ndim == 3 else wave[:, None]
-        if self.config.separator == "train":
-            out = self.separate(mixture)
-        else:
-            waves = self.known(mixture)
-            level = self.level(waves)
-            if self.separator is None and peak is not None:
-                level = peak[:, None].clamp(min=1e-8)    # of the recording, where this is a window of it
-            # One recording has C signals here, which in_spectrogram passes through as one of another dimension.
-            out = in_spectrogram(lambda y: self.correct(y[:, 0]), waves / level, level.new_ones(1, 1), self.spectrogram,
-                                 self.net.multiple, self.config.pad_mode)
-            out = (out * level[:, 0]).unflatten(0, (len(wave), -1))        # (B, S, L)
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L), see data.enhance_levelled; (B, M, L) -> (B, S, L)."""
+        out = enhance_levelled(self.enhance_at_level_1, wave if wave.ndim == 3 else wave[:, None],
+                               self.config.normalize, peak)
         return out if wave.ndim == 3 else out[:, 0]
+
+    def enhance_at_level_1(self, mixture):
+        """(B, M, L) -> (B, S, L)."""
+        if self.config.separator == "train":
+            return self.separate(mixture)
+        waves = self.known(mixture)                                        # (B S, C, L)
+        level = self.level(waves) if self.separator else waves.new_ones(1, 1, 1)
+        out = in_spectrogram(self.correct, waves / level, self.spectrogram, self.net.multiple, self.config.pad_mode)
+        return (out * level[:, 0]).unflatten(0, (len(mixture), -1))        # (B, S, L)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ gets into a mean. What was changed before scoring (a crop, a gain) is a warning;
 
 import argparse
 import concurrent.futures
+import contextlib
 import csv
 import functools
 import importlib.util
@@ -321,7 +322,28 @@ def load(which, x):
     return wave.numpy()
 
 
-def score_pair(metrics, pair):
+def in_step(s, s_hat, align):
+    """Both (channels, L), cropped to what they share where `align`. A warning where s_hat is late or early, by 0.5 s at
+    most, and that explains most of its distortion."""
+    reach, length = SAMPLE_RATE // 2, s.shape[1]
+    size = 2 * length
+    products = np.fft.irfft(np.fft.rfft(s_hat[0], size) * np.fft.rfft(s[0], size).conj(), size)
+    lags = np.r_[0:min(reach, length - 1), -min(reach, length - 1):0]
+    lag = int(lags[np.abs(products[lags]).argmax()])
+    late, early = max(lag, 0), max(-lag, 0)
+    moved = s[:, early:length - late], s_hat[:, late:length - early]
+    audible = all(np.abs(x).max(1).min() > SILENCE for x in moved)
+    if not lag or not audible or moved[0].shape[1] < SHORTEST * SAMPLE_RATE:
+        return s, s_hat
+    as_it_is, shifted = np.mean(si_sdr(s, s_hat)), np.mean(si_sdr(*moved))
+    if shifted < as_it_is + 3:
+        return s, s_hat
+    warnings.warn(f"enhanced is {abs(lag)} samples ({abs(lag) / 16:.1f} ms) {'late' if lag > 0 else 'early'}: SI-SDR "
+                  f"{as_it_is:.1f} dB, in step {shifted:.1f} dB" + ("; shifted" if align else "; see --align"))
+    return moved if align else (s, s_hat)
+
+
+def score_pair(metrics, align, pair):
     """One row of a table: name, seconds, a key per score, note, error. What fails is in `error`, never a score."""
     row, errors = {"name": pair[0]}, []
     signals = dict(zip(("clean", "enhanced", "noisy"), [*pair[1:], None] if "si_sir_sar" in metrics else pair[1:3]))
@@ -329,6 +351,8 @@ def score_pair(metrics, pair):
         warnings.simplefilter("always", UserWarning)
         try:
             s, s_hat, *y = checked(**{which: load(which, x) for which, x in signals.items()})    # (channels, L)
+            if not y:
+                s, s_hat = in_step(s, s_hat, align)
             row["seconds"] = s.shape[1] / SAMPLE_RATE
         except Exception as error:      # one bad file must not end the run: it is named and counted
             errors, metrics = [str(error) or repr(error)], []
@@ -344,31 +368,58 @@ def score_pair(metrics, pair):
     return {**row, "note": "; ".join(dict.fromkeys(str(note.message) for note in notes)), "error": "; ".join(errors)}
 
 
-def evaluate(pairs, metrics=("pesq", "estoi", "si_sdr"), workers=1, progress=True):
+def known(metrics):
+    """The names of metrics, unchanged. Raises ValueError for one that does not exist."""
+    unknown = [metric for metric in metrics if metric not in METRICS]
+    if unknown:
+        raise ValueError(f"unknown metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
+    return metrics
+
+
+def evaluate(pairs, metrics=("pesq", "estoi", "si_sdr"), workers=1, progress=True, align=False):
     """Score many files: pairs of (name, clean, enhanced[, noisy]), each a path or 16 kHz samples (L,) or (channels, L).
 
     Channels are scored one by one and averaged. Returns Results, a row per pair in the order given; a metric whose
-    package is absent is n/a. workers > 1 are processes: call under `if __name__ == "__main__":`. Raises ValueError for
+    package is absent is n/a. workers > 1 are processes: call under `if __name__ == "__main__":`. align: what is late or
+    early is shifted first. Raises ValueError for
     names of pairs that are not unique (systems are compared by name) and for unknown metrics.
     """
     pairs = [[name, *(x.detach().cpu().numpy() if hasattr(x, "detach") else x for x in signals)]
              for name, *signals in pairs]
-    unknown = [metric for metric in metrics if metric not in METRICS]
-    if unknown:
-        raise ValueError(f"unknown metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
+    known(metrics)
     if len({pair[0] for pair in pairs}) < len(pairs):
         raise ValueError("expected a different name for every pair")
-    score = functools.partial(score_pair, [metric for metric in metrics if not missing(metric)])
-    bar = functools.partial(tqdm, total=len(pairs), desc="scoring", unit="file", disable=None if progress else True)
+    score = functools.partial(score_pair, [metric for metric in metrics if not missing(metric)], align)
+    bar = tqdm(total=len(pairs), desc="scoring", unit="file", disable=None if progress else True)
     if workers <= 1 or len(pairs) < 2:
-        rows = list(bar(map(score, pairs)))
-    else:      # spawned, as a fork would inherit torch's locks; the children read the variables when they load numpy
-        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        with (mock.patch.dict(os.environ, one_thread), concurrent.futures.ProcessPoolExecutor(
-                min(workers, len(pairs)), multiprocessing.get_context("spawn")) as pool):
-            rows = list(bar(pool.map(score, pairs)))
+        rows = [score(pair) for pair in pairs if not bar.update()]
+    else:
+        rows = score_in_processes(score, pairs, min(workers, len(pairs)), bar)
+    bar.close()
     return Results(rows, [column for metric in metrics for column in METRICS[metric][0]],
                    [missing(metric) for metric in metrics if missing(metric)])
+
+
+def score_in_processes(score, pairs, workers, bar):
+    """[score(pair), ...] by that many processes. Where one is killed, by the system for its memory perhaps, what the
+    others have done is kept and what was under way is scored again, one by one: the pair that kills gets no score."""
+    rows = [None] * len(pairs)
+    while left := [i for i, row in enumerate(rows) if row is None]:
+        # Spawned, as a fork would inherit torch's locks; the children read the variables when they load numpy.
+        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        with (mock.patch.dict(os.environ, one_thread),
+              concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool):
+            jobs = {pool.submit(score, pairs[i]): i for i in left}
+            for job in concurrent.futures.as_completed(jobs):
+                with contextlib.suppress(concurrent.futures.process.BrokenProcessPool):
+                    rows[jobs[job]] = job.result()
+                    bar.update()
+        if workers == 1 and None in rows:                # one by one, so it is the first that is missing
+            i = rows.index(None)
+            rows[i] = {"name": pairs[i][0], "note": "",
+                       "error": "the process that scored it was killed; out of memory?"}
+        workers = 1
+    return rows
 
 
 def bootstrap_interval(values, resamples=1000, seed=0):
@@ -417,17 +468,12 @@ class Results:
 
     def save_csv(self, path):
         """One line per file, empty where there is no score. Appears complete or not at all."""
-        part = f"{path}.{os.getpid()}.part"
-        try:
-            with open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                writer = csv.DictWriter(file, ["name", "seconds", *self.columns, "note", "error"])
-                writer.writeheader()
-                writer.writerows(self.rows)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            Path(part).unlink(missing_ok=True)
+        from data import appearing
+        with (appearing(path) as part,
+              open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file):
+            writer = csv.DictWriter(file, ["name", "seconds", *self.columns, "note", "error"])
+            writer.writeheader()
+            writer.writerows(self.rows)
 
     def compare(self, other):
         """Results of self - other, paired over the files both have: an interval without 0 is a difference."""
@@ -453,6 +499,7 @@ def main(arguments=None):
     parser.add_argument("--metrics", help=f"comma-separated, of {','.join(METRICS)} (default: pesq,estoi,si_sdr)")
     parser.add_argument("--csv", type=Path, metavar="FILE",
                         help="scores per file; a second system adds FILE-second and FILE-difference")
+    parser.add_argument("--align", action="store_true", help="shift what comes late or early, up to 0.5 s, into step")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
     args = parser.parse_args(arguments)
     metrics = (args.metrics or "pesq,estoi,si_sdr" + ",si_sir_sar" * bool(args.noisy)).split(",")
@@ -461,8 +508,10 @@ def main(arguments=None):
     if args.csv and not args.csv.absolute().parent.is_dir():
         parser.error(f"--csv: there is no folder {args.csv.absolute().parent}")
     sys.stdout.reconfigure(errors="backslashreplace")      # a file's name may be anything
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     results = []
     try:
+        from data import by_name
         clean, noisy = by_name(args.clean), by_name(args.noisy) if args.noisy else {}
         for folder in [args.enhanced, args.second] if args.second else [args.enhanced]:
             enhanced = by_name(folder)
@@ -470,7 +519,7 @@ def main(arguments=None):
                 raise ValueError(f"no file below {folder} has the name of one below {args.clean}")
             names = sorted({**clean, **enhanced})
             results.append(evaluate([(name, clean.get(name), enhanced.get(name), noisy.get(name)) for name in names],
-                                    metrics, args.workers))
+                                    metrics, args.workers, align=args.align))
             print(f"\n{folder}\n{results[-1].table()}")
     except (OSError, ValueError) as error:
         parser.error(str(error))
@@ -481,18 +530,6 @@ def main(arguments=None):
         for result, suffix in zip(results, ("", "-second", "-difference")):
             result.save_csv(args.csv.with_stem(args.csv.stem + suffix))
     return int(any(result.failed for result in results))
-
-
-def by_name(folder):
-    """{path below the folder without suffix: path}. Raises OSError without audio, ValueError for a name used twice."""
-    from data import list_audio
-    files = {}
-    for path in list_audio(folder):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in files:
-            raise ValueError(f"{files[name]} and {path} have the same name but for the suffix; which one is meant?")
-        files[name] = path
-    return files
 
 
 # ---- losses to train with ----

@@ -38,7 +38,7 @@ import torch.nn as nn
 import metrics
 import nets
 import train
-from data import Spectrogram, SpectrogramConfig, in_spectrogram, per_bin
+from data import Spectrogram, SpectrogramConfig, enhance_levelled, in_spectrogram, per_bin
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
 # For short training: the network predicts x0 as a correction of y, with losses on the waveform; half the frames halve
 # the cost.
 LIGHT = dict(sde="bbed", objective="data_prediction", c_skip="y", l1_weight=0.1, pesq_weight=5e-4, sampler="em",
-             start=0.5, version=2, hop_length=256, num_frames=128)
+             start=0.5, version=2, hop_length=256, num_frames=128, normalize="robust")
 PRESETS = {
     "paper": {},
     "bbed": dict(sde="bbed", start=0.999),
@@ -464,8 +464,10 @@ class ScoreSDE(nn.Module):
         return {"bridge_ode": bridge_ode, "bridge_sde": bridge_sde}[config.sampler](self, y, self.sde, config.N)
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.in_spectrogram."""
-        return in_spectrogram(self.sample, wave, peak, self.spectrogram, self.net.multiple, self.config.pad_mode)
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_levelled."""
+        def enhance(wave):
+            return in_spectrogram(self.sample, wave, self.spectrogram, self.net.multiple, self.config.pad_mode)
+        return enhance_levelled(enhance, wave, self.config.normalize, peak)
 
     @classmethod
     def from_official(cls, checkpoint, **changes):
