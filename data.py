@@ -21,6 +21,7 @@ import argparse
 import collections
 import concurrent.futures
 import copy
+import hashlib
 import itertools
 import math
 import os
@@ -31,6 +32,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import soundfile
@@ -196,6 +198,14 @@ def compute_once(path, compute):
     return array
 
 
+def fingerprint(*tensors):
+    """A name for what is computed from these tensors: 32 digits of the SHA-256 of their numbers."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()[:32]
+
+
 def save_audio(path, wave, sample_rate, subtype=None):
     """Write (samples,) or (channels, samples) in [-1, 1]; the format is the suffix's, the subtype libsndfile's name.
 
@@ -217,7 +227,7 @@ class SpectrogramConfig:
     num_frames: int = 256            # frames of a training crop
     exponent: float = 0.5            # amplitude compression of the spectrogram
     factor: float = 0.15             # its scale
-    pad_mode: str = "constant"       # frames added up to what the network can halve: constant (zeros) or reflect
+    pad_mode: Literal["constant", "reflect"] = "constant"  # frames added up to what the network can halve: zeros or not
 
 
 class Spectrogram(nn.Module):
