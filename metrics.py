@@ -534,6 +534,14 @@ def main(arguments=None):
 
 # ---- losses to train with ----
 
+def half_square(error):
+    """Half the squared modulus, summed over each example's bins, averaged over the batch.
+
+    error: complex tensor (B, C, F, T) -> ().
+    """
+    return 0.5 * error.abs().square().sum((1, 2, 3)).mean()
+
+
 def si_sdr_loss(clean, enhanced, eps=1e-8):
     """Negative SI-SDR in dB of tensors (B, L), freed of their means: (B,)."""
     clean, enhanced = clean - clean.mean(-1, keepdim=True), enhanced - enhanced.mean(-1, keepdim=True)
@@ -542,8 +550,8 @@ def si_sdr_loss(clean, enhanced, eps=1e-8):
     return -10 * (signal / (error + eps) + eps).log10()
 
 
-# Of the 49 Bark bands of ITU-T P.862 at 16 kHz: how many of 256 bins, widths (Bark), power corrections, hearing
-# thresholds (dB). The first band has no part in the sums over bands.
+# Of the 49 Bark bands of ITU-T P.862 at 16 kHz, as its reference software lists them: how many of 256 bins, widths
+# (Bark), power corrections, hearing thresholds (dB). The first band has no part in the sums over bands.
 BAND_BINS = [1] * 8 + [2] + [1] * 5 + [2, 1, 1] + [2] * 8 + [3] * 4 + [
     4, 3, 4, 5, 4, 5, 6, 6, 7, 8, 9, 9, 12, 12, 15, 16, 18, 21, 25, 20]
 BAND_WIDTHS = """
@@ -578,30 +586,33 @@ class PESQLoss:
     can have a large gradient: clip its norm in training. Raises ValueError for signals that are too short, not
     floating point or not alike in shape.
 
-    ITU-T P.862 and P.862.2, with the simplifications of the package torch-pesq, whose numbers it gives.
+    ITU-T P.862 and P.862.2, with the simplifications of the package torch-pesq, whose numbers it gives. Below,
+    [P] marks a constant of P.862 and its reference software, [W] one of P.862.2, wide-band, and [T] one of torch-pesq
+    0.1.2, where it does otherwise: no alignment in time, one filter less, a gain that does not remember.
     """
 
     shortest = 5376            # samples: a block of 20 frames
-    weights = 0.1, 0.0309      # of the symmetric and the asymmetric disturbance
-    worst = 45                 # disturbance of a frame
+    weights = 0.1, 0.0309      # [P] of the symmetric and the asymmetric disturbance: 4.5 - these is the raw score
+    worst = 45                 # [P] disturbance of a frame
 
     def __init__(self):
         from scipy.signal import butter, lfilter
         width, correction, threshold_db = (np.array(table.split(), dtype=float) for table in (
             BAND_WIDTHS, BAND_CORRECTIONS, BAND_THRESHOLDS))      # (49,)
         centre = np.cumsum(width) - width / 2
-        bark = np.repeat(np.eye(len(width)), BAND_BINS, axis=0) * correction * 6.910853e-6      # (256, 49)
+        bark = np.repeat(np.eye(len(width)), BAND_BINS, axis=0) * correction * 6.910853e-6      # [P] S_p; (256, 49)
         width[0] = bark[0] = 0      # outside the sums over bands; no mean
         # The filters as responses of 2048 samples: beyond 471 both are under 1e-7 of their peaks. Coefficients in
-        # float32, as in torch-pesq: exact ones move the disturbances by 0.2 %.
+        # float32, as in torch-pesq: exact ones move the disturbances by 0.2 %. [T] order 5; [P] 325 to 3250 Hz.
         band_pass = np.array(butter(5, [325, 3250], "bandpass", fs=16000), dtype=np.float32).astype(float)
-        pre_filter = [2.740826, -5.4816519, 2.740826], [1, -1.9444777, 0.94597794]
+        pre_filter = [2.740826, -5.4816519, 2.740826], [1, -1.9444777, 0.94597794]      # [W] the input filter
         impulse = np.eye(1, 2048)[0]
         self.device, self.tables = None, {
             "band_pass": lfilter(*band_pass, impulse), "pre_filter": lfilter(*pre_filter, impulse),
-            "fade": np.arange(1, 16) / 16, "window": 0.5 - 0.5 * np.cos(np.pi * np.arange(512) / 256),
+            "fade": np.arange(1, 16) / 16,                                              # [T] of 15 samples
+            "window": 0.5 - 0.5 * np.cos(np.pi * np.arange(512) / 256),                 # [P] Hann, 32 ms
             "bark": bark, "width": width, "threshold": 10 ** (threshold_db / 10),
-            "exponent": 0.23 * np.clip(6 / (centre + 2), 1, 2) ** 0.15}
+            "exponent": 0.23 * np.clip(6 / (centre + 2), 1, 2) ** 0.15}                 # [P] Zwicker's, up below 4 Bark
 
     def to(self, device):
         """Makes the tables tensors on this device: self.bark, ... Calls do it for themselves."""
@@ -614,7 +625,7 @@ class PESQLoss:
 
     @staticmethod
     def mos(loss):
-        """MOS-LQO of a loss: numbers, arrays or tensors of any shape. P.862.2's map of the raw score 4.5 - loss."""
+        """MOS-LQO of a loss: numbers, arrays or tensors of any shape. [W] The map of the raw score 4.5 - loss."""
         return 0.999 + 4 / (1 + np.e ** (3.8224 - 1.3669 * (4.5 - loss)))
 
     def __call__(self, clean, enhanced):
@@ -640,10 +651,11 @@ class PESQLoss:
             size = length + len(response)
             return torch.fft.irfft(torch.fft.rfft(x, size) * torch.fft.rfft(response, size), size)[..., :length]
 
+        # [P] a mean power of 1e7, over the signal and its padding of 320 ms; [T] the factor.
         power = convolve(x, self.band_pass).square().sum(-1, keepdim=True) / ((length + 5120) * 1.04684)
         x = x * (1e7 / (power + 1e-30)).sqrt()      # finite in silence
         x = torch.cat([x[..., :15] * self.fade, x[..., 15:-15], x[..., -15:] * self.fade.flip(0)], dim=-1)
-        x = torch.nn.functional.pad(convolve(x, self.pre_filter), (0, length % 256))      # sic: not -length % 256
+        x = torch.nn.functional.pad(convolve(x, self.pre_filter), (0, length % 256))      # [T] sic: not -length % 256
         spectrum = torch.fft.rfft(x.unfold(-1, 512, 256) * self.window)[..., :256]
         return (spectrum.real.square() + spectrum.imag.square()) @ self.bark
 
@@ -652,22 +664,29 @@ class PESQLoss:
         return B * (B > factor * self.threshold)
 
     def compensated(self, R, G):
-        """Both spectra (B, frames, 49) without what a fixed filter (given to R) and changing gain (taken from G) do."""
+        """Both spectra (B, frames, 49) without what a fixed filter (given to R) and changing gain (taken from G) do.
+
+        [P] Every constant; [T] the gain of a frame is smoothed with the frame before's own, not its smoothed one.
+        """
         import torch
         power = self.audible(R, 100).sum(-1, keepdim=True)
         mean_r, mean_g = (((power >= 1e7) * self.audible(B, 100)).mean(-2, keepdim=True) for B in (R, G))
         R = R * ((mean_g + 1000) / (mean_r + 1000)).clamp(0.01, 100)
         gain = (self.audible(R, 1).sum(-1, keepdim=True) + 5000) / (self.audible(G, 1).sum(-1, keepdim=True) + 5000)
-        gain = torch.cat([gain[..., :1, :], 0.8 * gain[..., 1:, :] + 0.2 * gain[..., :-1, :]], dim=-2)   # not recursive
+        gain = torch.cat([gain[..., :1, :], 0.8 * gain[..., 1:, :] + 0.2 * gain[..., :-1, :]], dim=-2)
         return R, G * gain.clamp(3e-4, 5)
 
     def loudness(self, B):
-        """Zwicker's law, power -> sone per Bark, (B, frames, 49); 0 up to the threshold of hearing."""
+        """Zwicker's law, power -> sone per Bark, (B, frames, 49); 0 up to the threshold of hearing. [P] Both numbers."""
         ratio = (B / self.threshold).clamp(min=1)
         return 0.1866055 * (2 * self.threshold) ** self.exponent * ((0.5 + 0.5 * ratio) ** self.exponent - 1)
 
     def disturbances(self, R, G):
-        """Yields the symmetric and the asymmetric disturbance (B,), 0 .. 45, of compensated spectra (B, frames, 49)."""
+        """Yields the symmetric and the asymmetric disturbance (B,), 0 .. 45, of compensated spectra (B, frames, 49).
+
+        [P] Every constant: a dead zone of a quarter; asymmetry from 3 to 12; norms 2 and 1 over bands, 6 over the 20
+        frames of a block, 2 over blocks, each a half-overlapping one.
+        """
         import torch
         loud_r, loud_g = self.loudness(R), self.loudness(G)
         masked = torch.minimum(loud_r, loud_g) / 4

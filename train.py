@@ -22,6 +22,7 @@ gives bit for bit the weights of one that was not, on the same machine with the 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import itertools
@@ -29,10 +30,13 @@ import json
 import os
 import random
 import re
+import shlex
 import sys
 import tempfile
 import time
+import typing
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +62,7 @@ class TrainConfig:
     room_cache: str = ""             # folder for what is simulated (default: rooms, beside the folder of the run)
     crops: int = 0                   # train on so many crops, again and again; 0: each is cut and mixed anew
     unpaired: str = ""               # folder of clean speech to learn from instead of that under the noise: drift.py
-    out: str = ""                    # folder of the run (default: runs/METHOD); a run that is there is resumed
+    out: str = ""                    # folder of the run; one that is there is resumed
     init: str = ""                   # checkpoint to start from: its weights and, unless given here, its constants
     partly: bool = False             # take of --init what fits by name and shape, as with another number of talkers
     steps: int = 58000               # updates of the weights
@@ -69,7 +73,7 @@ class TrainConfig:
     decay: float = 0.0               # last share of the training, over which the learning rate falls to a tenth
     ema: float = 0.999               # decay of the averaged weights
     clip: float = 0.0                # largest norm of the gradient; 0: no limit
-    precision: str = "auto"          # of the network: bf16 or fp32; auto: bf16 on CUDA
+    precision: typing.Literal["auto", "bf16", "fp32"] = "auto"  # of the network; auto: bf16 on CUDA, else fp32
     compile: bool = False            # torch.compile the network: minutes at the start, faster steps
     workers: int = 4                 # processes that read crops, where the corpus does not fit in memory
     valid_every: int = 1000          # steps between validations; 0: never
@@ -276,21 +280,20 @@ def save_checkpoint(path, method, dtype=None, **extra):
 def load_checkpoint(path, Method=None, partly=False, **changes):
     """The method of a checkpoint, in evaluation mode, in float32.
 
-    path: one of ours (.safetensors), the name of one in pretrained/ ("sgmse"), or a released Lightning checkpoint
-    (.ckpt) of a Method with `from_official`.
+    path: one of ours (.safetensors), the name of one in pretrained/ ("sgmse"), or a checkpoint that the authors of a
+    method released: whose it is, `released` finds out.
     Method: its class or another of the same file, as the checkpoint says; by default any of the files beside this one.
     partly: what has another name or shape in the file starts afresh, with a warning that names it.
     changes: config fields to override. Raises CheckpointError, ValueError for changes that do not exist.
     """
-    path, shipped = Path(path), HERE / "pretrained" / f"{path}.safetensors"
-    if not path.is_file():
-        if not shipped.is_file():
-            raise CheckpointError(f"{path}: no such file. Train one, or give another with --checkpoint")
-        path = shipped
-    if path.suffix == ".ckpt":
-        if not hasattr(Method, "from_official"):
-            raise CheckpointError(f"{path}: released checkpoints can be read by sgmse.py alone")
-        return Method.from_official(read_pickle(path), **changes).eval()
+    path = checkpoint_path(path)
+    if zipfile.is_zipfile(path):                         # a torch.save file
+        content = read_pickle(path)
+        try:
+            Method = chosen(Method, *released(content))
+            return Method.from_official(content, **changes).eval()
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{path}: {error}") from None
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -303,18 +306,17 @@ def load_checkpoint(path, Method=None, partly=False, **changes):
     if broken:
         raise CheckpointError(f"{path}: '{broken[0]}' has values that are NaN or infinite")
     module, name = metadata["method"].split(".")
-    if Method is None:
-        if not (module.isidentifier() and (HERE / f"{module}.py").is_file()):
-            raise CheckpointError(f"{path}: written by a method '{module}' that is not in this folder")
-        Method = getattr(importlib.import_module(module), name)
-    else:
-        if module != Path(inspect.getfile(Method)).stem:
-            raise CheckpointError(f"{path}: holds a {name}; use python {module}.py, or give a {Method.__name__}")
-        Method = getattr(sys.modules[Method.__module__], name)
-    if unknown := changes.keys() - {field.name for field in dataclasses.fields(Method.Config)}:
+    try:
+        Method = chosen(Method, module, name)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    known, config = {field.name for field in dataclasses.fields(Method.Config)}, json.loads(metadata["config"])
+    if unknown := changes.keys() - known:
         raise CheckpointError(f"{path}: a {name} has no {', '.join(sorted(unknown))}")
-    config = json.loads(metadata["config"]) | changes
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    if gone := config.keys() - known:
+        raise CheckpointError(f"{path}: written by another version of {module}.py, with constants that this one lacks: "
+                              + ", ".join(f"{field} {config[field]}" for field in sorted(gone)))
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in (config | changes).items()}
     method = Method(Method.Config(**config))
     if partly:
         own = method.state_dict()
@@ -327,6 +329,75 @@ def load_checkpoint(path, Method=None, partly=False, **changes):
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit its config ({one_line(error)})") from None
     return method.eval()
+
+
+def checkpoint_path(path):
+    """The file, or that of one in pretrained/ by its name. Raises CheckpointError where there is neither."""
+    path, shipped = Path(path), HERE / "pretrained" / f"{path}.safetensors"
+    if not path.is_file() and not shipped.is_file():
+        raise CheckpointError(f"{path}: no such file. Train one, or give another")
+    return path if path.is_file() else shipped
+
+
+def chosen(Method, module, name):
+    """The class `name` of module.py: beside Method, where that is given, which raises ValueError if it is elsewhere."""
+    if Method is not None:
+        if module != Path(inspect.getfile(Method)).stem:
+            raise ValueError(f"holds a {name}; use python {module}.py, or give a {Method.__name__}")
+        return getattr(sys.modules[Method.__module__], name)
+    if not (module.isidentifier() and (HERE / f"{module}.py").is_file()):
+        raise ValueError(f"written by a method '{module}' that is not in this folder")
+    return getattr(importlib.import_module(module), name)
+
+
+# ---- what the authors of the methods released ----
+
+def released(content):
+    """(file, class) of ours for a checkpoint that a method's authors released, told by what it holds.
+
+    content: as read_pickle gives it. Raises ValueError for one of none of them.
+    """
+    if isinstance(content, dict):
+        theirs, keys = content.get("hyper_parameters") or {}, content.keys()
+        if {"model", "ema", "scheduler", "config"} <= keys:
+            return "drift", "DriftSE"
+        if "ode" in theirs and "ema" in keys:
+            return "meanflow", "MeanFlowCorrector"
+        if "sde" in theirs and "ema" in keys:
+            # ROSE-CD's student has the wrapper of its teacher, but hears its input unscaled.
+            student = theirs.get("loss_type") == "precond_denoiser" and theirs.get("c_in") == "1"
+            return ("consistency", "ConsistencyModel") if student else ("sgmse", "ScoreSDE")
+        if any(name.endswith("layers.0.full.weight") for name in content.get("state_dict", content)):
+            return "meanflow", "MeanFlowCorrector"
+        if {"model", "optimizer", "step"} <= keys:
+            raise ValueError("the state of a training; use best.safetensors or last.safetensors beside it")
+    raise ValueError("a pickle of none of the systems that are known here: sgmse, sgmse-bbed, sgmse_crp, ROSE-CD, "
+                     "MeanFlowSE, DriftSE, NBSS")
+
+
+def covered(theirs, **accepted):
+    """Raises CheckpointError, with its name, for a hyper-parameter with another value than the accepted ones or none."""
+    for key, values in accepted.items():
+        if theirs.get(key) is not None and theirs[key] not in values:
+            raise CheckpointError(f"{key} {theirs[key]} is not covered, only {', '.join(map(str, values))}")
+
+
+def renamed(theirs, names):
+    """{our name: value} of those hyper-parameters that are there; names: {ours: theirs}."""
+    values = {ours: theirs[name] for ours, name in names.items() if theirs.get(name) is not None}
+    return {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in values.items()}
+
+
+def averaged_network(net, checkpoint):
+    """`net`, an NCSNpp, with the averaged weights of a Lightning checkpoint: a list, in the order of official_names.
+
+    Raises CheckpointError where that is another network.
+    """
+    names, average = [official for official, _ in net.official_names()], checkpoint["ema"]["shadow_params"]
+    if len(average) != len(names):
+        raise CheckpointError(f"the checkpoint averages {len(average)} tensors; its hyper-parameters describe a "
+                              f"network of {len(names)}")
+    return type(net).from_official(dict(zip(names, average)), **net.config)
 
 
 class Inert:
@@ -501,26 +572,45 @@ def output_paths(inputs, folder):
 
 # ------------------------------------------------------------------------------------------------ commands
 
-def add_flags(parser, cls, only=None):
+def add_flags(parser, cls, only=None, defaults=None):
     """One flag per dataclass field, the inherited ones last; the comment on its line is the help.
 
-    Only flags that are given reach the result.
+    A Literal offers its choices and no others. only: names of the fields to offer. defaults: an object of the class,
+    whose values the help shows. Only flags that are given reach the result.
     """
     source = "".join(inspect.getsource(part) for part in reversed(cls.__mro__[:-1]))
-    comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", source, re.M))
+    comments = dict(re.findall(r"^    (\w+): [^#]*# (.*)$", source, re.M))
     for field in sorted(dataclasses.fields(cls), key=lambda field: field.name not in cls.__annotations__):
         if only is not None and field.name not in only:
             continue
-        options = dict(default=argparse.SUPPRESS, dest=field.name,
-                       help=f"{comments.get(field.name, '')} (default: {field.default})".replace("%", "%%"))
-        kind = type(field.default)
+        text, kind = comments[field.name], type(field.default)
+        value = getattr(defaults, field.name, "")
+        if value not in ("", ()) and "(default" not in text:
+            value = " ".join(map(str, value)) if kind is tuple else value
+            text += f" (default: {value})"
+        options = dict(default=argparse.SUPPRESS, dest=field.name, help=text.replace("%", "%%"))
         if kind is bool:
             options |= dict(action=argparse.BooleanOptionalAction)
         elif kind is tuple:
             options |= dict(type=type(field.default[0]), nargs="*", metavar="X")
+        elif choices := typing.get_args(field.type):
+            options |= dict(type=kind, choices=choices)
         else:
             options |= dict(type=kind, metavar=kind.__name__.upper())
-        parser.add_argument(*{f"--{field.name.replace('_', '-')}", f"--{field.name}"}, **options)
+        names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))     # in order, each once
+        parser.add_argument(*names, **options)
+
+
+def as_flags(values):
+    """{field: value} as it would be typed on a command line."""
+    words = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join(words)
 
 
 def given(args, cls):
@@ -828,8 +918,33 @@ def match_talkers(clean, noisy, enhanced, heard):
             data.save_audio(paths[2], in_order(s, s_hat), data.SAMPLE_RATE)
 
 
+def add_train(commands, name, Method, out, help):
+    """A command `name` that trains a Method, by default in the folder `out`."""
+    sub = commands.add_parser(name, help=help, description=help)
+    sub.add_argument("--preset", choices=tuple(Method.presets), default="paper",
+                     help="values of the method's constants (default: paper)")
+    add_flags(sub.add_argument_group("training"), TrainConfig, defaults=TrainConfig(out=out))
+    add_flags(sub.add_argument_group("method (defaults of the preset paper)"), Method.Config, defaults=Method.Config())
+    sub.set_defaults(run=functools.partial(train_command, Method), out=out)
+
+
+def add_use(sub, Method, stem, out):
+    """What enhance and evaluate have in common."""
+    sub.add_argument("--out", default=out, help=f"folder to write to (default: {out})")
+    names = ", ".join(path.stem for path in sorted((HERE / "pretrained").glob(f"{stem}*.safetensors")))
+    sub.add_argument("--checkpoint", default=stem,
+                     help=f"weights: a file, or the name of one in pretrained/: {names} (default: {stem})")
+    sub.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
+    sub.add_argument("--seed", type=int, default=0, help="of the noise that is drawn (default: 0)")
+    sub.add_argument("--window", type=float, default=30, help="seconds enhanced at once (default: 30)")
+    add_flags(sub.add_argument_group("method (defaults of the checkpoint)"), Method.Config, Method.inference)
+
+
 def main(Method):
-    """The command line of a method: train, enhance, evaluate. Exits 2 for a request that cannot be met."""
+    """The command line of a method: train, enhance, evaluate, and what Method.add_commands adds, if it has that.
+
+    Exits 2 for a request that cannot be met.
+    """
     for stream in (sys.stdout, sys.stderr):              # a file's name may be anything, a terminal ASCII alone
         stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
@@ -837,27 +952,16 @@ def main(Method):
     stem = Path(inspect.getfile(Method)).stem
     parser = argparse.ArgumentParser(description=(module.__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-
-    sub = commands.add_parser("train", help="train on a folder of recordings; continues a run that was interrupted")
-    sub.add_argument("--preset", choices=Method.presets, default="paper",
-                     help="values of the method's constants (default: paper)")
-    add_flags(sub.add_argument_group("training"), TrainConfig)
-    add_flags(sub.add_argument_group("method (defaults of the preset paper)"), Method.Config)
-
-    def add_use(sub, out):
-        sub.add_argument("--out", default=out, help=f"folder to write to (default: {out})")
-        names = ", ".join(path.stem for path in sorted((HERE / "pretrained").glob(f"{stem}*.safetensors")))
-        sub.add_argument("--checkpoint", default=stem,
-                         help=f"weights: a file, or the name of one in pretrained/: {names} (default: {stem})")
-        sub.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
-        sub.add_argument("--seed", type=int, default=0, help="of the noise that is drawn (default: 0)")
-        sub.add_argument("--window", type=float, default=30, help="seconds enhanced at once (default: 30)")
-        add_flags(sub.add_argument_group("method (defaults of the checkpoint)"), Method.Config, Method.inference)
+    add_train(commands, "train", Method, f"runs/{stem}",
+              "train on a folder of recordings; continues a run that was interrupted")
+    if hasattr(Method, "add_commands"):
+        Method.add_commands(commands)
 
     sub = commands.add_parser("enhance", help="clean recordings")
     sub.add_argument("inputs", nargs="*", metavar="FILE_OR_FOLDER",
                      help="recordings: WAV, FLAC, OGG, MP3, any rate, any channels (default: tutorials/audio/noisy)")
-    add_use(sub, "enhanced")
+    add_use(sub, Method, stem, "enhanced")
+    sub.set_defaults(run=functools.partial(enhance_command, Method))
 
     sub = commands.add_parser("evaluate", help="enhance a test set and score it")
     sub.add_argument("--data", required=True, help="folder with clean and noisy files, as for train; for "
@@ -867,12 +971,12 @@ def main(Method):
     sub.add_argument("--first", type=int, default=0, help="number of the first file (default: 0)")
     sub.add_argument("--metrics", default="pesq,estoi,si_sdr", help="(default: pesq,estoi,si_sdr); see metrics.py")
     sub.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that score (default: all cores)")
-    add_use(sub, f"evaluated/{stem}")
+    add_use(sub, Method, stem, f"evaluated/{stem}")
+    sub.set_defaults(run=functools.partial(evaluate_command, Method))
 
     args = parser.parse_args()
-    command = {"train": train_command, "enhance": enhance_command, "evaluate": evaluate_command}[args.command]
     try:
-        failed = command(Method, args)
+        failed = args.run(args)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         sys.exit(2)
