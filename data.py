@@ -1,15 +1,20 @@
-"""Sound in and out: files, the compressed spectrogram, and endless batches of clean and noisy crops.
+"""Sound in and out: the compressed spectrogram, audio files, and endless batches of clean and noisy crops.
 
-    load_audio, save_audio     any file libsndfile reads; written by rename, never half
-    compute_once               an array that is kept in a file: room responses, a separator's estimates
     Spectrogram                STFT with amplitude compression, and back, as in SGMSE+ (arXiv 2208.05830)
+    in_spectrogram             transform and padding around a function of spectrograms
+    enhance_levelled           level, offset, clicks and silence around a function of waves
     mix_at_snr                 speech + noise at a given signal-to-noise ratio
+
+    load_audio, save_audio     any common file, to its end; written by rename, never half
+    list_audio                 the recordings below a folder, and a line about what is none
+    compute_once               an array that is kept in a file: room responses, a separator's estimates
+
     PairedAudio                folders of clean and noisy files with the same names
     MixedAudio                 any folder of speech, any folder of noise, mixed anew every epoch
     UnpairedAudio              noisy crops of either, clean crops of recordings that are in none of them
     RoomMixtures               talkers and noise in simulated rooms, heard by an array of microphones
     open_data                  finds out which of them a folder is
-    batches                    (clean, noisy) float32 (B, L), both divided by the noisy peak of the crop
+    batches                    (clean, noisy) float32 (B, L), both divided by the level of the noisy crop
 
 Which crop a batch holds is a pure function of seed and position, so that a run resumed at step n, one with other
 workers and one on other hardware all see the same data. A corpus that fits in memory is decoded once into one int16
@@ -20,7 +25,10 @@ through worker processes that read only the crop.
 import argparse
 import collections
 import concurrent.futures
-import copy
+import contextlib
+import dataclasses
+import hashlib
+import io
 import itertools
 import math
 import os
@@ -31,7 +39,9 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import miniaudio
 import numpy as np
 import soundfile
 import soxr
@@ -41,170 +51,6 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 SAMPLE_RATE = 16000                                      # Hz, of everything inside
-SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
-RESIDENT_LIMIT = 4 * 2 ** 30                             # bytes of int16 samples kept in memory: 37 hours
-VOICEBANK = {"train": ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav"),
-             "valid": ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav"),
-             "test": ("clean_testset_wav", "noisy_testset_wav")}
-VOICEBANK_VALID = ("p226_", "p287_")                     # the two speakers the field holds out for validation
-
-
-class AudioError(ValueError):
-    """A recording that cannot be used. The message names the file and what is wrong with it."""
-
-
-# ------------------------------------------------------------------------------------------------ files
-
-def list_audio(folder):
-    """Sorted paths of the audio files below `folder`. Raises FileNotFoundError where there is none."""
-    folder = Path(folder)
-    paths = sorted(p for p in folder.rglob("[!.]*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not paths:
-        raise FileNotFoundError(f"no audio file ({', '.join(SUFFIXES)}) below {folder}")
-    return paths
-
-
-def audio_info(path):
-    """Header of a recording: soundfile's info object. Raises AudioError for what is no audio or is cut short."""
-    try:
-        info = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, OSError) as error:
-        reason = "the file is empty" if os.path.isfile(path) and os.path.getsize(path) == 0 else str(error)
-        raise AudioError(f"{path}: not a readable audio file ({reason}). WAV, FLAC, OGG/Opus and MP3 are; "
-                         "convert others with ffmpeg") from None
-    if info.frames < 1:
-        raise AudioError(f"{path}: holds no samples")
-    promised = promised_bytes(path)
-    if promised > os.path.getsize(path):
-        raise AudioError(f"{path}: truncated, its header promises {promised} bytes and the file has "
-                         f"{os.path.getsize(path)}")
-    return info
-
-
-def promised_bytes(path):
-    """Size in bytes that a WAV header or the last page of an OGG implies, else 0: libsndfile reads cut files mutely."""
-    with open(path, "rb") as file:
-        kind = file.read(4)
-        if kind == b"OggS":
-            start = file.seek(max(0, os.path.getsize(path) - (1 << 16)))           # a page has at most 65307 bytes
-            tail = file.read()
-            table = tail.rfind(b"OggS") + 27                                       # of the sizes of its segments
-            count = tail[table - 1] if len(tail) >= table else 1
-            return start + table + count + sum(tail[table:table + count])
-        if kind != b"RIFF":
-            return 0
-        file.seek(12)
-        while len(head := file.read(8)) == 8:
-            name, size = struct.unpack("<4sI", head)
-            if name == b"data":
-                # From 0x7ffff000 on: a writer that streamed (sox, ffmpeg) and never knew the length
-                return 0 if size >= 0x7FFFF000 else file.tell() + size
-            file.seek(size + size % 2, os.SEEK_CUR)
-    return 0
-
-
-def read_blocks(path, sample_rate=SAMPLE_RATE, block=1 << 18):
-    """Yield float32 arrays (samples, channels) at `sample_rate`, in constant memory.
-
-    Raises AudioError as `audio_info` does, and for samples that are not finite or end before the header says.
-    """
-    info = audio_info(path)
-    resampler = None
-    if info.samplerate != sample_rate:
-        resampler = soxr.ResampleStream(info.samplerate, sample_rate, info.channels, dtype="float32", quality="HQ")
-    read = 0
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            while len(x := file.read(block, dtype="float32", always_2d=True)):
-                read += len(x)
-                if not np.isfinite(x).all():
-                    raise AudioError(f"{path}: NaN or infinite samples before second {read / info.samplerate:.1f}")
-                yield x if resampler is None else resampler.resample_chunk(x)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path}: damaged after {read} of {info.frames} samples ({error})") from None
-    if read < info.frames:
-        raise AudioError(f"{path}: truncated, {read} of {info.frames} samples")
-    if resampler is not None:
-        yield resampler.resample_chunk(np.zeros((0, info.channels), np.float32), last=True)
-
-
-def load_audio(path, sample_rate=SAMPLE_RATE):
-    """A recording as (float32 (channels, samples) at `sample_rate`, its own sample rate in Hz). Raises AudioError."""
-    x = np.concatenate(list(read_blocks(path, sample_rate)))
-    return torch.from_numpy(np.ascontiguousarray(x.T)), soundfile.info(str(path)).samplerate
-
-
-class AtomicAudioWriter:
-    """A SoundFile that appears under its name only when it is complete. Use as a context manager. Raises AudioError."""
-
-    def __init__(self, path, sample_rate, channels, subtype=None):
-        self.path = Path(path)
-        suffix = self.path.suffix.lower()
-        format = {".opus": "OGG", ".aif": "AIFF"}.get(suffix, suffix[1:].upper())
-        subtype = subtype or {".opus": "OPUS"}.get(suffix)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, self.part = tempfile.mkstemp(dir=self.path.parent, prefix=".", suffix=".part")
-        os.close(handle)
-        try:
-            self.file = soundfile.SoundFile(self.part, "w", sample_rate, channels, subtype, format=format)
-        except (ValueError, soundfile.LibsndfileError):
-            os.remove(self.part)
-            raise AudioError(f"{path}: libsndfile cannot write '{suffix}', {subtype or 'default'} samples, {channels} "
-                             f"channels, {sample_rate} Hz. WAV can hold all but the strangest") from None
-
-    def write(self, x):
-        self.file.write(x)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, value, trace):
-        try:
-            self.file.close()
-            if kind is None:
-                os.chmod(self.part, 0o666 & ~current_umask())    # mkstemp makes a file for the owner alone
-                os.replace(self.part, self.path)
-        finally:
-            Path(self.part).unlink(missing_ok=True)
-
-
-def current_umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def compute_once(path, compute):
-    """The array that the file `path` (.npz) holds; where there is none, or a damaged one, compute() is put there.
-
-    The file appears by rename, or not at all. Raises OSError where it cannot be written.
-    """
-    try:
-        with np.load(path) as file:                      # a zip file, which checks its sum
-            return file["array"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        array = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with open(handle, "wb") as file:
-            np.savez(file, array=array)
-        os.chmod(part, 0o666 & ~current_umask())
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)
-    return array
-
-
-def save_audio(path, wave, sample_rate, subtype=None):
-    """Write (samples,) or (channels, samples) in [-1, 1]; the format is the suffix's, the subtype libsndfile's name.
-
-    Values outside [-1, 1] are clipped by integer formats. The file appears by rename, or not at all.
-    """
-    x = torch.as_tensor(wave).detach().cpu().numpy()
-    x = x.T if x.ndim == 2 else x[:, None]
-    with AtomicAudioWriter(path, sample_rate, x.shape[1], subtype) as writer:
-        writer.write(x)
 
 
 # ------------------------------------------------------------------------------------------------ spectrogram
@@ -217,15 +63,19 @@ class SpectrogramConfig:
     num_frames: int = 256            # frames of a training crop
     exponent: float = 0.5            # amplitude compression of the spectrogram
     factor: float = 0.15             # its scale
-    pad_mode: str = "constant"       # frames added up to what the network can halve: constant (zeros) or reflect
+    pad_mode: Literal["constant", "reflect"] = "constant"  # frames added up to what the network can halve: zeros or not
+    normalize: Literal["peak", "robust"] = "peak"  # level 1: the peak (published), or one that no click moves (ours)
 
 
 class Spectrogram(nn.Module):
     """STFT and amplitude compression c -> factor |c|^exponent e^(i angle c), and back, as in SGMSE+.
 
-    forward: (..., L) -> complex (..., F, T), F = n_fft // 2 + 1, T = 1 + L // hop_length. inverse: the way back.
+    forward: (..., L) -> complex (..., F, T), F = n_fft // 2 + 1, T = 1 + ceil(L / hop_length). inverse: the way back.
     510 makes F = 256, which the network can halve. exponent 1 only scales; transform "log" is factor log(1 + |c|),
     "none" neither compresses nor scales. window: "hann" or "sqrthann", both periodic.
+
+    The frames are those of torch.stft, and where L is no multiple of the hop one more: behind the centre of the last
+    frame the windows fade to nothing, and the inverse would divide by that.
     """
 
     def __init__(self, n_fft=510, hop_length=128, exponent=0.5, factor=0.15, window="hann", transform="exponent"):
@@ -240,9 +90,11 @@ class Spectrogram(nn.Module):
     def stft(self, wave):
         if wave.shape[-1] <= self.n_fft // 2:
             raise ValueError(f"expected more than {self.n_fft // 2} samples, half a window; got {wave.shape[-1]}")
-        flat = wave.reshape(-1, wave.shape[-1])
-        spec = torch.stft(flat, self.n_fft, self.hop_length, window=self.window.to(wave.dtype), center=True,
-                          return_complex=True)
+        flat = wave.reshape(-1, wave.shape[-1])                            # (N, L)
+        flat = F.pad(flat[:, None], (self.n_fft // 2,) * 2, "reflect")[:, 0]
+        flat = F.pad(flat, (0, -wave.shape[-1] % self.hop_length))
+        spec = torch.stft(flat, self.n_fft, self.hop_length, window=self.window.to(wave.dtype), center=False,
+                          return_complex=True)                             # (N, F, T)
         return spec.reshape(*wave.shape[:-1], *spec.shape[-2:])
 
     def istft(self, spec, length):
@@ -293,19 +145,6 @@ def per_bin(a):
     return a[:, None, None, None]
 
 
-def in_spectrogram(enhance, wave, peak, spectrogram, multiple=1, pad_mode="constant"):
-    """Level, transform and padding around a function of spectrograms: noisy (B, L) in [-1, 1] -> enhanced (B, L).
-
-    enhance: function, noisy complex (B, 1, F, T) with T a multiple of `multiple` -> enhanced, likewise. peak: (B, 1),
-    the level that counts as 1, by default (None) each wave's own peak; a window of a longer recording is given that
-    recording's. Silence stays silence.
-    """
-    peak = wave.abs().amax(-1, keepdim=True) if peak is None else peak
-    y = spectrogram(wave / peak.clamp(min=1e-8))[:, None]
-    x = enhance(pad_frames(y, multiple, pad_mode))[..., :y.shape[-1]]
-    return spectrogram.inverse(x[:, 0], wave.shape[-1]) * peak
-
-
 def mix_at_snr(speech, noise, snr_db):
     """speech + g noise, with g such that their mean powers differ by snr_db. (..., L), (..., L), dB -> (..., L)."""
     snr_db = torch.as_tensor(snr_db, dtype=speech.dtype, device=speech.device)
@@ -314,18 +153,419 @@ def mix_at_snr(speech, noise, snr_db):
     return speech + gain[..., None] * noise
 
 
+def in_spectrogram(enhance, wave, spectrogram, multiple=1, pad_mode="constant"):
+    """Transform and padding around a function of spectrograms: waves (B, L) or (B, C, L) -> wave (B, L).
+
+    enhance: function, complex (B, C, F, T) with T a multiple of `multiple` -> complex (B, 1, F, T); C is 1 for (B, L).
+    """
+    y = spectrogram(wave if wave.ndim == 3 else wave[:, None])             # (B, C, F, T)
+    x = enhance(pad_frames(y, multiple, pad_mode))[..., :y.shape[-1]]      # (B, 1, F, T)
+    return spectrogram.inverse(x[:, 0], wave.shape[-1])
+
+
+# ------------------------------------------------------------------------------------------------ level and silence
+
+LOUDEST = 0.002      # share of the samples of a second that have no part in its level: 2 ms
+TO_PEAK = 1.33       # from there to the peak, on average over noisy crops of 1 and 2 s: networks know peaks of 1
+LIMIT = 1.5          # samples beyond so many levels are cut down to it: clicks
+SILENT = 1e-3        # what stays within this many levels for 20 ms is silence: -60 dB
+FRAME = 320          # samples: 20 ms
+
+
+def robust_level(wave):
+    """The peak of the loudest second, as it would be without its 2 ms of loudest samples: (..., L) -> (..., 1).
+
+    A click does not move it, nor do pauses, however long.
+    """
+    size = min(wave.shape[-1], SAMPLE_RATE)
+    hop = max(size // 2, 1)
+    seconds = F.pad(wave, (0, -(wave.shape[-1] - size) % hop)).unfold(-1, size, hop).abs()      # (..., n, size)
+    return TO_PEAK * seconds.kthvalue(math.ceil((1 - LOUDEST) * size), -1).values.amax(-1, keepdim=True)
+
+
+def levelled(wave):
+    """(waves at level 1, their level): (B, [M,] L) -> (B, [M,] L), (B, [1,] 1); microphones have one level together.
+
+    Waves lose their mean, an offset of the converter, and what goes beyond LIMIT.
+    """
+    wave = wave - wave.mean(-1, keepdim=True)
+    level = robust_level(wave).clamp(min=1e-8)
+    level = level.amax(1, keepdim=True) if wave.ndim == 3 else level
+    return (wave / level).clamp(-LIMIT, LIMIT), level
+
+
+def enhance_levelled(enhance, wave, normalize="peak", peak=None):
+    """Level around a function of waves: noisy (B, [M,] L) -> enhanced (B, [S,] L), for M microphones S talkers.
+
+    enhance: function (n, [M,] L') -> (n, [S,] L') of waves whose level is 1. normalize: "peak", as published, divides
+    by `peak` (B, 1), by default (None) each wave's own; a window of a longer recording is given that recording's.
+    "robust": see `levelled`; what is silent goes past the network, whose norms take in the whole window.
+    """
+    if normalize == "robust":
+        return torch.cat([enhance_sounding(enhance, row[None]) for row in wave])
+    if peak is None:
+        peak = wave.abs().flatten(1).amax(1)
+    peak = peak.reshape(-1, *[1] * (wave.ndim - 1))
+    return enhance(wave / peak.clamp(min=1e-8)) * peak
+
+
+def enhance_sounding(enhance, wave):
+    """Enhance what sounds of one recording (1, [M,] L); what is silent stays as it is, but for its offset."""
+    wave = wave - wave.mean(-1, keepdim=True)
+    frames = F.pad(wave.flatten(0, -2), (0, -wave.shape[-1] % FRAME), "replicate").unflatten(-1, (-1, FRAME))
+    span = frames.amax(-1) - frames.amin(-1)                               # (M, frames): an offset is silence, too
+    sounds = (span > 2 * SILENT * robust_level(wave).amax()).any(0)        # (frames,)
+    # A quarter of a second of silence stays around each sound. Where all is silent, all goes through the network.
+    near = F.max_pool1d(sounds[None].float(), 25, 1, 12)[0] > 0
+    near = near.repeat_interleave(FRAME)[:wave.shape[-1]] if near.any() else slice(None)
+    x, level = levelled(wave[..., near])
+    x = enhance(x) * level
+    out = x.new_zeros(*x.shape[:-1], wave.shape[-1])
+    out[..., near] = x
+    # The share of the output, (L,): 1 where it sounds, and a fade of 20 ms at 10 ms from there.
+    share = F.max_pool1d(sounds[None].float(), 3, 1, 1)[0].repeat_interleave(FRAME)
+    share = F.avg_pool1d(share[None], FRAME + 1, 1, FRAME // 2, count_include_pad=False)[0, :wave.shape[-1]]
+    still = (frames - frames.mean(-1, keepdim=True)).flatten(-2)[:1, :wave.shape[-1]]            # of microphone 0
+    return share * out + (1 - share) * (still if wave.ndim == 2 else still[None])
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+SUFFIXES = (".wav", ".wave", ".w64", ".rf64", ".au", ".snd", ".caf", ".aif", ".aiff", ".aifc", ".flac", ".ogg", ".oga",
+            ".opus", ".mp3")
+# What is written: the format of a suffix where it is not the suffix itself.
+FORMATS = {".wave": "WAV", ".aif": "AIFF", ".aifc": "AIFF", ".snd": "AU", ".opus": "OGG", ".oga": "OGG"}
+LOSSLESS = ("WAV", "W64", "RF64", "AU", "CAF", "AIFF", "FLAC")
+SLACK = 64                                               # bytes that a header may promise too many: it counts itself
+
+
+class AudioError(ValueError):
+    """A recording that cannot be used. The message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What the header of a recording says."""
+    samplerate: int                  # Hz
+    channels: int
+    frames: int                      # samples of a channel
+    format: str                      # libsndfile's name, or MP3
+    subtype: str                     # of the samples, likewise
+    miniaudio: bool = False          # decoded by it, as libsndfile would trust a length that is none
+
+
+def list_audio(folder):
+    """Sorted paths of the audio files below `folder`; a warning counts what is none.
+
+    Follows links, passes over what begins with a dot. Raises FileNotFoundError where there is no audio file.
+    """
+    paths, others, seen = [], [], set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if os.path.realpath(here) in seen:               # a link that leads back
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(here))
+        for path in (Path(here) / name for name in files if not name.startswith(".")):
+            known = path.suffix.lower() in SUFFIXES and path.is_file()
+            (paths if known else others).append(path)
+    kinds = collections.Counter(path.suffix.lower() or "no suffix" if path.exists() else "broken link"
+                                for path in others)
+    left_out = f"not read: {len(others)} ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))})"
+    if not paths:
+        raise FileNotFoundError(f"no audio file ({', '.join(SUFFIXES)}) below {folder}"
+                                + f"; {left_out}" * bool(others))
+    if others:
+        warnings.warn(f"{folder}: {left_out}", stacklevel=2)
+    return sorted(paths)
+
+
+def by_name(folder):
+    """{path below the folder without suffix: path}. Raises FileNotFoundError without audio, ValueError for a name that
+    is used twice."""
+    files = {}
+    for path in list_audio(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in files:
+            raise ValueError(f"{files[name]} and {path} have the same name but for the suffix; which one is meant?")
+        files[name] = path
+    return files
+
+
+def audio_info(path):
+    """Header of a recording. Raises AudioError for what is no audio or is cut short."""
+    try:
+        if Path(path).suffix.lower() == ".mp3":
+            mp3 = miniaudio.mp3_get_file_info(str(path))
+            info = AudioInfo(mp3.sample_rate, mp3.nchannels, mp3.num_frames, "MP3", "MPEG_LAYER_III", True)
+        else:
+            parts = [soundfile.info(source) for source in sources(path)]
+            info = AudioInfo(parts[0].samplerate, parts[0].channels, sum(part.frames for part in parts),
+                             parts[0].format, parts[0].subtype)
+            if len({(part.samplerate, part.channels) for part in parts}) > 1:
+                raise AudioError(f"{path}: {len(parts)} recordings of different rates or channels, one behind the "
+                                 "other; split them")
+    except (soundfile.LibsndfileError, miniaudio.MiniaudioError, UnicodeError, OSError, TypeError) as error:
+        reason = "the file is empty" if os.path.isfile(path) and os.path.getsize(path) == 0 else str(error)
+        raise AudioError(f"{path}: not a readable audio file ({reason}). WAV, FLAC, AIFF, OGG/Opus and MP3 are; "
+                         "convert others with ffmpeg") from None
+    if info.frames >= 1 << 48:                           # the writer did not know: count
+        try:
+            info = dataclasses.replace(info, miniaudio=True)
+            info = dataclasses.replace(info, frames=sum(len(x) for x in decoded(path, info)))
+        except miniaudio.MiniaudioError as error:
+            raise AudioError(f"{path}: damaged ({error})") from None
+    if info.frames < 1:
+        raise AudioError(f"{path}: holds no samples")
+    promised, size = promised_bytes(path), os.path.getsize(path)
+    if promised > size + SLACK * (info.format != "OGG"):
+        raise AudioError(f"{path}: truncated, its header promises {promised} bytes and the file has {size}")
+    return info
+
+
+def sources(path):
+    """What libsndfile is to open, one by one: the path; of several OGG streams in one file, each for itself."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"OggS":
+            return [str(path)]
+        starts, position, first = [], 0, False           # of a page: where it begins, whether it begins a stream
+        while True:
+            file.seek(position)
+            head = file.read(27)
+            if len(head) < 27 or head[:4] != b"OggS":
+                break
+            if head[5] & 2 and not first:                # streams side by side begin together
+                starts.append(position)
+            first = bool(head[5] & 2)
+            position += 27 + head[26] + sum(file.read(head[26]))
+        if len(starts) < 2:
+            return [str(path)]
+        file.seek(0)
+        content = file.read()
+    return [io.BytesIO(content[a:b]) for a, b in itertools.pairwise([*starts, len(content)])]
+
+
+def promised_bytes(path):
+    """The size in bytes that a header, or the last page of an OGG, implies, else 0: libsndfile reads cut files mutely.
+
+    Knows the chunks of WAV (RIFF, RIFX, RF64, W64), AIFF, CAF and the header of AU.
+    """
+    with open(path, "rb") as file:
+        head = file.read(12)
+        kind = head[:4]
+        if kind == b"OggS":
+            start = file.seek(max(0, os.path.getsize(path) - (1 << 16)))           # a page has at most 65307 bytes
+            tail = file.read()
+            table = tail.rfind(b"OggS") + 27                                       # of the sizes of its segments
+            count = tail[table - 1] if len(tail) >= table else 1
+            return start + table + count + sum(tail[table:table + count])
+        if kind in (b".snd", b"dns."):
+            offset, size = struct.unpack(">II" if kind == b".snd" else "<II", (head + file.read(12))[4:12])
+            return 0 if size == 0xFFFFFFFF else offset + size
+        # Where the first chunk stands, how its name and size are packed, what of its head the size counts, and to what
+        # sizes are rounded.
+        at, layout, counted, even = {
+            b"RIFF": (12, "<4sI", 0, 2), b"RIFX": (12, ">4sI", 0, 2), b"RF64": (12, "<4sI", 0, 2),
+            b"FORM": (12, ">4sI", 0, 2), b"caff": (8, ">4sQ", 0, 1), b"riff": (40, "<4s12xQ", 24, 8),
+        }.get(kind, (0, "", 0, 0))
+        size64 = None                                    # of RF64, in a chunk of its own
+        while layout:
+            file.seek(at)
+            head = file.read(struct.calcsize(layout))
+            if len(head) < struct.calcsize(layout):
+                break
+            name, size = struct.unpack(layout, head)
+            if name == b"ds64":
+                size64 = struct.unpack("<8xQ", file.read(16))[0]
+            if name in (b"data", b"SSND"):
+                if size == 0xFFFFFFFF and size64 is not None:
+                    size = size64
+                # From 0x7ffff000 on, unless sizes have 64 bits: a writer that streamed and never knew the length
+                unknown = size >= (0x7FFFF000 if layout[-1] == "I" and size64 is None else 1 << 62)
+                return 0 if unknown else at + len(head) * (not counted) + size
+            size -= counted
+            at += len(head) + size + -size % even
+    return 0
+
+
+def decoded(path, info, start=0, block=1 << 18):
+    """Yield float32 arrays (n, channels) at the recording's own rate, from sample `start` to where it really ends."""
+    if info.miniaudio:
+        content = mp3_frames(path) if info.format == "MP3" else Path(path).read_bytes()
+        for x in miniaudio.stream_memory(content, miniaudio.SampleFormat.FLOAT32, info.channels, info.samplerate,
+                                         block):
+            x = np.frombuffer(x, np.float32).reshape(-1, info.channels)
+            skipped = min(start, len(x))
+            start -= skipped
+            if skipped < len(x):
+                yield x[skipped:]
+        return
+    for source in sources(path):
+        with soundfile.SoundFile(source) as file:
+            if skipped := min(start, file.frames):
+                file.seek(skipped)
+                start -= skipped
+            while len(x := file.read(block, dtype="float32", always_2d=True)):
+                yield x
+
+
+def mp3_frames(path):
+    """The bytes of an MP3 without the tags at its end, ID3v1 and APE, before which the decoder would lose a frame."""
+    content = Path(path).read_bytes()
+    if content[-128:-125] == b"TAG":
+        content = content[:-128]
+    if content[-32:-24] == b"APETAGEX":
+        size, _, flags = struct.unpack("<III", content[-20:-8])
+        content = content[:-size - 32 * (flags >> 31)]
+    return content
+
+
+def read_blocks(path, sample_rate=SAMPLE_RATE, block=1 << 18):
+    """Yield float32 arrays (samples, channels) at `sample_rate`, in constant memory.
+
+    Raises AudioError as `audio_info` does, and for samples that are not finite or end before the header says.
+    """
+    info = audio_info(path)
+    resampler = None
+    if info.samplerate != sample_rate:
+        resampler = soxr.ResampleStream(info.samplerate, sample_rate, info.channels, dtype="float32", quality="HQ")
+    read = 0
+    try:
+        for x in decoded(path, info, block=block):
+            read += len(x)
+            if not np.isfinite(x).all():
+                raise AudioError(f"{path}: NaN or infinite samples before second {read / info.samplerate:.1f}")
+            yield x if resampler is None else resampler.resample_chunk(x)
+    except (soundfile.LibsndfileError, miniaudio.MiniaudioError) as error:
+        raise AudioError(f"{path}: damaged after {read} of {info.frames} samples ({error})") from None
+    if ends_early(info, read):
+        raise AudioError(f"{path}: truncated, {read} of {info.frames} samples")
+    if resampler is not None:
+        yield resampler.resample_chunk(np.zeros((0, info.channels), np.float32), last=True)
+
+
+def ends_early(info, read):
+    """Whether so many samples are fewer than the header means: some count a frame of MP3 or two too many, or
+    themselves."""
+    return read + (2 * 1152 if info.format == "MP3" else SLACK) < info.frames
+
+
+def load_audio(path, sample_rate=SAMPLE_RATE):
+    """A recording as (float32 (channels, samples) at `sample_rate`, its own sample rate in Hz). Raises AudioError."""
+    x = np.concatenate(list(read_blocks(path, sample_rate)))
+    return torch.from_numpy(np.ascontiguousarray(x.T)), audio_info(path).samplerate
+
+
+def written_subtype(info, format):
+    """The sample format of `info` where a file of that `format` can hold it in as many samples, else 16 bits."""
+    other = {"PCM_S8": "PCM_U8", "PCM_U8": "PCM_S8"}.get(info.subtype)
+    exact = info.subtype.startswith("PCM") or info.subtype in ("FLOAT", "DOUBLE", "ULAW", "ALAW")
+    fits = [subtype for subtype in (info.subtype, other, "PCM_16")
+            if subtype and exact and soundfile.check_format(format, subtype)]
+    return fits[0] if fits else "PCM_16"
+
+
+@contextlib.contextmanager
+def appearing(path):
+    """Name of a temporary file beside `path`, which takes its place when the block ends: a kill, or an exception,
+    leaves what was there. Flushed to the disk."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    os.close(handle)
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(part, 0o666 & ~current_umask())         # mkstemp makes a file for the owner alone
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def audio_writer(path, sample_rate, channels, subtype=None, frames=0):
+    """A SoundFile to write to, that appears under its name only when it is complete. Raises AudioError.
+
+    The format is the suffix's; a WAV that `frames` samples make larger than 4 GiB is an RF64, which has no such limit.
+    """
+    suffix = Path(path).suffix.lower()
+    format = FORMATS.get(suffix, suffix[1:].upper())
+    subtype = subtype or {".opus": "OPUS"}.get(suffix)
+    if format == "WAV" and frames * channels * 8 >= 1 << 32:               # 8: of the widest sample
+        format = "RF64"
+    with appearing(path) as part:
+        try:
+            file = soundfile.SoundFile(part, "w", sample_rate, channels, subtype, format=format)
+        except (ValueError, TypeError, soundfile.LibsndfileError):
+            raise AudioError(f"{path}: libsndfile cannot write '{suffix}', {subtype or 'default'} samples, {channels} "
+                             f"channels, {sample_rate} Hz. WAV can hold all but the strangest") from None
+        with file:
+            yield file
+
+
+def compute_once(path, compute):
+    """The array that the file `path` (.npz) holds; where there is none, or a damaged one, compute() is put there.
+
+    The file appears by rename, or not at all. Raises OSError where it cannot be written.
+    """
+    try:
+        with np.load(path) as file:                      # a zip file, which checks its sum
+            return file["array"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        array = compute()
+    with appearing(path) as part, open(part, "wb") as file:
+        np.savez(file, array=array)
+    return array
+
+
+def fingerprint(*tensors):
+    """A name for what is computed from these tensors: 32 digits of the SHA-256 of their numbers."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()[:32]
+
+
+def save_audio(path, wave, sample_rate, subtype=None):
+    """Write (samples,) or (channels, samples) in [-1, 1]; the format is the suffix's, the subtype libsndfile's name.
+
+    Values outside [-1, 1] are clipped by integer formats. The file appears by rename, or not at all.
+    """
+    x = torch.as_tensor(wave).detach().cpu().numpy()
+    x = x.T if x.ndim == 2 else x[:, None]
+    with audio_writer(path, sample_rate, x.shape[1], subtype, len(x)) as file:
+        file.write(x)
+
+
 # ------------------------------------------------------------------------------------------------ corpora
+
+RESIDENT_LIMIT = 4 * 2 ** 30                             # bytes of int16 samples kept in memory: 37 hours
+VOICEBANK = {"train": ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav"),
+             "valid": ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav"),
+             "test": ("clean_testset_wav", "noisy_testset_wav")}
+VOICEBANK_VALID = ("p226_", "p287_")                     # the two speakers the field holds out for validation
+QUIET, LSB = 0.01, 1 / 32768                             # a crop must reach this share of its recording's level, 8 LSB
+
 
 class Recordings:
     """Mono 16 kHz recordings, index by index as in `paths`: all in memory as int16 (`resident`), or read crop by crop.
 
-    A file that cannot be used keeps its index with length 0; `problems` says what is wrong with each.
+    A file that cannot be used keeps its index with length 0; `problems` says what is wrong with each. What goes beyond
+    full scale is kept with fewer bits: `scales`, 1 or a power of 2.
     """
 
     def __init__(self, paths, device="cpu", resident=True, min_samples=510):
         self.paths, self.device, self.resident = paths, device, resident
         self.lengths, self.problems, waves = np.zeros(len(paths), np.int64), [], []
-        self.made = {}                                                     # index -> int16 samples, where not resident
+        self.scales, self.levels = np.ones(len(paths), np.float32), {}
+        self.made = {}                                                     # index -> samples, where not resident
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             jobs = pool.map(attempt, itertools.repeat(decode if resident else measure), paths)
             for i, (result, problem) in enumerate(tqdm(jobs, "reading", len(paths), unit="file", leave=False)):
@@ -337,7 +577,8 @@ class Recordings:
                     continue
                 self.lengths[i] = length
                 if resident:
-                    waves.append(result)
+                    self.scales[i] = headroom(result)
+                    waves.append(to_int16(result / self.scales[i]))
         if not self.lengths.any():
             raise AudioError(f"none of {len(paths)} recordings can be used" + "".join(
                 f"; the first: {problem}" for problem in self.problems[:1]))
@@ -347,47 +588,54 @@ class Recordings:
             self.on_device = torch.from_numpy(self.samples).to(device)     # the same memory on a CPU
 
     def append(self, name, wave):
-        """A recording that no file holds, int16 (L,), as the last one."""
+        """A recording that no file holds, float32 (L,) in [-1, 1], as the last one."""
         self.paths, self.lengths = [*self.paths, name], np.append(self.lengths, len(wave))
+        self.scales = np.append(self.scales, np.float32(1))
         if self.resident:
-            self.samples = np.concatenate([self.samples, wave])
+            self.samples = np.concatenate([self.samples, to_int16(wave)])
             self.offsets = np.cumsum(self.lengths) - self.lengths
             self.on_device = torch.from_numpy(self.samples).to(self.device)
         else:
-            self.made[len(self.paths) - 1] = wave
+            self.made[len(self.paths) - 1] = to_int16(wave) / np.float32(32768)
 
     def wave(self, index):
         """A whole recording, float32 (L,). Raises AudioError."""
-        wave = self.samples[self.offsets[index]:] if self.resident else decode(self.paths[index])
-        return torch.from_numpy(wave[:self.lengths[index]] / np.float32(32768))
+        return torch.from_numpy(self.crop(index, 0, int(self.lengths[index])))
+
+    def level(self, index):
+        """`robust_level` of a whole recording, remembered."""
+        if index not in self.levels:
+            self.levels[index] = robust_level(self.wave(index)).item()
+        return self.levels[index]
 
     def crop(self, index, start, num_samples, loop=False):
-        """int16 (num_samples,) on the host. Beyond the recording: zeros, or its repetition when `loop`."""
+        """float32 (num_samples,) on the host. Beyond the recording: zeros, or its repetition when `loop`."""
         length = self.lengths[index]
         first, last = max(start, 0), min(start + num_samples, length)
         if loop and start + num_samples > length:
             first, last = 0, length
         if self.resident:
-            wave = self.samples[self.offsets[index]:][first:last]
+            wave = self.samples[self.offsets[index]:][first:last] * (self.scales[index] / np.float32(32768))
         elif index in self.made:
             wave = self.made[index][first:last]
         else:
             wave = read_crop(self.paths[index], first, last - first)
         if loop:
             return np.resize(np.roll(wave, first - start), num_samples)
-        crop = np.zeros(num_samples, np.int16)
+        crop = np.zeros(num_samples, np.float32)
         crop[first - start:last - start] = wave
         return crop
 
     def gather(self, indices, starts, num_samples, loop=False):
-        """`crop` for a batch at once, on the device: indices, starts (B,) -> int16 (B, num_samples)."""
-        lengths, offsets, starts = (torch.from_numpy(a).to(self.device)[:, None]
-                                    for a in (self.lengths[indices], self.offsets[indices], starts))
+        """`crop` for a batch at once, on the device: indices, starts (B,) -> float32 (B, num_samples)."""
+        lengths, offsets, scales, starts = (
+            torch.from_numpy(a).to(self.device)[:, None]
+            for a in (self.lengths[indices], self.offsets[indices], self.scales[indices] / np.float32(32768), starts))
         where = starts + torch.arange(num_samples, device=self.device)     # (B, num_samples)
         if loop:
-            return self.on_device[offsets + where % lengths]
+            return self.on_device[offsets + where % lengths] * scales
         inside = (where >= 0) & (where < lengths)
-        return self.on_device[offsets + where.clamp(min=0).minimum(lengths - 1)] * inside
+        return self.on_device[offsets + where.clamp(min=0).minimum(lengths - 1)] * (scales * inside)
 
 
 def attempt(function, path):
@@ -399,9 +647,8 @@ def attempt(function, path):
 
 
 def decode(path):
-    """A whole recording as int16 (L,), mono at 16 kHz. Raises AudioError."""
-    wave, _ = load_audio(path)
-    return to_int16(wave.mean(0).numpy())
+    """A whole recording, float32 (L,), mono at 16 kHz. Raises AudioError."""
+    return load_audio(path)[0].mean(0).numpy()
 
 
 def measure(path):
@@ -411,20 +658,35 @@ def measure(path):
 
 
 def read_crop(path, start, num_samples):
-    """int16 (num_samples,) from sample `start` at 16 kHz, decoding no more than that where no resampling is needed."""
-    if audio_info(path).samplerate != SAMPLE_RATE:
+    """float32 (num_samples,) from sample `start` at 16 kHz, decoding no more than that where no resampling is needed.
+
+    Rounded to steps of 16 bits, as resident recordings are.
+    """
+    info = audio_info(path)
+    if info.samplerate != SAMPLE_RATE:
         wave = decode(path)[start:start + num_samples]
     else:
         try:
-            x, _ = soundfile.read(str(path), num_samples, start, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
+            blocks, count = [], 0
+            for x in decoded(path, info, start, num_samples):
+                blocks.append(x)
+                count += len(x)
+                if count >= num_samples:
+                    break
+            x = np.concatenate(blocks)[:num_samples] if blocks else np.zeros((0, 1))
+        except (soundfile.LibsndfileError, miniaudio.MiniaudioError) as error:
             raise AudioError(f"{path}: damaged ({error})") from None
         if not np.isfinite(x).all():
             raise AudioError(f"{path}: has samples that are NaN or infinite")
-        wave = to_int16(x.mean(1))
+        wave = x.mean(1)
     if len(wave) < num_samples:
         raise AudioError(f"{path}: truncated, it ends at sample {start + len(wave)} at 16 kHz")
-    return wave
+    return (wave * 32768).round().astype(np.float32) / np.float32(32768)
+
+
+def headroom(wave):
+    """The power of 2, at least 1, by which a wave must be divided to stay within full scale."""
+    return np.float32(2.0 ** max(0, math.ceil(math.log2(max(np.abs(wave).max(), 1)))))
 
 
 def to_int16(x):
@@ -451,8 +713,9 @@ class Crops:
 
     lead = 0                                             # samples that a crop has before those of the batch
 
-    def __init__(self, sources, files, num_samples, seed):
+    def __init__(self, sources, files, num_samples, seed, normalize="peak"):
         self.sources, self.files, self.num_samples, self.seed = sources, files, num_samples, seed
+        self.normalize = normalize
         self.order = (None, None)                        # (epoch, its permutation of the files)
         self.problems = collections.Counter()
         self.note(itertools.chain.from_iterable(source.problems for source in sources))
@@ -463,21 +726,26 @@ class Crops:
         return len(self.files)
 
     def __getitem__(self, position):
-        """(indices, starts, snr in dB, crops: an int16 array of each source, problems met on the way)."""
+        """(indices, starts, choices of `draw`, crops: a float32 array of each source, problems met on the way)."""
         epoch, place = divmod(position, len(self))
         if self.order[0] != epoch:
             self.order = epoch, np.random.default_rng([self.seed, epoch, 0]).permutation(self.files)
-        rng = np.random.default_rng([self.seed, position, 1])
-        index, problems = self.order[1][place], []
+        return self.draw_sounding(self.order[1][place], np.random.default_rng([self.seed, position, 1]))
+
+    def draw_sounding(self, index, rng, whole=False):
+        """An item of the file `index`, or where that is silent or damaged of another; `whole`: all of its length."""
+        problems = []
         for _ in range(100):
-            indices, starts, snr_db = self.draw(index, rng)
+            length = int(self.sources[0].lengths[index]) if whole else self.num_samples
+            indices, starts, choices = self.draw(index, rng, length)
             try:
-                crops = [source.crop(i, start, self.num_samples + self.lead, loop)
+                crops = [source.crop(i, start, length + self.lead, loop)
                          for source, i, start, loop in zip(self.sources, indices, starts, self.loops)]
-                silent = [k for k in self.must_sound if not crops[k].any()]
+                silent = [k for k in self.must_sound
+                          if not sounds(crops[k][self.lead:], self.sources[k].level(indices[k]))]
                 if not silent:
-                    return indices, starts, snr_db, crops, problems
-                problems.append(f"{self.sources[silent[0]].paths[indices[silent[0]]]}: digital silence in a crop")
+                    return indices, starts, choices, crops, problems
+                problems.append(f"{self.sources[silent[0]].paths[indices[silent[0]]]}: nothing sounds in a crop")
             except AudioError as error:
                 problems.append(str(error))
             index = rng.choice(self.files)
@@ -490,11 +758,12 @@ class Crops:
             self.problems[problem] += 1
 
     def batch(self, items):
-        """Items -> (clean, noisy), float32 (B, L) on the device, each divided by the peak of its noisy crop.
+        """Items -> (clean, noisy), float32 (B, L) on the device, each divided by the level of its noisy crop.
 
-        (B, S, L) and (B, M, L) from RoomMixtures; the peak is that of all microphones.
+        (B, S, L) and (B, M, L) from RoomMixtures; the level is that of all microphones. It is the peak, or what
+        `levelled` takes for it.
         """
-        indices, starts, snr_db, crops, problems = zip(*items)
+        indices, starts, choices, crops, problems = zip(*items)
         self.note(itertools.chain.from_iterable(problems))
         parts = []
         for k, (source, loop) in enumerate(zip(self.sources, self.loops)):
@@ -503,15 +772,24 @@ class Crops:
                                      loop)
             else:
                 part = torch.from_numpy(np.stack([crop[k] for crop in crops])).to(source.device)
-            parts.append(part / 32768)
-        clean, noisy = self.combine(*parts, torch.tensor(snr_db, device=parts[0].device))
+            parts.append(part)
+        clean, noisy = self.combine(*parts, torch.tensor(choices, device=parts[0].device))
+        if self.normalize == "robust":
+            noisy, level = levelled(noisy)
+            return clean / level, noisy
         peak = noisy.abs().amax(tuple(range(1, noisy.ndim)), keepdim=True)
         return clean / peak, noisy / peak
 
-    def random_start(self, length, rng):
-        """Uniform start of a crop; one that is longer than the recording is centred on it."""
-        spare = int(length) - self.num_samples
-        return int(rng.integers(spare + 1)) if spare >= 0 else -(-spare // 2)
+
+def random_start(length, num_samples, rng):
+    """Uniform start of a crop; one that is longer than the recording is centred on it."""
+    spare = int(length) - num_samples
+    return int(rng.integers(spare + 1)) if spare >= 0 else -(-spare // 2)
+
+
+def sounds(crop, level):
+    """Whether there is something to hear in a crop (L,) of a recording of that level: not room tone, not dither."""
+    return robust_level(torch.from_numpy(crop)).item() > max(QUIET * level, 8 * LSB)
 
 
 class PairedAudio(Crops):
@@ -519,24 +797,29 @@ class PairedAudio(Crops):
 
     root: VoiceBank-DEMAND as distributed (clean_trainset_28spk_wav, noisy_trainset_28spk_wav, clean_testset_wav,
     noisy_testset_wav; "valid" is the speakers p226 and p287 of its training set), or a folder with SPLIT/clean and
-    SPLIT/noisy, or with clean and noisy. Raises FileNotFoundError where there is none of these, ValueError that
-    lists the files without a partner, AudioError where no pair can be used.
+    SPLIT/noisy, or with clean and noisy, which have no split "valid". Raises FileNotFoundError where there is none of
+    these, ValueError that lists the files without a partner, AudioError where no pair can be used.
     without: resolved paths of clean files that are left out, with their noisy ones.
     """
 
     loops, must_sound = (False, False), (1,)
 
-    def __init__(self, root, split="train", num_samples=32640, seed=0, device="cpu", resident=None, without=()):
+    def __init__(self, root, split="train", num_samples=32640, seed=0, device="cpu", resident=None, without=(),
+                 normalize="peak"):
         paths = paired_paths(root, split)
         kept = [path.resolve() not in without for path in paths[0]]
         paths = [list(itertools.compress(side, kept)) for side in paths]
         resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
         clean, noisy = (Recordings(p, device, resident) for p in paths)
+        for path, a, b in zip(clean.paths, clean.lengths, noisy.lengths):
+            if a and b and abs(a - b) > SAMPLE_RATE // 10:
+                warnings.warn(f"{path} lasts {a / SAMPLE_RATE:.1f} s and its noisy twin {b / SAMPLE_RATE:.1f} s: "
+                              "both are cut to the shorter", stacklevel=2)
         clean.lengths = noisy.lengths = np.minimum(clean.lengths, noisy.lengths)
-        super().__init__((clean, noisy), np.flatnonzero(clean.lengths), num_samples, seed)
+        super().__init__((clean, noisy), np.flatnonzero(clean.lengths), num_samples, seed, normalize)
 
-    def draw(self, index, rng):
-        start = self.random_start(self.sources[0].lengths[index], rng)
+    def draw(self, index, rng, length):
+        start = random_start(self.sources[0].lengths[index], length, rng)
         return (index, index), (start, start), math.nan
 
     def combine(self, clean, noisy, snr_db):
@@ -559,59 +842,75 @@ class MixedAudio(Crops):
     loops, must_sound = (False, True), (0, 1)
 
     def __init__(self, speech_dir, noise_dir, snrs=(0, 5, 10, 15), num_samples=32640, seed=0, device="cpu",
-                 resident=None, babble=0.0, without=()):
+                 resident=None, babble=0.0, without=(), normalize="peak"):
         paths = [path for path in list_audio(speech_dir) if path.resolve() not in without], list_audio(noise_dir)
         resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
         speech, noise = (Recordings(p, device, resident) for p in paths)
         self.snrs, self.noise_ends, self.babble = snrs, np.cumsum(noise.lengths), babble
         if babble:
             noise.append("babble", make_babble(speech, np.random.default_rng([seed, 3])))
-        super().__init__((speech, noise), np.flatnonzero(speech.lengths), num_samples, seed)
+        super().__init__((speech, noise), np.flatnonzero(speech.lengths), num_samples, seed, normalize)
 
-    def draw(self, index, rng):
-        start = self.random_start(self.sources[0].lengths[index], rng)
-        noise, noise_start = self.draw_noise(rng)
+    def draw(self, index, rng, length):
+        start = random_start(self.sources[0].lengths[index], length, rng)
+        noise, noise_start = self.draw_noise(rng, length)
         return (index, noise), (start, noise_start), float(rng.choice(self.snrs))
 
-    def draw_noise(self, rng):
-        """A file of noise, with the probability of its length, and a second in it."""
+    def draw_noise(self, rng, length):
+        """A file of noise, with the probability of its length, and where in it `length` samples begin."""
         if self.babble and rng.random() < self.babble:
             noise = len(self.noise_ends)
         else:
             noise = np.searchsorted(self.noise_ends, rng.integers(self.noise_ends[-1]), side="right")
-        length = self.sources[1].lengths[noise]
-        return noise, int(rng.integers(max(length - self.num_samples, 0) + 1))
+        spare = max(int(self.sources[-1].lengths[noise]) - length, 0)
+        return noise, int(rng.integers(spare + 1))
 
     def combine(self, speech, noise, snr_db):
         return speech, mix_at_snr(speech, noise, snr_db)
 
     def utterance(self, number):
-        """A whole recording and its mixture, the same at every call: (name, clean (L,), noisy (L,))."""
+        """A whole recording and its mixture, the same at every call: (name, clean (L,), noisy (L,)).
+
+        A number beyond the recordings takes them again, in other noise.
+        """
         rng = np.random.default_rng([self.seed, number, 2])
-        index = self.files[number]
-        clean = self.sources[0].wave(index)
-        noise, start = self.draw_noise(rng)
-        noise = torch.from_numpy(self.sources[1].crop(noise, start, len(clean), loop=True) / np.float32(32768))
-        noisy = mix_at_snr(clean, noise, float(rng.choice(self.snrs)))
+        indices, _, choices, crops, problems = self.draw_sounding(self.files[number % len(self)], rng, whole=True)
+        self.note(problems)
+        crops = [torch.from_numpy(crop)[None].to(source.device) for crop, source in zip(crops, self.sources)]
+        clean, noisy = (wave[0].cpu() for wave in self.combine(*crops, torch.tensor([choices], device=crops[0].device)))
         peak = max(1.0, noisy.abs().max().item())        # a file would clip
-        return self.sources[0].paths[index].stem, clean / peak, noisy / peak
+        return self.sources[0].paths[indices[0]].stem, clean / peak, noisy / peak
+
+
+def make_babble(speech, rng, talkers=6, minutes=10):
+    """`talkers` voices at once, equally loud: each reads recordings in its own random order. float32 (L,)."""
+    total, usable = np.zeros(minutes * 60 * SAMPLE_RATE), np.flatnonzero(speech.lengths)
+    for _ in range(talkers):
+        end = 0
+        while end < len(total):
+            wave = speech.wave(rng.choice(usable)).numpy()[:len(total) - end]
+            total[end:end + len(wave)] += wave / max(np.sqrt(np.mean(wave ** 2)), 1e-4)
+            end += len(wave)
+    return (total / np.abs(total).max()).astype(np.float32)
 
 
 class UnpairedAudio(Crops):
     """Noisy crops as open_data(root, ...) gives them, clean crops of recordings that are in none of them.
 
     clean_dir: any folder of clean speech, also that of `root`: of the recordings that both sides could use, every
-    second one is clean and the others are made noisy. A recording is known by its path; a copy of it is another one.
-    Each crop is divided by its own peak. Raises as open_data does, ValueError where clean_dir holds noisy files too.
+    second one is clean and the others are made noisy; none is one that validation hears. A recording is known by its
+    path; a copy of it is another one. Each crop is divided by its own level. Raises as open_data does, ValueError where
+    clean_dir holds noisy files too.
     """
 
     loops, must_sound = (False,), (0,)
 
     def __init__(self, root, clean_dir, split="train", num_samples=32640, seed=0, device="cpu", resident=None,
-                 **options):
-        paths = list_audio(clean_dir)
+                 normalize="peak", **options):
+        held_out = speech_of(root, "valid")
+        paths = [path for path in list_audio(clean_dir) if path.resolve() not in held_out]
         self.noisy = open_data(root, split, num_samples=num_samples, seed=seed, device=device, resident=resident,
-                               without={path.resolve() for path in paths[::2]}, **options)
+                               without={path.resolve() for path in paths[::2]}, normalize=normalize, **options)
         speech, sound = ({Path(path).resolve() for path in source.paths} for source in self.noisy.sources)
         for path in paths:
             if path.resolve() in sound:
@@ -622,14 +921,14 @@ class UnpairedAudio(Crops):
         clean = Recordings(paths, device, resident)
         # Another seed: with the same one, the n-th crop of both sides would be cut at the same share of its file.
         own_seed = int(np.random.SeedSequence([seed, 4]).generate_state(1)[0])
-        super().__init__((clean,), np.flatnonzero(clean.lengths), num_samples, own_seed)
+        super().__init__((clean,), np.flatnonzero(clean.lengths), num_samples, own_seed, normalize)
         self.noisy.problems = self.problems = self.problems + self.noisy.problems
 
     def __getitem__(self, position):
         return super().__getitem__(position), self.noisy[position]
 
-    def draw(self, index, rng):
-        return (index,), (self.random_start(self.sources[0].lengths[index], rng),), math.nan
+    def draw(self, index, rng, length):
+        return (index,), (random_start(self.sources[0].lengths[index], length, rng),), math.nan
 
     def combine(self, clean, snr_db):
         return clean, clean
@@ -639,6 +938,91 @@ class UnpairedAudio(Crops):
         clean, noisy = zip(*items)
         return super().batch(clean)[0], self.noisy.batch(noisy)[1]
 
+
+def paired_paths(root, split):
+    """Sorted (clean, noisy) paths of a split; see PairedAudio."""
+    root = Path(root)
+    folders = [tuple(root / name for name in VOICEBANK[split]), (root / split / "clean", root / split / "noisy"),
+               (root / split / "pairs" / "clean", root / split / "pairs" / "noisy")]
+    if split != "valid":                                 # what trains must not validate
+        folders.append((root / "clean", root / "noisy"))
+    found = [pair for pair in folders if pair[0].is_dir() and pair[1].is_dir()]
+    if not found:
+        tried = "; ".join(f"{a.relative_to(root)} + {b.relative_to(root)}" for a, b in folders)
+        raise FileNotFoundError(f"no clean and noisy files for '{split}' in {root}. Looked for the folders {tried}")
+    clean, noisy = (by_name(folder) for folder in found[0])
+    alone = sorted(clean.keys() ^ noisy.keys())
+    if alone:
+        more = f" and {len(alone) - 10} more" if len(alone) > 10 else ""
+        raise ValueError(f"{len(alone)} files in {found[0][0]} or {found[0][1]} have no partner of the same name in "
+                         f"the other: {', '.join(alone[:10])}{more}")
+    names = sorted(clean)
+    if found[0] == folders[0] and split != "test":
+        names = [name for name in names if name.startswith(VOICEBANK_VALID) == (split == "valid")]
+    if not names:
+        raise FileNotFoundError(f"no recording of the '{split}' speakers in {found[0][0]}")
+    return [clean[name] for name in names], [noisy[name] for name in names]
+
+
+def speech_of(root, split):
+    """Resolved paths of the clean recordings of a split, a set; empty where there is no such split."""
+    try:
+        if (Path(root) / split / "speech").is_dir():
+            paths = list_audio(Path(root) / split / "speech")
+        else:
+            paths = paired_paths(root, split)[0]
+    except FileNotFoundError:
+        return set()
+    return {path.resolve() for path in paths}
+
+
+def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, mics=1, talkers=1, rooms=0, room_cache="rooms", **options):
+    """PairedAudio, or MixedAudio where SPLIT/speech and SPLIT/noise (or speech and noise) stand in `root`.
+
+    What has no splits serves training and test, and no validation. rooms: so many simulated ones make it RoomMixtures,
+    of other rooms in each split, kept in the folder room_cache.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}")
+    for folder in (root / split, root)[:1 if split == "valid" else 2]:
+        if (folder / "speech").is_dir() and (folder / "noise").is_dir():
+            mixed = options | dict(speech_dir=folder / "speech", noise_dir=folder / "noise", snrs=snrs, babble=babble)
+            if rooms:
+                return RoomMixtures(config=RoomConfig(mics, talkers), rooms=rooms, cache=room_cache,
+                                    first_room=10 ** 6 * ("train", "valid", "test").index(split), **mixed)
+            if not (folder / "pairs").is_dir():
+                return MixedAudio(**mixed)
+    if rooms:
+        raise FileNotFoundError(f"{root}: rooms are simulated around recordings of speech and of noise. Looked for the "
+                                f"folders {split}/speech + {split}/noise; speech + noise")
+    try:
+        return PairedAudio(root, split, **options)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {split}/speech + {split}/noise; speech + noise") from None
+
+
+def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, crops=0):
+    """Yield batches (clean, noisy) for ever, from batch number `step` on; the rank-th of `world` equal parts of each.
+
+    Resident recordings need no workers; others are read by that many processes. crops: the first so many come again
+    and again, in the same order; 0: each comes once.
+    """
+    def positions():
+        for number in itertools.count(step):
+            first = (number * world + rank) * batch_size
+            yield [p % crops if crops else p for p in range(first, first + batch_size)]
+
+    if all(source.resident for source in dataset.sources):
+        for part in positions():
+            yield dataset.batch([dataset[p] for p in part])
+    loader = torch.utils.data.DataLoader(dataset, batch_sampler=positions(), num_workers=workers, collate_fn=list,
+                                         prefetch_factor=4 if workers else None)
+    for items in loader:
+        yield dataset.batch(items)
+
+
+# ------------------------------------------------------------------------------------------------ rooms
 
 @dataclass(frozen=True)
 class RoomConfig:
@@ -741,14 +1125,14 @@ class RoomMixtures(MixedAudio):
         responses = simulated_rooms(range(first_room, first_room + rooms), config, cache)
         self.responses, self.lead = responses.to(speech.device), responses.shape[-1] - 1
 
-    def draw(self, index, rng):
+    def draw(self, index, rng, length):
         """(files, starts, (room, SNR, level of each talker in dB))."""
         chosen = [index]
         while len(chosen) < len(self.sources) - 1:
             elsewhere = self.files[~np.isin(self.folders[self.files], self.folders[chosen])]
             chosen.append(rng.choice(elsewhere if len(elsewhere) else self.files))
-        starts = [self.random_start(self.sources[0].lengths[i], rng) - self.lead for i in chosen]
-        noise, start = self.draw_noise(rng)
+        starts = [random_start(self.sources[0].lengths[i], length, rng) - self.lead for i in chosen]
+        noise, start = self.draw_noise(rng, length)
         choices = rng.integers(len(self.responses)), rng.choice(self.snrs), 0, *-rng.uniform(*self.sir, len(chosen) - 1)
         return (*chosen, noise), (*starts, start), tuple(map(float, choices))
 
@@ -766,95 +1150,9 @@ class RoomMixtures(MixedAudio):
 
     def utterance(self, number):
         """As long as its first talker's recording, the same at every call, peak 0.9: (name, clean, mixture)."""
-        whole, index = copy.copy(self), self.files[number]
-        whole.num_samples = int(self.sources[0].lengths[index])
-        indices, starts, choices = whole.draw(index, np.random.default_rng([self.seed, number, 2]))
-        crops = [source.crop(i, start, whole.num_samples + self.lead, loop) / np.float32(32768)
-                 for source, i, start, loop in zip(self.sources, indices, starts, self.loops)]
-        crops = [torch.from_numpy(crop)[None].to(self.responses.device) for crop in crops]
-        clean, mixture = (wave[0].cpu() for wave in whole.combine(*crops, torch.tensor([choices])))
+        name, clean, mixture = super().utterance(number)
         scale = 0.9 / mixture.abs().max()
-        return self.sources[0].paths[index].stem, scale * clean, scale * mixture
-
-
-def make_babble(speech, rng, talkers=6, minutes=10):
-    """`talkers` voices at once, equally loud: each reads recordings in its own random order. int16 (L,)."""
-    total, usable = np.zeros(minutes * 60 * SAMPLE_RATE), np.flatnonzero(speech.lengths)
-    for _ in range(talkers):
-        end = 0
-        while end < len(total):
-            wave = speech.wave(rng.choice(usable)).numpy()[:len(total) - end]
-            total[end:end + len(wave)] += wave / max(np.sqrt(np.mean(wave ** 2)), 1e-4)
-            end += len(wave)
-    return to_int16(total / np.abs(total).max())
-
-
-def paired_paths(root, split):
-    """Sorted (clean, noisy) paths of a split; see PairedAudio."""
-    root = Path(root)
-    folders = [tuple(root / name for name in VOICEBANK[split]), (root / split / "clean", root / split / "noisy"),
-               (root / split / "pairs" / "clean", root / split / "pairs" / "noisy"), (root / "clean", root / "noisy")]
-    found = [pair for pair in folders if pair[0].is_dir() and pair[1].is_dir()]
-    if not found:
-        tried = "; ".join(f"{a.relative_to(root)} + {b.relative_to(root)}" for a, b in folders)
-        raise FileNotFoundError(f"no clean and noisy files for '{split}' in {root}. Looked for the folders {tried}")
-    clean, noisy = ({p.relative_to(folder).with_suffix(""): p for p in list_audio(folder)} for folder in found[0])
-    alone = [str(name) for name in sorted(clean.keys() ^ noisy.keys())]
-    if alone:
-        more = f" and {len(alone) - 10} more" if len(alone) > 10 else ""
-        raise ValueError(f"{len(alone)} files in {found[0][0]} or {found[0][1]} have no partner of the same name in "
-                         f"the other: {', '.join(alone[:10])}{more}")
-    names = sorted(clean)
-    if found[0] == folders[0] and split != "test":
-        names = [name for name in names if name.name.startswith(VOICEBANK_VALID) == (split == "valid")]
-    if not names:
-        raise FileNotFoundError(f"no recording of the '{split}' speakers in {found[0][0]}")
-    return [clean[name] for name in names], [noisy[name] for name in names]
-
-
-def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, mics=1, talkers=1, rooms=0, room_cache="rooms", **options):
-    """PairedAudio, or MixedAudio where SPLIT/speech and SPLIT/noise (or speech and noise) stand in `root`.
-
-    rooms: so many simulated ones make it RoomMixtures, of other rooms in each split, kept in the folder room_cache.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}")
-    for folder in (root / split, root):
-        if (folder / "speech").is_dir() and (folder / "noise").is_dir():
-            mixed = options | dict(speech_dir=folder / "speech", noise_dir=folder / "noise", snrs=snrs, babble=babble)
-            if rooms:
-                return RoomMixtures(config=RoomConfig(mics, talkers), rooms=rooms, cache=room_cache,
-                                    first_room=10 ** 6 * ("train", "valid", "test").index(split), **mixed)
-            if not (folder / "pairs").is_dir():
-                return MixedAudio(**mixed)
-    if rooms:
-        raise FileNotFoundError(f"{root}: rooms are simulated around recordings of speech and of noise. Looked for the "
-                                f"folders {split}/speech + {split}/noise; speech + noise")
-    try:
-        return PairedAudio(root, split, **options)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; {split}/speech + {split}/noise; speech + noise") from None
-
-
-def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, crops=0):
-    """Yield batches (clean, noisy) for ever, from batch number `step` on; the rank-th of `world` equal parts of each.
-
-    Resident recordings need no workers; others are read by that many processes. crops: the first so many come again
-    and again, in the same order; 0: each comes once.
-    """
-    def positions():
-        for number in itertools.count(step):
-            first = (number * world + rank) * batch_size
-            yield [p % crops if crops else p for p in range(first, first + batch_size)]
-
-    if all(source.resident for source in dataset.sources):
-        for part in positions():
-            yield dataset.batch([dataset[p] for p in part])
-    loader = torch.utils.data.DataLoader(dataset, batch_sampler=positions(), num_workers=workers, collate_fn=list,
-                                         prefetch_factor=4 if workers else None)
-    for items in loader:
-        yield dataset.batch(items)
+        return name, scale * clean, scale * mixture
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -873,14 +1171,23 @@ def main():
     parser.add_argument("--out", default="rooms", help="gets SPLIT/noisy, a channel for each microphone; SPLIT/clean, "
                         "one for each talker; and responses (default: rooms)")
     args = parser.parse_args()
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     try:
+        if min(args.mics, args.talkers, args.count) < 1:
+            raise ValueError("--mics, --talkers and --count are 1 or more")
+        written = [Path(args.out) / args.split / side for side in ("clean", "noisy")]
+        if any(folder.is_dir() and any(folder.iterdir()) for folder in written):
+            raise ValueError(f"{args.out} holds mixtures already, which would be scored with these: choose another "
+                             "--out, or remove it")
         dataset = open_data(args.data, args.split, args.snrs, mics=args.mics, talkers=args.talkers, rooms=args.count,
                             room_cache=Path(args.out) / "responses", seed=args.seed)
-        numbers = np.linspace(0, len(dataset) - 1, args.count).astype(int)
+        # All recordings in turn, or as many evenly spaced; beyond their number again, in other rooms and noise.
+        spaced = np.linspace(0, len(dataset) - 1, args.count).astype(int)
+        numbers = range(args.count) if args.count > len(dataset) else spaced
         for i, number in enumerate(tqdm(numbers, "mixing", unit="file")):
             _, clean, mixture = dataset.utterance(number)
-            for side, wave in (("clean", clean), ("noisy", mixture)):
-                save_audio(Path(args.out) / args.split / side / f"{i:04}.wav", wave, SAMPLE_RATE)
+            for folder, wave in zip(written, (clean, mixture)):
+                save_audio(folder / f"{i:04}.wav", wave, SAMPLE_RATE)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

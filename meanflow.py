@@ -1,51 +1,62 @@
-"""MeanFlow correction: one network call along the average velocity, from an estimate to clean speech.
+"""MeanFlow correction: one network call along the average velocity, from an estimate to
+clean speech.
 
-Papers: Kim, Choi, "MeCo", a one-step MeanFlow corrector for multi-channel speech separation (Interspeech 2026, arXiv
-2606.09677); its single-channel ancestor MeanFlowSE (arXiv 2509.14858); Geng et al., "Mean Flows for One-step Generative
-Modeling" (arXiv 2505.13447); "Improved Mean Flows" (arXiv 2512.02012).
+Papers: Kim, Choi, "MeCo", a one-step MeanFlow corrector for multi-channel speech separation
+(Interspeech 2026, arXiv 2606.09677); its single-channel ancestor MeanFlowSE (arXiv
+2509.14858); Geng et al., "Mean Flows for One-step Generative Modeling" (arXiv 2505.13447);
+"Improved Mean Flows" (arXiv 2512.02012).
 
-The idea: straight paths join an estimate s_hat with noise, t = 1, to clean speech x0, t = 0. A network learns the
-average velocity u of the flow over an interval [r, t], so that one call jumps across it. What ties u to the
-instantaneous velocity is its derivative along the flow. MeCo starts from a separator's estimate of each talker and sees
-the microphones beside it; MeanFlowSE starts from the noisy speech itself.
+The idea: straight paths join an estimate s_hat with noise, t = 1, to clean speech x0, t =
+0. A network learns the average velocity u of the flow over an interval [r, t], so that one
+call jumps across it. What ties u to the instantaneous velocity is its derivative along the
+flow. MeCo starts from a separator's estimate of each talker and sees the microphones beside
+it; MeanFlowSE starts from the noisy speech itself.
 
-    path              x_t = (1 - t) x0 + t s_hat + sigma_t z        path
-    its velocity      v = s_hat - x0 + (sigma_max - sigma_min) z    conditional_velocity
-    network           u = c_skip d + c_out net(c_in d), d = x_t - s_hat     preconditioning: ours, small presets
-    derivative        du/dt = u_x v + u_t along the flow, r fixed   exact_derivative, difference_derivative
-    identity          u = v - c (t - r) du/dt; c = 1: the average   average_velocity_target; clip_norm
-    times             t, then r = t - U^gamma (t - t_eps)           sample_times, interval_exponent
-    velocity loss     E |u(x_t, t, t) - v|^2 / 2                    half_square
-    x_r-loss          E (t - r)^2 |u(x_t, r, t) - u_tgt|^2 / 2      displacement_loss
-    Endpoint loss     -SI-SDR of the one-step output                endpoint_si_sdr_loss
-    inference         x_r = x_t - (t - r) u(x_t, r, t)              sample
-    front end         SA-SDR of the best permutation                sa_sdr_loss, nets.SpatialNet
+    path           x_t = (1 - t) x0 + t (s_hat + s z)      path; s is sigma_max
+    its velocity   v = s_hat - x0 + s z                    conditional_velocity
+    network        u = c_skip d + c_out net(c_in d)        preconditioning: ours, small presets
+    derivative     du/dt = u_x v + u_t along the flow      exact_derivative, clip_norm
+                                                           difference_derivative
+    identity       u = v - c (t - r) du/dt                 average_velocity_target
+    times          t, then r = t - U^gamma (t - t_eps)     sample_times, interval_exponent
+    velocity loss  E |u(x_t, t, t) - v|^2 / 2              metrics.half_square
+    x_r-loss       E (t - r)^2 |u(x_t, r, t) - u_tgt|^2 / 2    displacement_loss
+    both           their weights over the training         average_weight
+    Endpoint loss  -SI-SDR of the one-step output          endpoint_si_sdr_loss
+    inference      x_r = x_t - (t - r) u(x_t, r, t)        sample
+    front end      SA-SDR of the best permutation          sa_sdr_loss, nets.SpatialNet
 
-Two settings. The preset `paper` is the published program's: c = 1/2, which is not the identity, a difference quotient
-with its norm clipped, sums over bins. `principled` has c = 1, the exact derivative, no clip, means; `--along own` makes
-it the improved form. In a Gaussian world the first ends between the flow and the posterior mean, the second on the
+Two settings. The preset `paper` is the published program's: c = 1/2, which is not the
+identity, a difference quotient with its norm clipped, sums over bins. `principled` has c =
+1, the exact derivative, no clip, means; `--along own` makes it the improved form. In a
+Gaussian world the first ends between the flow and the posterior mean, the second on the
 flow.
 
-Where we differ. The schedules follow the updates (`--schedule`), not whole epochs. Where the estimate is nearly silent
-the level is that of the mixture, 26 dB down; the published program draws another excerpt. The derivative is taken in
-float32 whatever the precision of training. Inference of MeanFlowSE ends at `--t-end 0`, as its authors advise.
-In the small presets the network sees each bin relative to the mixture's, in level and phase, and is scaled and skipped
-(`--sigma-data`): it starts as one that keeps the estimate. Their Endpoint loss weighs 30 times more, as its gradient is
-a tenth of that of the velocities. Means over bins have small gradients: `--clip 0.05`, where sums have 1.
-Several microphones or talkers train in simulated rooms, data.RoomMixtures, where by default no mixture comes twice.
-The separator hears longer excerpts than the corrector: in short ones it makes errors of its own. Where the crops of the
-training come again (`--crops`), its estimates are kept in a folder beside the run.
+Where we differ. The schedules follow the updates (`--schedule`), not whole epochs. Where
+the estimate is nearly silent the level is that of the mixture, 26 dB down; the published
+program draws another excerpt. The derivative is taken in float32 whatever the precision of
+training. Inference of MeanFlowSE ends at `--t-end 0`, as its authors advise. In the small
+presets the network sees each bin relative to the mixture's, in level and phase, and is
+scaled and skipped (`--sigma-data`): it starts as one that keeps the estimate. Their
+Endpoint loss weighs 30 times more, as its gradient is a tenth of that of the velocities.
+Means over bins have small gradients: `--clip 0.05`, where sums have 1. Several microphones
+or talkers train in simulated rooms, data.RoomMixtures, where by default no mixture comes
+twice. The separator hears longer excerpts than the corrector: in short ones it makes errors
+of its own. Where the crops of the training come again (`--crops`), its estimates are kept
+in a folder beside the run.
 
     python meanflow.py train --data DIR --preset meanflowse --clip 1
-    python meanflow.py train --data DIR --separator train --num-mics 4 --num-speakers 2 --lr 1e-3 --clip 5 --out sep
-    python meanflow.py train --data DIR --separator frozen --init sep/best.safetensors --clip 1 --crops 20000
+    python meanflow.py train --data DIR --separator train --num-mics 4 --num-speakers 2 \\
+        --lr 1e-3 --clip 5 --out sep
+    python meanflow.py train --data DIR --separator frozen --init sep/best.safetensors \\
+        --clip 1 --crops 20000
     python data.py DIR --mics 4 --talkers 2 --out runs/test
     python meanflow.py evaluate --data runs/test --checkpoint runs/meanflow/best.safetensors
 """
 
-import hashlib
 import itertools
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn as nn
@@ -54,39 +65,42 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import metrics
 import nets
 import train
-from data import SAMPLE_RATE, Spectrogram, SpectrogramConfig, compute_once, in_spectrogram, per_bin
+from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, compute_once,
+                  enhance_levelled, fingerprint, in_spectrogram, per_bin, robust_level)
 
 
 @dataclass(frozen=True)
 class Config(nets.NetworkConfig, SpectrogramConfig):
-    """Constants of the method; `paper` is MeCo, here from the noisy speech unless a separator is asked for."""
-    separator: str = "none"          # none: the flow starts at the noisy speech; train: train one; frozen: use that one
-    separator_size: str = "small"    # of SpatialNet: small or compact
-    separator_seconds: float = 4.0   # of the excerpt that a frozen one hears in training; num_frames are cut from it
+    """Constants of the method; `paper` is MeCo, here from the noisy speech unless a
+    separator is asked for.
+    """
+    separator: Literal["none", "train", "frozen"] = "none"  # none: start at y
+    separator_size: Literal["small", "compact"] = "small"  # of SpatialNet
+    separator_seconds: float = 4.0   # of the excerpt it hears; num_frames are cut from it
     num_mics: int = 1                # microphones of the mixture
     num_speakers: int = 1            # talkers in it
-    sigma_min: float = 0.0           # std of the noise at t = 0, per complex bin
-    sigma_max: float = 0.487         # at t = 1
+    sigma_max: float = 0.487    # std of the noise at t = 1, per complex bin; at t = 0: none
     t_eps: float = 0.03              # smallest process time in training
-    c: float = 0.5                   # of the identity u = v - c (t - r) du/dt; 1: u is the average velocity
-    derivative: str = "difference"   # du/dt by a central difference, or exact by forward-mode differentiation
-    derivative_clip: float = 5.0     # largest norm of du/dt over an example's bins; 0: no limit
-    along: str = "conditional"       # derivative along v of the path, or along the network's own velocity u(x_t, t, t)
-    displacement: bool = True        # weight (t - r)^2, which makes it MeCo's x_r-loss; MeanFlowSE has none
+    c: float = 0.5                # of u = v - c (t - r) du/dt; 1: u is the average velocity
+    derivative: Literal["difference", "exact"] = "difference"  # how du/dt is taken
+    derivative_clip: float = 5.0     # largest norm of du/dt of an example; 0: no limit
+    along: Literal["conditional", "own"] = "conditional"  # du/dt along v, or u(x_t, t, t)
+    displacement: bool = True       # weight (t - r)^2: MeCo's x_r-loss; MeanFlowSE has none
     endpoint_weight: float = 1.0     # of the Endpoint loss, per dB; MeanFlowSE: 0
-    reduction: str = "sum"           # of squares over an example's bins: sum, or mean of the whole loss, Endpoint too
+    reduction: Literal["sum", "mean"] = "sum"  # of the loss over an example's bins
     schedule: int = 58000            # updates that the schedules span: as many as --steps
     N: int = 1                       # network calls at inference
     t_end: float = 0.03              # process time at which inference stops
-    average: bool = True             # inference by the average velocity, or by Euler steps of the instantaneous one
-    sigma_data: float = 0.0          # rms of x0 - s_hat over |mixture| in a bin; > 0: network scaled, skipped as in EDM
+    sigma_data: float = 0.0        # rms of x0 - s_hat over |mixture|; > 0: scaled as in EDM
     fourier_scale: float = 16.0      # std of the random frequencies of the times
     hop_length: int = 64             # samples; MeanFlowSE: 128
 
 
 PRINCIPLED = dict(c=1.0, derivative="exact", derivative_clip=0.0, reduction="mean")
-# sigma_data is measured behind our separators, in rooms too; of noisy speech it is about 0.8, in rooms 1.
-LIGHT = dict(hop_length=256, num_frames=64, sigma_data=0.6, endpoint_weight=30.0, **PRINCIPLED)
+# sigma_data is measured behind our separators, in rooms too; of noisy speech it is about
+# 0.8, in rooms 1.
+LIGHT = dict(hop_length=256, num_frames=64, sigma_data=0.6, endpoint_weight=30.0,
+             normalize="robust", **PRINCIPLED)
 PRESETS = {
     "paper": {},
     "principled": PRINCIPLED,
@@ -96,126 +110,143 @@ PRESETS = {
 }
 
 
-# ------------------------------------------------------------------------------------------------ path and times
+# --------------------------------------------------------------------------- path and times
 # x0, s_hat, z, xt, v complex (B, 1, F, T); r, t (B,) with r <= t.
 
-def path(x0, s_hat, t, z, sigma_min=0.0, sigma_max=0.487):
+def path(x0, s_hat, t, z, sigma_max=0.487):
     """x_t: from x0 at t = 0 straight to s_hat + sigma_max z at t = 1. z with E|z|^2 = 1."""
-    t = per_bin(t)
-    return (1 - t) * x0 + t * s_hat + ((1 - t) * sigma_min + t * sigma_max) * z
+    t = per_bin(t)                                       # (B, 1, 1, 1)
+    return (1 - t) * x0 + t * s_hat + t * sigma_max * z
 
 
-def conditional_velocity(x0, s_hat, z, sigma_min=0.0, sigma_max=0.487):
+def conditional_velocity(x0, s_hat, z, sigma_max=0.487):
     """v = dx_t/dt of one path, the same at every time."""
-    return s_hat - x0 + (sigma_max - sigma_min) * z
+    return s_hat - x0 + sigma_max * z
 
 
-def preconditioning(t, sigma_data, sigma_min=0.0, sigma_max=0.487):
-    """(c_in, c_skip, c_out): in v = c_skip d + c_out net(c_in d), d = x_t - s_hat, net hears and seeks variance 1.
+def preconditioning(t, sigma_data, sigma_max=0.487):
+    """(c_in, c_skip, c_out): in v = c_skip d + c_out net(c_in d), d = x_t - s_hat, net
+    hears and seeks variance 1.
 
-    Ours, after EDM (arXiv 2206.00364). sigma_data: std of x0 - s_hat around 0, a number or one for each bin. Then
-    c_skip d is the best linear guess of v, and c_out the std of what it misses.
+    Ours, after EDM (arXiv 2206.00364). sigma_data: std of x0 - s_hat around 0, a number or
+    one for each bin. Then c_skip d is the best linear guess of v, and c_out the std of what
+    it misses.
     """
-    t = per_bin(t)
-    std = (1 - t) * sigma_min + t * sigma_max            # of the noise in x_t
+    t = per_bin(t)                                       # (B, 1, 1, 1)
+    std = t * sigma_max                                  # of the noise in x_t
     variance = (1 - t) ** 2 * sigma_data ** 2 + std ** 2                   # of d
-    c_skip = ((sigma_max - sigma_min) * std - (1 - t) * sigma_data ** 2) / variance
+    c_skip = (sigma_max * std - (1 - t) * sigma_data ** 2) / variance
     return variance.rsqrt(), c_skip, sigma_data * sigma_max / variance.sqrt()
 
 
 def sample_times(n, gamma=1.0, t_eps=0.03, equal=0.1, device=None):
-    """(r, t), each (n,): t uniform in (t_eps, 1], r = t - U^gamma (t - t_eps), and r = t for a share `equal`."""
+    """(r, t), each (n,): t uniform in (t_eps, 1], r = t - U^gamma (t - t_eps), and r = t
+    for a share `equal`.
+    """
     t = 1 - (1 - t_eps) * torch.rand(n, device=device)
     r = t - torch.rand(n, device=device) ** gamma * (t - t_eps)
     return torch.where(torch.rand(n, device=device) < equal, t, r), t
 
 
 def interval_exponent(progress):
-    """gamma falls from 8 to 1 over the first 70 % of the training: short intervals first."""
+    """gamma falls from 8 to 1 over the first 70 % of training: short intervals first."""
     return 8 - 7 * min(1, progress / 0.7)
 
 
 def average_weight(progress):
-    """w, the share of the average velocity in the loss: rises to 1/4 over the first half of the training."""
+    """Share of the average velocity in the loss: rises to 1/4 over the first half of
+    training.
+    """
     return 0.25 * min(1, progress / 0.5)
 
 
-# ------------------------------------------------------------------------------------------------ average velocity
+# ------------------------------------------------------------------------- average velocity
 # u: function (x, r, t) -> complex (B, 1, F, T), the network with its condition.
 
 def exact_derivative(u, x, r, t, v):
     """du/dt along the flow with r held fixed: tangents (v, 0, 1), one forward-mode pass."""
-    with sdpa_kernel(SDPBackend.MATH):                   # fused attention has no forward mode
+    with sdpa_kernel(SDPBackend.MATH):                 # fused attention has no forward mode
         return torch.func.jvp(lambda x, t: u(x, r, t), (x, t), (v, torch.ones_like(t)))[1]
 
 
 def difference_derivative(u, x, r, t, v, eps=1e-3):
-    """The same by a central difference, as published; its step is relative to the example's mean magnitudes."""
-    step = eps * (x.abs().mean((1, 2, 3)) + v.abs().mean((1, 2, 3))).clamp(min=1e-6)    # (B,)
+    """The same by a central difference, as published; its step is relative to the example's
+    mean magnitudes.
+    """
+    magnitude = x.abs().mean((1, 2, 3)) + v.abs().mean((1, 2, 3))          # (B,)
+    step = eps * magnitude.clamp(min=1e-6)
     ahead, behind = (u(x + per_bin(s) * v, r, t + s) for s in (step, -step))
     return (ahead - behind) / per_bin(2 * step)
 
 
 def clip_norm(x, largest):
     """Scale down the examples whose norm over all bins exceeds `largest`."""
-    return x * per_bin((largest / x.flatten(1).norm(dim=1).clamp(min=1e-12)).clamp(max=1))
+    norm = x.flatten(1).norm(dim=1)                      # (B,)
+    return x * per_bin((largest / norm.clamp(min=1e-12)).clamp(max=1))
 
 
-def average_velocity_target(u, xt, r, t, v, c=1.0, derivative=exact_derivative, clip=float("inf"), along=None):
+def average_velocity_target(u, xt, r, t, v, c=1.0, derivative=exact_derivative,
+                            clip=float("inf"), along=None):
     """u_tgt = v - c (t - r) du/dt, without gradient.
 
-    v: conditional velocity. c: 1 for the average velocity; with c < 1 the regression converges to a mean of velocities
-    that leans towards the time t, and with c -> 0 to the instantaneous one. along: velocity of the derivative, by
-    default v. With u(x_t, t, t) instead the squared error is the improved MeanFlow's, |u + (t - r) du/dt - v|^2, whose
+    v: conditional velocity. c: 1 for the average velocity; with c < 1 the regression
+    converges to a mean of velocities that leans towards the time t, and with c -> 0 to the
+    instantaneous one. along: velocity of the derivative, by default v. With u(x_t, t, t)
+    instead the squared error is the improved MeanFlow's, |u + (t - r) du/dt - v|^2, whose
     regression target v depends on no network.
     """
-    with torch.no_grad(), torch.autocast(xt.device.type, enabled=False):   # a difference in bfloat16 would be noise
-        dudt = clip_norm(derivative(u, xt, r, t, v if along is None else along.detach()), clip)
-        return v - c * per_bin(t - r) * dudt
+    # In float32: a difference in bfloat16 would be noise.
+    with torch.no_grad(), torch.autocast(xt.device.type, enabled=False):
+        dudt = derivative(u, xt, r, t, v if along is None else along.detach())
+        return v - c * per_bin(t - r) * clip_norm(dudt, clip)
 
 
-# ------------------------------------------------------------------------------------------------ losses
-
-def half_square(error):
-    """Half the squared modulus, summed over an example's bins, averaged over the batch."""
-    return 0.5 * error.abs().square().sum((1, 2, 3)).mean()
-
+# ----------------------------------------------------------------------------------- losses
 
 def displacement_loss(u, u_target, r, t):
-    """The x_r-loss: error of the point x_t - (t - r) u that the jump reaches, so velocities count by (t - r)^2."""
-    return half_square(per_bin(t - r) * (u - u_target))
+    """The x_r-loss: error of the point x_t - (t - r) u that the jump reaches, so velocities
+    count by (t - r)^2.
+    """
+    return metrics.half_square(per_bin(t - r) * (u - u_target))
 
 
 def endpoint_si_sdr_loss(u, x0, s_hat, z, spectrogram, t_end=0.03, sigma_max=0.487):
-    """Negative SI-SDR in dB of the one-step output's wave against that of x0: (B,). Gradients pass through all of it.
+    """Negative SI-SDR in dB of the one-step output's wave against that of x0: (B,).
+    Gradients pass through all of it.
 
     The output is that of time t_end, the reference clean, as published.
     """
     x_hat = sample(u, s_hat, z, 1, t_end, sigma_max)
     with torch.autocast(x0.device.type, enabled=False):
-        clean, enhanced = (spectrogram.inverse(x[:, 0], spectrogram.samples(x.shape[-1])) for x in (x0, x_hat))
+        length = spectrogram.samples(x0.shape[-1])
+        clean, enhanced = (spectrogram.inverse(x[:, 0], length) for x in (x0, x_hat))  # (B, L)
         return metrics.si_sdr_loss(clean, enhanced)
 
 
 def sa_sdr_loss(clean, estimate, eps=1e-8):
-    """Source-aggregated SDR of the best permutation: (its negative in dB (B,), the estimates in the order of `clean`).
+    """Source-aggregated SDR of the best permutation: (its negative in dB (B,), the
+    estimates in the order of `clean`).
 
-    clean, estimate: waves (B, S, L). One ratio for the whole mixture, so that a talker may be silent.
+    clean, estimate: waves (B, S, L). One ratio for the whole mixture, so that a talker may
+    be silent.
     """
     talkers = torch.arange(clean.shape[1], device=clean.device)
-    orders = torch.tensor(list(itertools.permutations(talkers.tolist())), device=clean.device)      # (S!, S)
-    errors = (clean[:, :, None] - estimate[:, None]).square().sum(-1)      # (B, S, S): of every pair
+    orders = list(itertools.permutations(talkers.tolist()))
+    orders = torch.tensor(orders, device=clean.device)                     # (S!, S)
+    errors = (clean[:, :, None] - estimate[:, None]).square().sum(-1)     # (B, S, S): pairs
     error, best = errors[:, talkers, orders].sum(-1).min(-1)               # (B,)
     loss = -10 * ((clean.square().sum((1, 2)) + eps) / (error + eps)).log10()
     return loss, estimate.gather(1, orders[best][:, :, None].expand_as(estimate))
 
 
-# ------------------------------------------------------------------------------------------------ inference
+# -------------------------------------------------------------------------------- inference
 
 def sample(u, s_hat, z, N=1, t_end=0.03, sigma_max=0.487, average=True):
-    """From s_hat + sigma_max z at t = 1 down to t_end by N equal jumps: one with N = 1, MeCo's inference.
+    """From s_hat + sigma_max z at t = 1 down to t_end by N equal jumps: one with N = 1,
+    MeCo's inference.
 
-    average: each jump takes u(x, r, t); otherwise u(x, t, t), an Euler step of the instantaneous velocity.
+    average: each jump takes u(x, r, t); otherwise u(x, t, t), an Euler step of the
+    instantaneous velocity.
     """
     x = s_hat + sigma_max * z
     times = torch.linspace(1, t_end, N + 1, dtype=torch.float64).tolist()
@@ -225,52 +256,69 @@ def sample(u, s_hat, z, N=1, t_end=0.03, sigma_max=0.487, average=True):
     return x
 
 
-# ------------------------------------------------------------------------------------------------ the model
+# -------------------------------------------------------------------------------- the model
 
 class MeanFlowCorrector(nn.Module):
-    """An average-velocity network and, where asked for, its separator. `calls` counts evaluations of both.
+    """An average-velocity network and, where asked for, its separator. `calls` counts
+    evaluations of both.
 
-    Waves are (B, L), or (B, num_mics, L) in and (B, num_speakers, L) out, the talkers at microphone 0.
+    Waves are (B, L), or (B, num_mics, L) in and (B, num_speakers, L) out, the talkers at
+    microphone 0.
     """
 
     Config, presets = Config, PRESETS
-    inference = ("N", "t_end", "average")                # fields that may change after training
+    inference = ("N", "t_end")                       # fields that may change after training
 
     def __init__(self, config=Config()):
         super().__init__()
         if config.separator == "none" and (config.num_mics, config.num_speakers) != (1, 1):
-            raise ValueError("several microphones or talkers need a separator: --separator train, then frozen")
-        self.config, self.num_mics, self.num_speakers = config, config.num_mics, config.num_speakers
-        self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent, config.factor)
+            raise ValueError("several microphones or talkers need a separator: --separator "
+                             "train, then frozen")
+        self.config = config
+        self.num_mics, self.num_speakers = config.num_mics, config.num_speakers
+        self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent,
+                                       config.factor)
         self.separator = None
-        # State and start of the flow; with a separator, the microphones too.
-        channels = 2 if config.separator == "none" else 2 + config.num_mics
-        self.net = nets.NCSNpp(channels, 1, config.width, config.channel_mults, config.num_res_blocks,
-                               config.attention_resolutions, version=2, num_times=2,
-                               fourier_scale=config.fourier_scale, image_size=config.n_fft // 2 + 1)
+        # What is known: s_hat alone, which then is the mixture, or s_hat and the
+        # microphones.
+        known = 1 if config.separator == "none" else 1 + config.num_mics
+        self.mic0 = known - config.num_mics           # where microphone 0 stands among that
+        self.net = nets.NCSNpp(1 + known, 1, config.width, config.channel_mults,
+                               config.num_res_blocks, config.attention_resolutions,
+                               image_size=config.n_fft // 2 + 1, num_times=2, version=2,
+                               fourier_scale=config.fourier_scale)
         if config.separator != "none":
             self.separator_stft = Spectrogram(512, 256, transform="none")
             sizes = {"small": {}, "compact": nets.COMPACT}[config.separator_size]
-            self.separator = nets.SpatialNet(config.num_mics, config.num_speakers, bins=257, **sizes)
-            {"train": self.net, "frozen": self.separator}[config.separator].requires_grad_(False)
-        self.num_samples = self.spectrogram.samples(config.num_frames)     # of a training crop
+            self.separator = nets.SpatialNet(config.num_mics, config.num_speakers, **sizes)
+            still = self.net if config.separator == "train" else self.separator
+            still.requires_grad_(False)
+        self.num_samples = self.spectrogram.samples(config.num_frames)  # of a training crop
         if config.separator == "frozen":
-            self.num_samples = max(self.num_samples, round(config.separator_seconds * SAMPLE_RATE))
-        self.calls, self.ema, self.store = 0, None, None                   # fit sets ema, train_command store
+            heard = round(config.separator_seconds * SAMPLE_RATE)
+            self.num_samples = max(self.num_samples, heard)
+        self.calls, self.ema, self.store = 0, None, None   # fit sets ema, train_command store
 
-    def forward(self, xt, condition, r, t):
-        """u(x_t, r, t), complex (B, 1, F, T). condition: s_hat and, with a separator, the microphones."""
+    def forward(self, xt, known, r, t):
+        """u(x_t, r, t), complex (B, 1, F, T). known: s_hat and, with a separator, the
+        microphones, complex (B, C, F, T).
+        """
         self.calls += 1
         config = self.config
-        network = lambda *signals: -self.net(torch.cat(signals, dim=1), t, (t - r).clamp(min=0))
+
+        def network(*signals):                          # as released, u is minus its output
+            return -self.net(torch.cat(signals, dim=1), t, (t - r).clamp(min=0))
+
         if not config.sigma_data:
-            return network(xt, condition)
-        # Each bin relative to the level and phase of the mixture at microphone 0; without a separator, that is s_hat.
-        d, noisy = xt - condition[:, :1], condition[:, -config.num_mics, None]
-        phase = noisy / noisy.abs().clamp(min=1e-8)
-        sigma_data = config.sigma_data * noisy.abs() + 0.01                # not 0 in silence
-        c_in, c_skip, c_out = preconditioning(t, sigma_data, config.sigma_min, config.sigma_max)
-        return c_skip * d + c_out * phase * network(phase.conj() * c_in * d, phase.conj() * condition / config.factor)
+            return network(xt, known)
+        # Each bin relative to the level and phase of the mixture at microphone 0.
+        d = xt - known[:, :1]
+        mixture = known[:, self.mic0, None]              # (B, 1, F, T)
+        phase = mixture / mixture.abs().clamp(min=1e-8)
+        sigma_data = config.sigma_data * mixture.abs() + 0.01             # not 0 in silence
+        c_in, c_skip, c_out = preconditioning(t, sigma_data, config.sigma_max)
+        out = network(phase.conj() * c_in * d, phase.conj() * known / config.factor)
+        return c_skip * d + c_out * phase * out
 
     def separate(self, mixture):
         """(B, num_mics, L) -> (B, num_speakers, L), in an order of the separator's own."""
@@ -282,23 +330,32 @@ class MeanFlowCorrector(nn.Module):
             return self.separator_stft.istft(S, mixture.shape[-1])
 
     def separate_once(self, mixture):
-        """`separate`; where training repeats its crops, from the folder `store`, which keeps the estimate of each."""
+        """`separate`; where training repeats its crops, from the folder `store`, which
+        keeps the estimate of each.
+        """
         if self.store is None:
             return self.separate(mixture)
         weights = nn.utils.parameters_to_vector(self.separator.parameters())
+        return torch.stack([self.kept_estimate(wave, weights) for wave in mixture])
 
-        def estimate(wave):
-            name = hashlib.sha256(torch.cat([weights, wave.flatten()]).cpu().numpy()).hexdigest()[:32]
-            with torch.autocast(wave.device.type, enabled=False):          # kept for other runs, so in full precision
-                kept = compute_once(self.store / f"{name}.npz", lambda: self.separate(wave[None])[0].cpu().numpy())
-            return torch.from_numpy(kept).to(wave.device)
-        return torch.stack([estimate(wave) for wave in mixture])
+    def kept_estimate(self, wave, weights):
+        """`separate` of one mixture (num_mics, L) by a separator of these weights, computed
+        once.
+        """
+        def estimate():
+            with torch.autocast(wave.device.type, enabled=False):      # others will read it
+                return self.separate(wave[None])[0].cpu().numpy()
+
+        path = self.store / f"{fingerprint(weights, wave)}.npz"
+        return torch.from_numpy(compute_once(path, estimate)).to(wave.device)
 
     @torch.no_grad()
     def known(self, mixture, clean=None):
-        """What the flow of each talker starts from and sees: waves (B S, C, L), s_hat first.
+        """What the flow of each talker starts from and sees: waves (B S, C, L), s_hat
+        first.
 
-        mixture: (B, num_mics, L). With clean waves (B, S, L) the talkers come in their order.
+        mixture: (B, num_mics, L). With clean waves (B, S, L) the talkers come in their
+        order.
         """
         if self.separator is None:
             return mixture
@@ -310,17 +367,25 @@ class MeanFlowCorrector(nn.Module):
         return torch.cat([estimate, mixture], dim=1)
 
     def level(self, waves):
-        """Peak of s_hat, but at least 0.05 times that of the mixture at microphone 0: (B S, C, L) -> (B S, 1, 1)."""
-        s_hat, mixture = waves[:, :1], waves[:, -self.num_mics, None]
-        return torch.maximum(s_hat.abs(), 0.05 * mixture.abs()).amax(-1, keepdim=True).clamp(min=1e-8)
+        """Level of s_hat, but at least 0.05 times that of the mixture at microphone 0: (B S,
+        C, L) -> (B S, 1, 1).
+        """
+        s_hat, mixture = waves[:, :1], waves[:, self.mic0, None]
+        loudest = torch.maximum(s_hat.abs(), 0.05 * mixture.abs())
+        if self.config.normalize == "robust":
+            return robust_level(loudest).clamp(min=1e-8)
+        return loudest.amax(-1, keepdim=True).clamp(min=1e-8)
 
     def prepare(self, fresh):
         """Before training. Raises ValueError where there is nothing to start from."""
         if self.config.separator == "frozen" and fresh:
-            raise ValueError("--separator frozen needs --init, a checkpoint of --separator train")
+            raise ValueError("--separator frozen needs --init, a checkpoint of --separator "
+                             "train")
 
     def loss(self, batch):
-        """batch: clean waves and their mixture, divided by the mixture's peak. Returns (loss, its parts)."""
+        """batch: clean waves and their mixture, divided by the mixture's peak. Returns
+        (loss, its parts).
+        """
         clean, mixture = (wave if wave.ndim == 3 else wave[:, None] for wave in batch)
         if self.config.separator == "train":
             loss = sa_sdr_loss(clean, self.separate(mixture))[0].mean()
@@ -334,59 +399,72 @@ class MeanFlowCorrector(nn.Module):
             spectra = self.spectrogram(waves / self.level(waves[:, 1:]))
         return self.flow_loss(spectra[:, :1], spectra[:, 1:])
 
-    def flow_loss(self, x0, condition):
-        """(loss, its parts) of clean spectrograms (B, 1, F, T) and what is known, s_hat first (B, C, F, T)."""
-        config, s_hat = self.config, condition[:, :1]
-        sigmas = config.sigma_min, config.sigma_max
-        u = lambda x, r, t: self(x, condition, r, t)
+    def flow_loss(self, x0, known):
+        """(loss, its parts) of clean spectrograms (B, 1, F, T) and what is known, s_hat
+        first, (B, C, F, T): half squares over bins, the Endpoint loss in dB; `reduction`
+        divides all.
+        """
+        config, s_hat = self.config, known[:, :1]
+
+        def u(x, r, t):
+            return self(x, known, r, t)
+
         progress = 1 if self.ema is None else self.ema.num_updates / config.schedule
-        w = average_weight(progress)
-        r, t = sample_times(len(x0), interval_exponent(progress), config.t_eps, device=x0.device)
+        share = average_weight(progress)
+        gamma = interval_exponent(progress)
+        r, t = sample_times(len(x0), gamma, config.t_eps, device=x0.device)
         z = torch.randn_like(x0)
-        xt, v = path(x0, s_hat, t, z, *sigmas), conditional_velocity(x0, s_hat, z, *sigmas)
+        xt = path(x0, s_hat, t, z, config.sigma_max)
+        v = conditional_velocity(x0, s_hat, z, config.sigma_max)
 
         u_now = u(xt, t, t)
-        loss = velocity = half_square(u_now - v)
+        loss = velocity = metrics.half_square(u_now - v)
         parts = {"velocity": velocity.detach()}
-        if w >= 0.05:                                    # until then the instantaneous velocity alone
-            derivative = {"exact": exact_derivative, "difference": difference_derivative}[config.derivative]
-            u_target = average_velocity_target(u, xt, r, t, v, config.c, derivative,
-                                               config.derivative_clip or float("inf"),
-                                               {"conditional": None, "own": u_now}[config.along])
-            u_mean = u(xt, r, t)
-            average = (displacement_loss(u_mean, u_target, r, t) if config.displacement
-                       else half_square(u_mean - u_target))
-            loss = (1 - w) * velocity + w * average
+        if share >= 0.05:                                # until then the velocity alone
+            u_target = average_velocity_target(
+                u, xt, r, t, v, config.c,
+                exact_derivative if config.derivative == "exact" else difference_derivative,
+                config.derivative_clip or float("inf"),
+                u_now if config.along == "own" else None)
+            u_average = u(xt, r, t)
+            if config.displacement:
+                average = displacement_loss(u_average, u_target, r, t)
+            else:
+                average = metrics.half_square(u_average - u_target)
+            loss = (1 - share) * velocity + share * average
             parts["average"] = average.detach()
             if config.endpoint_weight:
-                endpoint = endpoint_si_sdr_loss(u, x0, s_hat, torch.randn_like(x0), self.spectrogram, config.t_end,
+                endpoint = endpoint_si_sdr_loss(u, x0, s_hat, torch.randn_like(x0),
+                                                self.spectrogram, config.t_end,
                                                 config.sigma_max).mean()
                 loss = loss + config.endpoint_weight * endpoint
                 parts["si_sdr"] = -endpoint.detach()
-        return loss / {"sum": 1, "mean": x0[0].numel()}[config.reduction], parts
+        # The mean of the squares; the Endpoint loss shrinks with them and keeps its weight.
+        return loss / x0[0].numel() if config.reduction == "mean" else loss, parts
 
-    def correct(self, condition):
+    def correct(self, known):
         """Known spectrograms (B, C, F, T), s_hat first -> clean (B, 1, F, T)."""
-        config, s_hat = self.config, condition[:, :1]
-        return sample(lambda x, r, t: self(x, condition, r, t), s_hat, torch.randn_like(s_hat), config.N, config.t_end,
-                      config.sigma_max, config.average)
+        config, s_hat = self.config, known[:, :1]
+        return sample(lambda x, r, t: self(x, known, r, t), s_hat, torch.randn_like(s_hat),
+                      config.N, config.t_end, config.sigma_max)
 
     @torch.no_grad()
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L), see data.in_spectrogram; (B, M, L) -> (B, S, L)."""
-        mixture = wave if wave.ndim == 3 else wave[:, None]
-        if self.config.separator == "train":
-            out = self.separate(mixture)
-        else:
-            waves = self.known(mixture)
-            level = self.level(waves)
-            if self.separator is None and peak is not None:
-                level = peak[:, None].clamp(min=1e-8)    # of the recording, where this is a window of it
-            # One recording has C signals here, which in_spectrogram passes through as one of another dimension.
-            out = in_spectrogram(lambda y: self.correct(y[:, 0]), waves / level, level.new_ones(1, 1), self.spectrogram,
-                                 self.net.multiple, self.config.pad_mode)
-            out = (out * level[:, 0]).unflatten(0, (len(wave), -1))        # (B, S, L)
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L), see data.enhance_levelled;
+        (B, M, L) -> (B, S, L).
+        """
+        out = enhance_levelled(self.enhance_at_level_1, wave if wave.ndim == 3 else wave[:, None],
+                               self.config.normalize, peak)
         return out if wave.ndim == 3 else out[:, 0]
+
+    def enhance_at_level_1(self, mixture):
+        """(B, M, L) -> (B, S, L)."""
+        if self.config.separator == "train":
+            return self.separate(mixture)
+        waves = self.known(mixture)                                        # (B S, C, L)
+        level = self.level(waves) if self.separator else waves.new_ones(1, 1, 1)
+        out = in_spectrogram(self.correct, waves / level, self.spectrogram, self.net.multiple, self.config.pad_mode)
+        return (out * level[:, 0]).unflatten(0, (len(mixture), -1))        # (B, S, L)
 
 
 if __name__ == "__main__":

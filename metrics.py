@@ -25,6 +25,7 @@ gets into a mean. What was changed before scoring (a crop, a gain) is a warning;
 
 import argparse
 import concurrent.futures
+import contextlib
 import csv
 import functools
 import importlib.util
@@ -321,7 +322,28 @@ def load(which, x):
     return wave.numpy()
 
 
-def score_pair(metrics, pair):
+def in_step(s, s_hat, align):
+    """Both (channels, L), cropped to what they share where `align`. A warning where s_hat is late or early, by 0.5 s at
+    most, and that explains most of its distortion."""
+    reach, length = SAMPLE_RATE // 2, s.shape[1]
+    size = 2 * length
+    products = np.fft.irfft(np.fft.rfft(s_hat[0], size) * np.fft.rfft(s[0], size).conj(), size)
+    lags = np.r_[0:min(reach, length - 1), -min(reach, length - 1):0]
+    lag = int(lags[np.abs(products[lags]).argmax()])
+    late, early = max(lag, 0), max(-lag, 0)
+    moved = s[:, early:length - late], s_hat[:, late:length - early]
+    audible = all(np.abs(x).max(1).min() > SILENCE for x in moved)
+    if not lag or not audible or moved[0].shape[1] < SHORTEST * SAMPLE_RATE:
+        return s, s_hat
+    as_it_is, shifted = np.mean(si_sdr(s, s_hat)), np.mean(si_sdr(*moved))
+    if shifted < as_it_is + 3:
+        return s, s_hat
+    warnings.warn(f"enhanced is {abs(lag)} samples ({abs(lag) / 16:.1f} ms) {'late' if lag > 0 else 'early'}: SI-SDR "
+                  f"{as_it_is:.1f} dB, in step {shifted:.1f} dB" + ("; shifted" if align else "; see --align"))
+    return moved if align else (s, s_hat)
+
+
+def score_pair(metrics, align, pair):
     """One row of a table: name, seconds, a key per score, note, error. What fails is in `error`, never a score."""
     row, errors = {"name": pair[0]}, []
     signals = dict(zip(("clean", "enhanced", "noisy"), [*pair[1:], None] if "si_sir_sar" in metrics else pair[1:3]))
@@ -329,6 +351,8 @@ def score_pair(metrics, pair):
         warnings.simplefilter("always", UserWarning)
         try:
             s, s_hat, *y = checked(**{which: load(which, x) for which, x in signals.items()})    # (channels, L)
+            if not y:
+                s, s_hat = in_step(s, s_hat, align)
             row["seconds"] = s.shape[1] / SAMPLE_RATE
         except Exception as error:      # one bad file must not end the run: it is named and counted
             errors, metrics = [str(error) or repr(error)], []
@@ -344,31 +368,58 @@ def score_pair(metrics, pair):
     return {**row, "note": "; ".join(dict.fromkeys(str(note.message) for note in notes)), "error": "; ".join(errors)}
 
 
-def evaluate(pairs, metrics=("pesq", "estoi", "si_sdr"), workers=1, progress=True):
+def known(metrics):
+    """The names of metrics, unchanged. Raises ValueError for one that does not exist."""
+    unknown = [metric for metric in metrics if metric not in METRICS]
+    if unknown:
+        raise ValueError(f"unknown metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
+    return metrics
+
+
+def evaluate(pairs, metrics=("pesq", "estoi", "si_sdr"), workers=1, progress=True, align=False):
     """Score many files: pairs of (name, clean, enhanced[, noisy]), each a path or 16 kHz samples (L,) or (channels, L).
 
     Channels are scored one by one and averaged. Returns Results, a row per pair in the order given; a metric whose
-    package is absent is n/a. workers > 1 are processes: call under `if __name__ == "__main__":`. Raises ValueError for
+    package is absent is n/a. workers > 1 are processes: call under `if __name__ == "__main__":`. align: what is late or
+    early is shifted first. Raises ValueError for
     names of pairs that are not unique (systems are compared by name) and for unknown metrics.
     """
     pairs = [[name, *(x.detach().cpu().numpy() if hasattr(x, "detach") else x for x in signals)]
              for name, *signals in pairs]
-    unknown = [metric for metric in metrics if metric not in METRICS]
-    if unknown:
-        raise ValueError(f"unknown metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
+    known(metrics)
     if len({pair[0] for pair in pairs}) < len(pairs):
         raise ValueError("expected a different name for every pair")
-    score = functools.partial(score_pair, [metric for metric in metrics if not missing(metric)])
-    bar = functools.partial(tqdm, total=len(pairs), desc="scoring", unit="file", disable=None if progress else True)
+    score = functools.partial(score_pair, [metric for metric in metrics if not missing(metric)], align)
+    bar = tqdm(total=len(pairs), desc="scoring", unit="file", disable=None if progress else True)
     if workers <= 1 or len(pairs) < 2:
-        rows = list(bar(map(score, pairs)))
-    else:      # spawned, as a fork would inherit torch's locks; the children read the variables when they load numpy
-        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        with (mock.patch.dict(os.environ, one_thread), concurrent.futures.ProcessPoolExecutor(
-                min(workers, len(pairs)), multiprocessing.get_context("spawn")) as pool):
-            rows = list(bar(pool.map(score, pairs)))
+        rows = [score(pair) for pair in pairs if not bar.update()]
+    else:
+        rows = score_in_processes(score, pairs, min(workers, len(pairs)), bar)
+    bar.close()
     return Results(rows, [column for metric in metrics for column in METRICS[metric][0]],
                    [missing(metric) for metric in metrics if missing(metric)])
+
+
+def score_in_processes(score, pairs, workers, bar):
+    """[score(pair), ...] by that many processes. Where one is killed, by the system for its memory perhaps, what the
+    others have done is kept and what was under way is scored again, one by one: the pair that kills gets no score."""
+    rows = [None] * len(pairs)
+    while left := [i for i, row in enumerate(rows) if row is None]:
+        # Spawned, as a fork would inherit torch's locks; the children read the variables when they load numpy.
+        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        with (mock.patch.dict(os.environ, one_thread),
+              concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool):
+            jobs = {pool.submit(score, pairs[i]): i for i in left}
+            for job in concurrent.futures.as_completed(jobs):
+                with contextlib.suppress(concurrent.futures.process.BrokenProcessPool):
+                    rows[jobs[job]] = job.result()
+                    bar.update()
+        if workers == 1 and None in rows:                # one by one, so it is the first that is missing
+            i = rows.index(None)
+            rows[i] = {"name": pairs[i][0], "note": "",
+                       "error": "the process that scored it was killed; out of memory?"}
+        workers = 1
+    return rows
 
 
 def bootstrap_interval(values, resamples=1000, seed=0):
@@ -417,17 +468,12 @@ class Results:
 
     def save_csv(self, path):
         """One line per file, empty where there is no score. Appears complete or not at all."""
-        part = f"{path}.{os.getpid()}.part"
-        try:
-            with open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                writer = csv.DictWriter(file, ["name", "seconds", *self.columns, "note", "error"])
-                writer.writeheader()
-                writer.writerows(self.rows)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            Path(part).unlink(missing_ok=True)
+        from data import appearing
+        with (appearing(path) as part,
+              open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file):
+            writer = csv.DictWriter(file, ["name", "seconds", *self.columns, "note", "error"])
+            writer.writeheader()
+            writer.writerows(self.rows)
 
     def compare(self, other):
         """Results of self - other, paired over the files both have: an interval without 0 is a difference."""
@@ -453,6 +499,7 @@ def main(arguments=None):
     parser.add_argument("--metrics", help=f"comma-separated, of {','.join(METRICS)} (default: pesq,estoi,si_sdr)")
     parser.add_argument("--csv", type=Path, metavar="FILE",
                         help="scores per file; a second system adds FILE-second and FILE-difference")
+    parser.add_argument("--align", action="store_true", help="shift what comes late or early, up to 0.5 s, into step")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
     args = parser.parse_args(arguments)
     metrics = (args.metrics or "pesq,estoi,si_sdr" + ",si_sir_sar" * bool(args.noisy)).split(",")
@@ -461,8 +508,10 @@ def main(arguments=None):
     if args.csv and not args.csv.absolute().parent.is_dir():
         parser.error(f"--csv: there is no folder {args.csv.absolute().parent}")
     sys.stdout.reconfigure(errors="backslashreplace")      # a file's name may be anything
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     results = []
     try:
+        from data import by_name
         clean, noisy = by_name(args.clean), by_name(args.noisy) if args.noisy else {}
         for folder in [args.enhanced, args.second] if args.second else [args.enhanced]:
             enhanced = by_name(folder)
@@ -470,7 +519,7 @@ def main(arguments=None):
                 raise ValueError(f"no file below {folder} has the name of one below {args.clean}")
             names = sorted({**clean, **enhanced})
             results.append(evaluate([(name, clean.get(name), enhanced.get(name), noisy.get(name)) for name in names],
-                                    metrics, args.workers))
+                                    metrics, args.workers, align=args.align))
             print(f"\n{folder}\n{results[-1].table()}")
     except (OSError, ValueError) as error:
         parser.error(str(error))
@@ -483,19 +532,15 @@ def main(arguments=None):
     return int(any(result.failed for result in results))
 
 
-def by_name(folder):
-    """{path below the folder without suffix: path}. Raises OSError without audio, ValueError for a name used twice."""
-    from data import list_audio
-    files = {}
-    for path in list_audio(folder):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in files:
-            raise ValueError(f"{files[name]} and {path} have the same name but for the suffix; which one is meant?")
-        files[name] = path
-    return files
-
-
 # ---- losses to train with ----
+
+def half_square(error):
+    """Half the squared modulus, summed over each example's bins, averaged over the batch.
+
+    error: complex tensor (B, C, F, T) -> ().
+    """
+    return 0.5 * error.abs().square().sum((1, 2, 3)).mean()
+
 
 def si_sdr_loss(clean, enhanced, eps=1e-8):
     """Negative SI-SDR in dB of tensors (B, L), freed of their means: (B,)."""
@@ -505,8 +550,8 @@ def si_sdr_loss(clean, enhanced, eps=1e-8):
     return -10 * (signal / (error + eps) + eps).log10()
 
 
-# Of the 49 Bark bands of ITU-T P.862 at 16 kHz: how many of 256 bins, widths (Bark), power corrections, hearing
-# thresholds (dB). The first band has no part in the sums over bands.
+# Of the 49 Bark bands of ITU-T P.862 at 16 kHz, as its reference software lists them: how many of 256 bins, widths
+# (Bark), power corrections, hearing thresholds (dB). The first band has no part in the sums over bands.
 BAND_BINS = [1] * 8 + [2] + [1] * 5 + [2, 1, 1] + [2] * 8 + [3] * 4 + [
     4, 3, 4, 5, 4, 5, 6, 6, 7, 8, 9, 9, 12, 12, 15, 16, 18, 21, 25, 20]
 BAND_WIDTHS = """
@@ -541,30 +586,33 @@ class PESQLoss:
     can have a large gradient: clip its norm in training. Raises ValueError for signals that are too short, not
     floating point or not alike in shape.
 
-    ITU-T P.862 and P.862.2, with the simplifications of the package torch-pesq, whose numbers it gives.
+    ITU-T P.862 and P.862.2, with the simplifications of the package torch-pesq, whose numbers it gives. Below,
+    [P] marks a constant of P.862 and its reference software, [W] one of P.862.2, wide-band, and [T] one of torch-pesq
+    0.1.2, where it does otherwise: no alignment in time, one filter less, a gain that does not remember.
     """
 
     shortest = 5376            # samples: a block of 20 frames
-    weights = 0.1, 0.0309      # of the symmetric and the asymmetric disturbance
-    worst = 45                 # disturbance of a frame
+    weights = 0.1, 0.0309      # [P] of the symmetric and the asymmetric disturbance: 4.5 - these is the raw score
+    worst = 45                 # [P] disturbance of a frame
 
     def __init__(self):
         from scipy.signal import butter, lfilter
         width, correction, threshold_db = (np.array(table.split(), dtype=float) for table in (
             BAND_WIDTHS, BAND_CORRECTIONS, BAND_THRESHOLDS))      # (49,)
         centre = np.cumsum(width) - width / 2
-        bark = np.repeat(np.eye(len(width)), BAND_BINS, axis=0) * correction * 6.910853e-6      # (256, 49)
+        bark = np.repeat(np.eye(len(width)), BAND_BINS, axis=0) * correction * 6.910853e-6      # [P] S_p; (256, 49)
         width[0] = bark[0] = 0      # outside the sums over bands; no mean
         # The filters as responses of 2048 samples: beyond 471 both are under 1e-7 of their peaks. Coefficients in
-        # float32, as in torch-pesq: exact ones move the disturbances by 0.2 %.
+        # float32, as in torch-pesq: exact ones move the disturbances by 0.2 %. [T] order 5; [P] 325 to 3250 Hz.
         band_pass = np.array(butter(5, [325, 3250], "bandpass", fs=16000), dtype=np.float32).astype(float)
-        pre_filter = [2.740826, -5.4816519, 2.740826], [1, -1.9444777, 0.94597794]
+        pre_filter = [2.740826, -5.4816519, 2.740826], [1, -1.9444777, 0.94597794]      # [W] the input filter
         impulse = np.eye(1, 2048)[0]
         self.device, self.tables = None, {
             "band_pass": lfilter(*band_pass, impulse), "pre_filter": lfilter(*pre_filter, impulse),
-            "fade": np.arange(1, 16) / 16, "window": 0.5 - 0.5 * np.cos(np.pi * np.arange(512) / 256),
+            "fade": np.arange(1, 16) / 16,                                              # [T] of 15 samples
+            "window": 0.5 - 0.5 * np.cos(np.pi * np.arange(512) / 256),                 # [P] Hann, 32 ms
             "bark": bark, "width": width, "threshold": 10 ** (threshold_db / 10),
-            "exponent": 0.23 * np.clip(6 / (centre + 2), 1, 2) ** 0.15}
+            "exponent": 0.23 * np.clip(6 / (centre + 2), 1, 2) ** 0.15}                 # [P] Zwicker's, up below 4 Bark
 
     def to(self, device):
         """Makes the tables tensors on this device: self.bark, ... Calls do it for themselves."""
@@ -577,7 +625,7 @@ class PESQLoss:
 
     @staticmethod
     def mos(loss):
-        """MOS-LQO of a loss: numbers, arrays or tensors of any shape. P.862.2's map of the raw score 4.5 - loss."""
+        """MOS-LQO of a loss: numbers, arrays or tensors of any shape. [W] The map of the raw score 4.5 - loss."""
         return 0.999 + 4 / (1 + np.e ** (3.8224 - 1.3669 * (4.5 - loss)))
 
     def __call__(self, clean, enhanced):
@@ -603,10 +651,11 @@ class PESQLoss:
             size = length + len(response)
             return torch.fft.irfft(torch.fft.rfft(x, size) * torch.fft.rfft(response, size), size)[..., :length]
 
+        # [P] a mean power of 1e7, over the signal and its padding of 320 ms; [T] the factor.
         power = convolve(x, self.band_pass).square().sum(-1, keepdim=True) / ((length + 5120) * 1.04684)
         x = x * (1e7 / (power + 1e-30)).sqrt()      # finite in silence
         x = torch.cat([x[..., :15] * self.fade, x[..., 15:-15], x[..., -15:] * self.fade.flip(0)], dim=-1)
-        x = torch.nn.functional.pad(convolve(x, self.pre_filter), (0, length % 256))      # sic: not -length % 256
+        x = torch.nn.functional.pad(convolve(x, self.pre_filter), (0, length % 256))      # [T] sic: not -length % 256
         spectrum = torch.fft.rfft(x.unfold(-1, 512, 256) * self.window)[..., :256]
         return (spectrum.real.square() + spectrum.imag.square()) @ self.bark
 
@@ -615,22 +664,29 @@ class PESQLoss:
         return B * (B > factor * self.threshold)
 
     def compensated(self, R, G):
-        """Both spectra (B, frames, 49) without what a fixed filter (given to R) and changing gain (taken from G) do."""
+        """Both spectra (B, frames, 49) without what a fixed filter (given to R) and changing gain (taken from G) do.
+
+        [P] Every constant; [T] the gain of a frame is smoothed with the frame before's own, not its smoothed one.
+        """
         import torch
         power = self.audible(R, 100).sum(-1, keepdim=True)
         mean_r, mean_g = (((power >= 1e7) * self.audible(B, 100)).mean(-2, keepdim=True) for B in (R, G))
         R = R * ((mean_g + 1000) / (mean_r + 1000)).clamp(0.01, 100)
         gain = (self.audible(R, 1).sum(-1, keepdim=True) + 5000) / (self.audible(G, 1).sum(-1, keepdim=True) + 5000)
-        gain = torch.cat([gain[..., :1, :], 0.8 * gain[..., 1:, :] + 0.2 * gain[..., :-1, :]], dim=-2)   # not recursive
+        gain = torch.cat([gain[..., :1, :], 0.8 * gain[..., 1:, :] + 0.2 * gain[..., :-1, :]], dim=-2)
         return R, G * gain.clamp(3e-4, 5)
 
     def loudness(self, B):
-        """Zwicker's law, power -> sone per Bark, (B, frames, 49); 0 up to the threshold of hearing."""
+        """Zwicker's law, power -> sone per Bark, (B, frames, 49); 0 up to the threshold of hearing. [P] Both numbers."""
         ratio = (B / self.threshold).clamp(min=1)
         return 0.1866055 * (2 * self.threshold) ** self.exponent * ((0.5 + 0.5 * ratio) ** self.exponent - 1)
 
     def disturbances(self, R, G):
-        """Yields the symmetric and the asymmetric disturbance (B,), 0 .. 45, of compensated spectra (B, frames, 49)."""
+        """Yields the symmetric and the asymmetric disturbance (B,), 0 .. 45, of compensated spectra (B, frames, 49).
+
+        [P] Every constant: a dead zone of a quarter; asymmetry from 3 to 12; norms 2 and 1 over bands, 6 over the 20
+        frames of a block, 2 over blocks, each a half-overlapping one.
+        """
         import torch
         loud_r, loud_g = self.loudness(R), self.loudness(G)
         masked = torch.minimum(loud_r, loud_g) / 4

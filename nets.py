@@ -1,26 +1,30 @@
-"""NCSN++, the U-Net that every method here shares, and a separator, in one file that imports nothing of ours.
+"""NCSN++, the U-Net that every method here shares, and two smaller networks.
 
-Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021, in the
+The file imports nothing of ours: to carry it off, copy it. Song et al., "Score-Based
+Generative Modeling through Stochastic Differential Equations", ICLR 2021, in the
 complex-spectrogram form of SGMSE+ (Richter et al., TASLP 2023, arXiv 2208.05830).
 
-    NCSNpp                 the whole network; `NCSNpp.from_official` takes released weights
-      ResBlock             two 3x3 convolutions, time embedding in between (BigGAN block)
-      Attention            single-head self-attention over all frequency-time positions
-      Resample             FIR low-pass and a factor of two, up or down, on both axes
-      TimeEmbedding        Fourier features of a time and two dense layers
-    SMALL, TINY            the network of every method's `small` preset, and the one of tests and notebooks
+    NCSNpp             the whole network; `NCSNpp.from_official` takes released weights
+      ResBlock         two 3x3 convolutions, time embedding in between (BigGAN block)
+      Attention        single-head self-attention over all frequency-time positions
+      Resample         FIR low-pass and a factor of two, up or down, on both axes
+      TimeEmbedding    Fourier features of a time and two dense layers
+    SMALL, TINY        its sizes in the presets of those names
+    SpatialNet         talkers from spectrograms of several microphones (arXiv 2307.16516)
+      SpatialLayer     across frequency FrequencyConv, FullBand, FrequencyConv; along time
+                       attention, FeedForward
+    COMPACT            its sizes for tests and CPUs
+    MaskGRU            a mask from a small recurrent network: the compact pair of DISPatch
 
-    SpatialNet             talkers from the spectrograms of several microphones (arXiv 2307.16516)
-      SpatialLayer         across frequency: FrequencyConv, FullBand, FrequencyConv; along time: attention, FeedForward
-    COMPACT                its sizes for tests and CPUs
-    MaskGRU                a mask from a small recurrent network: the compact teacher and student of consistency.py
-
-Shapes: spectrograms are complex (B, C, F, T); inside, real (B, 2C, F, T) in the order re, im, re, im, ...
-To carry it off, copy this file. Where we differ: the reference filters at full resolution and discards three of
-four results; here the same filter is one strided depthwise convolution, with the same numbers.
+Shapes: spectrograms are complex (B, C, F, T); inside, real (B, 2C, F, T) in the order re,
+im, re, im, ... Where we differ: the reference filters at full resolution and discards three
+of four results; here the same filter is one strided depthwise convolution, with the same
+numbers.
 """
 
+import dataclasses
 import math
+import typing
 from dataclasses import dataclass
 
 import torch
@@ -30,18 +34,31 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes of NCSNpp, part of every method's Config; the defaults are those of SGMSE+."""
+    """Sizes of NCSNpp, part of every method's Config; the defaults are those of SGMSE+.
+
+    A Config raises ValueError for a value that is not one of its field's choices, a
+    Literal.
+    """
     width: int = 128                 # channels at full resolution
     channel_mults: tuple = (1, 1, 2, 2, 2, 2, 2)  # channels per resolution, in widths
     num_res_blocks: int = 2          # per resolution
     attention_resolutions: tuple = (16,)  # frequency heights with attention
 
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), typing.get_args(field.type)
+            if choices and value not in choices:
+                raise ValueError(f"--{field.name.replace('_', '-')} is one of "
+                                 f"{', '.join(map(str, choices))}; got {value}")
 
-# One definition each, so that methods compare like with like. Most of the cost of an NCSN++ sits in its first two
-# resolutions, so these stay narrow there and grow below. Slow Fourier features (scale 1): a short training
-# cannot afford to learn every noise level on its own.
-SMALL = dict(width=16, channel_mults=(1, 1, 2, 4, 6), num_res_blocks=1, attention_resolutions=(), fourier_scale=1.0)
-TINY = dict(width=8, channel_mults=(1, 2), num_res_blocks=1, attention_resolutions=(), fourier_scale=1.0)
+
+# One definition each, so that methods compare like with like. Most of the cost of an NCSN++
+# sits in its first two resolutions, so these stay narrow there and grow below. Slow Fourier
+# features (scale 1): a short training cannot afford to learn every noise level on its own.
+SMALL = dict(width=16, channel_mults=(1, 1, 2, 4, 6), num_res_blocks=1,
+             attention_resolutions=(), fourier_scale=1.0)
+TINY = dict(width=8, channel_mults=(1, 2), num_res_blocks=1, attention_resolutions=(),
+            fourier_scale=1.0)
 
 
 def without_time(network):
@@ -50,9 +67,11 @@ def without_time(network):
 
 
 def fan_average_(layer, scale=1.0):
-    """Uniform weights of variance `scale` over the mean of fan-in and fan-out, and zero biases, in place.
+    """Uniform weights of variance `scale` over the mean of fan-in and fan-out, and zero
+    biases, in place.
 
-    Scale 0 stands for 1e-10, as in the reference: branches that start with it add nothing at first.
+    Scale 0 stands for 1e-10, as in the reference: branches that start with it add nothing
+    at first.
     """
     weight = layer.weight
     fan_average = weight[0, 0].numel() * (weight.shape[0] + weight.shape[1]) / 2
@@ -64,12 +83,16 @@ def fan_average_(layer, scale=1.0):
 
 def conv(in_channels, out_channels, kernel_size, scale=1.0):
     """Convolution that keeps the size of the map."""
-    return fan_average_(nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2), scale)
+    layer = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    return fan_average_(layer, scale)
 
 
 def group_norm(channels):
-    """At least four channels a group, 32 groups at most, as in the reference; fewer where 32 do not divide them."""
-    groups = next(g for g in range(max(min(channels // 4, 32), 1), 0, -1) if channels % g == 0)
+    """At least four channels a group, 32 groups at most, as in the reference; fewer where
+    32 do not divide them.
+    """
+    most = max(min(channels // 4, 32), 1)
+    groups = next(g for g in range(most, 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
@@ -90,36 +113,44 @@ class TimeEmbedding(nn.Module):
 
 
 class Resample(nn.Module):
-    """Low-pass with the outer product of [1, 3, 3, 1] and change both axes by a factor of two; zeros outside.
+    """Low-pass with the outer product of [1, 3, 3, 1] and change both axes by a factor of
+    two; zeros outside.
 
-    (B, C, F, T) -> (B, C, F/2, T/2), or (B, C, 2F, 2T) when `up`. A constant filter: nothing to learn or store.
+    (B, C, F, T) -> (B, C, F/2, T/2), or (B, C, 2F, 2T) when `up`. A constant filter:
+    nothing to learn or store.
     """
 
     def __init__(self, channels, up):
         super().__init__()
         k = torch.tensor([1.0, 3.0, 3.0, 1.0])
-        kernel = torch.outer(k, k) / 64 * (4 if up else 1)                 # an upsampled map has zeros in between
+        kernel = torch.outer(k, k) / 64 * (4 if up else 1)   # upsampled, 3 of 4 inputs are zero
         self.register_buffer("kernel", kernel.repeat(channels, 1, 1, 1), persistent=False)
         self.up = up
 
     def forward(self, x):
         convolve = F.conv_transpose2d if self.up else F.conv2d
-        return convolve(x, self.kernel.to(x.dtype), stride=2, padding=1, groups=len(self.kernel))
+        kernel = self.kernel.to(x.dtype)
+        return convolve(x, kernel, stride=2, padding=1, groups=len(kernel))
 
 
 class ResBlock(nn.Module):
-    """(B, in, F, T) and embedding (B, E) -> (B, out, F', T'); F', T' as `resample` makes them."""
+    """(B, in, F, T) and embedding (B, E) -> (B, out, F', T'); F', T' as `resample` makes
+    them.
+    """
 
-    def __init__(self, in_channels, out_channels, emb_channels, resample=None, dropout=0.0):
+    def __init__(self, in_channels, out_channels, emb_channels, resample=None):
         super().__init__()
         self.resample = Resample(in_channels, up=resample == "up") if resample else None
         self.norm0 = group_norm(in_channels)
         self.conv0 = conv(in_channels, out_channels, 3)
-        self.dense = fan_average_(nn.Linear(emb_channels, out_channels)) if emb_channels else None
+        self.dense = None
+        if emb_channels:
+            self.dense = fan_average_(nn.Linear(emb_channels, out_channels))
         self.norm1 = group_norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
         self.conv1 = conv(out_channels, out_channels, 3, scale=0)
-        self.shortcut = conv(in_channels, out_channels, 1) if resample or in_channels != out_channels else None
+        self.shortcut = None
+        if resample or in_channels != out_channels:
+            self.shortcut = conv(in_channels, out_channels, 1)
 
     def forward(self, x, emb=None):
         h = F.silu(self.norm0(x))
@@ -128,14 +159,16 @@ class ResBlock(nn.Module):
         h = self.conv0(h)
         if self.dense:
             h = h + self.dense(F.silu(emb))[:, :, None, None]
-        h = self.conv1(self.dropout(F.silu(self.norm1(h))))
+        h = self.conv1(F.silu(self.norm1(h)))
         if self.shortcut:
             x = self.shortcut(x)
         return (at_least_float32(x) + h) * math.sqrt(0.5)
 
 
 class Attention(nn.Module):
-    """Self-attention over all F*T positions of a (B, C, F, T) map, one head, with a residual."""
+    """Self-attention over all F*T positions of a (B, C, F, T) map, one head, with a
+    residual.
+    """
 
     def __init__(self, channels):
         super().__init__()
@@ -147,23 +180,30 @@ class Attention(nn.Module):
 
     def forward(self, x):
         h = self.norm(x)
-        tokens = [layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.query, self.key, self.value)]
-        h = F.scaled_dot_product_attention(*tokens)                        # (B, 1, FT, C)
-        h = h[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])
+        tokens = [layer(h).flatten(2).transpose(1, 2)[:, None]
+                  for layer in (self.query, self.key, self.value)]     # each (B, 1, F T, C)
+        h = F.scaled_dot_product_attention(*tokens)                        # (B, 1, F T, C)
+        h = h[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])              # (B, C, F, T)
         return (at_least_float32(x) + self.out(h)) * math.sqrt(0.5)
 
 
 class Encoder(nn.Module):
-    """One resolution on the way down: its skips, and the features of the next resolution (None at the last)."""
+    """One resolution on the way down: its skips, and the features of the next resolution
+    (None at the last).
+    """
 
-    def __init__(self, in_channels, channels, num_blocks, attention, image_channels, emb_channels, dropout, last):
+    def __init__(self, in_channels, channels, num_blocks, attention, image_channels,
+                 emb_channels, last):
         super().__init__()
         widths = [in_channels] + [channels] * num_blocks
-        self.blocks = nn.ModuleList(ResBlock(a, b, emb_channels, dropout=dropout) for a, b in zip(widths, widths[1:]))
-        self.attentions = nn.ModuleList(Attention(channels) if attention else nn.Identity() for _ in self.blocks)
-        self.down = None if last else ResBlock(channels, channels, emb_channels, "down", dropout)
+        self.blocks = nn.ModuleList(ResBlock(a, b, emb_channels)
+                                    for a, b in zip(widths, widths[1:]))
+        self.attentions = nn.ModuleList(Attention(channels) if attention else nn.Identity()
+                                        for _ in self.blocks)
+        self.down = None if last else ResBlock(channels, channels, emb_channels, "down")
         self.shrink = None if last else Resample(image_channels, up=False)
-        self.combine = None if last else conv(image_channels, channels, 1)  # the input joins at every resolution
+        # The input joins again at every resolution.
+        self.combine = None if last else conv(image_channels, channels, 1)
 
     def forward(self, h, image, emb):
         skips = []
@@ -178,17 +218,20 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """One resolution on the way up: consumes its skips and adds its part to the growing output image."""
+    """One resolution on the way up: consumes its skips and adds its part to the growing
+    output image.
+    """
 
-    def __init__(self, in_channels, skip_channels, channels, attention, image_channels, emb_channels, dropout, last):
+    def __init__(self, in_channels, skip_channels, channels, attention, image_channels,
+                 emb_channels, last):
         super().__init__()
         widths = [in_channels] + [channels] * len(skip_channels)
-        self.blocks = nn.ModuleList(ResBlock(a + s, b, emb_channels, dropout=dropout)
+        self.blocks = nn.ModuleList(ResBlock(a + s, b, emb_channels)
                                     for a, s, b in zip(widths, skip_channels, widths[1:]))
         self.attention = Attention(channels) if attention else nn.Identity()
         self.norm = group_norm(channels)
         self.to_image = conv(channels, image_channels, 3, scale=0)
-        self.up = None if last else ResBlock(channels, channels, emb_channels, "up", dropout)
+        self.up = None if last else ResBlock(channels, channels, emb_channels, "up")
         self.grow = None if last else Resample(image_channels, up=True)
 
     def forward(self, h, image, skips, emb):
@@ -205,57 +248,63 @@ class Decoder(nn.Module):
 class NCSNpp(nn.Module):
     """NCSN++ on complex spectrograms.
 
-    forward(x, *times): x complex (B, in_channels, F, T), F and T of any size; each time (B,). Returns complex
-    (B, out_channels, F, T). The first time is the process time t in (0, 1]; the second, where there are
-    two, is the length delta = t - r >= 0 of the interval that an average velocity spans. Raises ValueError
-    for a wrong shape, dtype or number of times.
+    forward(x, *times): x complex (B, in_channels, F, T), F and T of any size; each time
+    (B,). Returns complex (B, out_channels, F, T). The first time is the process time t in
+    (0, 1]; the second, where there are two, is the length delta = t - r >= 0 of the
+    interval that an average velocity spans. Raises ValueError for a wrong shape, dtype or
+    number of times.
 
     Card of the paper's network: the defaults, 65 590 822 parameters.
     """
 
     def __init__(
         self,
-        in_channels=2,                           # complex signals in: the state x_t, the noisy y, other conditions
+        in_channels=2,             # complex signals in: the state x_t, conditions such as y
         out_channels=1,                          # complex signals out
         width=128,                               # channels at full resolution
-        channel_mults=(1, 1, 2, 2, 2, 2, 2),     # channels per resolution, in widths; each resolution halves F and T
-        num_res_blocks=2,                        # per resolution on the way down; one more on the way up
-        attention_resolutions=(16,),             # frequency heights with attention; the bottleneck always has it
+        channel_mults=(1, 1, 2, 2, 2, 2, 2),     # channels per level, in widths; each halves F, T
+        num_res_blocks=2,                     # per resolution on the way down; up, one more
+        attention_resolutions=(16,),      # frequency heights with it; the bottleneck has it
         image_size=256,                          # F that attention_resolutions refers to
-        num_times=1,                             # 0: direct map; 1: t; 2: t and delta = t - r
-        version=1,                               # 1 divides by t before the last layer; 2 leaves scaling to the caller
-        dropout=0.0,
+        num_times=1,                           # 0: direct map; 1: t; 2: t and delta = t - r
+        version=1,                        # 1 divides by t before the last layer; 2 does not
         fourier_scale=16,                        # std of the random frequencies of log t
     ):
         super().__init__()
         if version == 1 and num_times == 0:
-            raise ValueError("version 1 divides its output by t: use version=2 with num_times=0")
-        self.config = dict(in_channels=in_channels, out_channels=out_channels, width=width,
-                           channel_mults=tuple(channel_mults), num_res_blocks=num_res_blocks,
-                           attention_resolutions=tuple(attention_resolutions), image_size=image_size,
-                           num_times=num_times, version=version, dropout=dropout, fourier_scale=fourier_scale)
-        image = 2 * in_channels                  # real channels of the input and of the output pyramid
+            raise ValueError("version 1 divides its output by t: use version=2 with "
+                             "num_times=0")
+        self.config = dict(
+            in_channels=in_channels, out_channels=out_channels, width=width,
+            channel_mults=tuple(channel_mults), num_res_blocks=num_res_blocks,
+            attention_resolutions=tuple(attention_resolutions), image_size=image_size,
+            num_times=num_times, version=version, fourier_scale=fourier_scale)
+        image = 2 * in_channels       # real channels of the input and of the output pyramid
         emb = 4 * width if num_times else 0
         levels = len(channel_mults)
         self.multiple = 2 ** (levels - 1)        # F and T are padded to a multiple of this
-        self.times = nn.ModuleList(TimeEmbedding(width, fourier_scale) for _ in range(num_times))
+        self.times = nn.ModuleList(TimeEmbedding(width, fourier_scale)
+                                   for _ in range(num_times))
         self.stem = conv(image, width, 3)
 
-        self.encoders, h, skips = nn.ModuleList(), width, [[width]]
+        attended = [image_size // 2 ** level in attention_resolutions
+                    for level in range(levels)]
+        self.encoders = nn.ModuleList()
+        h, skips = width, [[width]]              # channels; those of each level's skips
         for level, mult in enumerate(channel_mults):
-            attention, last = image_size // 2 ** level in attention_resolutions, level == levels - 1
-            self.encoders.append(Encoder(h, width * mult, num_res_blocks, attention, image, emb, dropout, last))
+            self.encoders.append(Encoder(h, width * mult, num_res_blocks, attended[level],
+                                         image, emb, last=level == levels - 1))
             h = width * mult
-            skips[-1] += [h] * num_res_blocks    # a level's first skip came from above: from the stem or a combine
+            skips[-1] += [h] * num_res_blocks    # the first is of the stem, or a combine
             skips.append([h])
 
-        self.middle = nn.ModuleList([ResBlock(h, h, emb, dropout=dropout), Attention(h),
-                                     ResBlock(h, h, emb, dropout=dropout)])
+        self.middle = nn.ModuleList([ResBlock(h, h, emb), Attention(h),
+                                     ResBlock(h, h, emb)])
 
         self.decoders = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mults))):
-            attention, last = image_size // 2 ** level in attention_resolutions, level == 0
-            self.decoders.append(Decoder(h, skips[level][::-1], width * mult, attention, image, emb, dropout, last))
+            self.decoders.append(Decoder(h, skips[level][::-1], width * mult,
+                                         attended[level], image, emb, last=level == 0))
             h = width * mult
 
         self.head = nn.Conv2d(image, 2 * out_channels, 1)
@@ -263,16 +312,20 @@ class NCSNpp(nn.Module):
     def forward(self, x, *times):
         expected = self.config["in_channels"]
         if not x.is_complex() or x.ndim != 4 or x.shape[1] != expected:
-            raise ValueError(f"expected a complex spectrogram (B, {expected}, F, T); got {x.dtype} {tuple(x.shape)}. "
-                             "Join state and condition with torch.cat([xt, y], dim=1); see data.Spectrogram.")
+            raise ValueError(f"expected a complex spectrogram (B, {expected}, F, T); got "
+                             f"{x.dtype} {tuple(x.shape)}. Join state and condition with "
+                             "torch.cat([xt, y], dim=1); see data.Spectrogram.")
         if len(times) != len(self.times):
-            raise ValueError(f"this network takes {len(self.times)} time(s) after x; got {len(times)}")
+            raise ValueError(f"this network takes {len(self.times)} time(s) after x; got "
+                             f"{len(times)}")
         bins, frames = x.shape[2:]
         x = F.pad(as_real(x), (0, -frames % self.multiple, 0, -bins % self.multiple))
         return as_complex(self.unet(x, *times)[..., :bins, :frames])
 
     def unet(self, x, *times):
-        """The network on real channels: (B, 2 in_channels, F, T) -> (B, 2 out_channels, F, T)."""
+        """The network on real channels: (B, 2 in_channels, F, T) -> (B, 2 out_channels, F,
+        T).
+        """
         emb = None
         if times:
             emb = self.times[0](times[0].clamp(min=1e-4).log())
@@ -300,42 +353,50 @@ class NCSNpp(nn.Module):
     def from_official(cls, state_dict, **kwargs):
         """The network of a released checkpoint, with the same outputs.
 
-        state_dict: tensors by their official names (`all_modules.4.Conv_0.weight`, ...), with or without the
-        prefix `dnn.`; entries that belong to no network (a PESQ loss) are ignored. kwargs: those of the
-        constructor, as far as the checkpoint's differ from its defaults. For averaged weights, which are stored
-        as a list without names, see `official_names`. Raises ValueError where the two do not fit.
+        state_dict: tensors by their official names (`all_modules.4.Conv_0.weight`, ...),
+        with or without the prefix `dnn.`; entries that belong to no network (a PESQ loss)
+        are ignored. kwargs: those of the constructor, as far as the checkpoint's differ
+        from its defaults. For averaged weights, which are stored as a list without names,
+        see `official_names`. Raises ValueError where the two do not fit.
         """
         net = cls(**kwargs)
         weights = {name.removeprefix("dnn."): tensor for name, tensor in state_dict.items()}
         ours = {}
         for official, name in net.official_names():
             if official not in weights:
-                raise ValueError(f"the checkpoint has no '{official}' (our {name}): are width, channel_mults, "
-                                 f"num_res_blocks, attention_resolutions and num_times those it was trained with?")
+                raise ValueError(f"the checkpoint has no '{official}' (our {name}): are "
+                                 "width, channel_mults, num_res_blocks, attention_resolutions and "
+                                 "num_times those it was trained with?")
             tensor = weights.pop(official)
             if ".NIN_" in official and official.endswith("W"):
-                tensor = tensor.T[:, :, None, None]                        # stored as (in, out)
+                tensor = tensor.T[:, :, None, None]      # stored as (in, out)
             ours[name] = tensor
-        left = [name for name in weights if name.startswith(("all_modules.", "delta_", "output_layer."))]
+        left = [name for name in weights
+                if name.startswith(("all_modules.", "delta_", "output_layer."))]
         if left:
-            raise ValueError(f"the checkpoint has {len(left)} tensors that this network lacks, such as '{left[0]}'")
+            raise ValueError(f"the checkpoint has {len(left)} tensors that this network "
+                             f"lacks, such as '{left[0]}'")
         try:
             net.load_state_dict(ours)
         except RuntimeError as error:
-            raise ValueError(f"the checkpoint's tensors have other shapes than this network's: {error}") from None
+            raise ValueError("the checkpoint's tensors have other shapes than this "
+                             f"network's: {error}") from None
         return net
 
     def official_names(self):
-        """Pairs (official name, our name) in the order in which released checkpoints list their tensors."""
+        """Pairs (official name, our name) in the order in which released checkpoints list
+        their tensors.
+        """
         ours = {id(p): name for name, p in self.named_parameters()}
         in_block = (("GroupNorm_0", "norm0"), ("Conv_0", "conv0"), ("Dense_0", "dense"),
                     ("GroupNorm_1", "norm1"), ("Conv_1", "conv1"), ("Conv_2", "shortcut"))
-        in_attention = (("GroupNorm_0", "norm"), ("NIN_0", "query"), ("NIN_1", "key"), ("NIN_2", "value"),
-                        ("NIN_3", "out"))
+        in_attention = (("GroupNorm_0", "norm"), ("NIN_0", "query"), ("NIN_1", "key"),
+                        ("NIN_2", "value"), ("NIN_3", "out"))
 
         def pairs(prefix, layer):
             if isinstance(layer, (ResBlock, Attention)):
-                for official, name in in_block if isinstance(layer, ResBlock) else in_attention:
+                inside = in_block if isinstance(layer, ResBlock) else in_attention
+                for official, name in inside:
                     if getattr(layer, name) is not None:
                         yield from pairs(f"{prefix}.{official}", getattr(layer, name))
             elif isinstance(layer, nn.Parameter):
@@ -354,7 +415,9 @@ class NCSNpp(nn.Module):
             yield from pairs(f"all_modules.{number}{suffix}", layer)
 
     def official_order(self):
-        """Pairs (suffix, layer): the layers as the reference numbers them in its list `all_modules`."""
+        """Pairs (suffix, layer): the layers as the reference numbers them in its list
+        `all_modules`.
+        """
         if len(self.times):
             time = self.times[0]
             yield from ((".W", time.frequencies), ("", time.dense0), ("", time.dense1))
@@ -378,7 +441,9 @@ class NCSNpp(nn.Module):
 
 
 def as_real(x):
-    """complex (B, C, F, T) -> real (B, 2C, F, T), real and imaginary part of each signal side by side."""
+    """complex (B, C, F, T) -> real (B, 2C, F, T), real and imaginary part of each signal
+    side by side.
+    """
     return torch.view_as_real(x).movedim(-1, 2).flatten(1, 2)
 
 
@@ -389,11 +454,13 @@ def as_complex(x):
 
 
 def at_least_float32(x):
-    """Half precision has no complex numbers, and sums of dozens of blocks lose their last digits in it."""
+    """Half precision has no complex numbers, and sums of dozens of blocks lose their last
+    digits in it.
+    """
     return x if x.dtype == torch.float64 else x.float()
 
 
-# ------------------------------------------------------------------------------------------------ SpatialNet
+# ------------------------------------------------------------------------------- SpatialNet
 
 # The separator of tests and CPUs. Small, the default of the class, has the published sizes.
 COMPACT = dict(layers=2, width=32, hidden=64, heads=2, squeezed=4, groups=4)
@@ -414,12 +481,15 @@ class FrequencyConv(nn.Module):
 
 
 class FullBand(nn.Module):
-    """All frequencies of each frame, one dense F -> F map for each channel: (B, F, T, C) -> the same."""
+    """All frequencies of each frame, one dense F -> F map for each channel: (B, F, T, C) ->
+    the same.
+    """
 
     def __init__(self, channels, bins):
         super().__init__()
         bound = 1 / math.sqrt(bins)              # as nn.Linear
-        self.weight = nn.Parameter(torch.empty(channels, bins, bins).uniform_(-bound, bound))
+        weight = torch.empty(channels, bins, bins)
+        self.weight = nn.Parameter(weight.uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(channels, bins).uniform_(-bound, bound))
 
     def forward(self, x):
@@ -432,8 +502,10 @@ class FeedForward(nn.Module):
     def __init__(self, width, hidden, groups):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.into, self.out = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.convs = nn.ModuleList(nn.Conv1d(hidden, hidden, 3, padding=1, groups=groups) for _ in range(3))
+        self.into = nn.Linear(width, hidden)
+        self.out = nn.Linear(hidden, width)
+        self.convs = nn.ModuleList(nn.Conv1d(hidden, hidden, 3, padding=1, groups=groups)
+                                   for _ in range(3))
         self.hidden_norm = nn.GroupNorm(groups, hidden)
 
     def forward(self, x):
@@ -445,13 +517,17 @@ class FeedForward(nn.Module):
 
 
 class SpatialLayer(nn.Module):
-    """Three updates across frequency, two along time, each added to its input: (B, F, T, H) -> the same."""
+    """Three updates across frequency, two along time, each added to its input: (B, F, T, H)
+    -> the same.
+    """
 
     def __init__(self, width, hidden, heads, squeezed, groups):
         super().__init__()
-        self.frequency0, self.frequency1 = FrequencyConv(width, groups), FrequencyConv(width, groups)
+        self.frequency0 = FrequencyConv(width, groups)
+        self.frequency1 = FrequencyConv(width, groups)
         self.full_norm = nn.LayerNorm(width)
-        self.squeeze, self.unsqueeze = nn.Linear(width, squeezed), nn.Linear(squeezed, width)
+        self.squeeze = nn.Linear(width, squeezed)
+        self.unsqueeze = nn.Linear(squeezed, width)
         self.attention_norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.feed_forward = FeedForward(width, hidden, groups)
@@ -462,7 +538,7 @@ class SpatialLayer(nn.Module):
         x = x + self.frequency0(x)
         x = x + F.silu(self.unsqueeze(full_band(F.silu(self.squeeze(self.full_norm(x))))))
         x = x + self.frequency1(x)
-        x = x.flatten(0, 1)                                                # (B F, T, H): each frequency alone
+        x = x.flatten(0, 1)                              # (B F, T, H): each frequency alone
         h = self.attention_norm(x)
         x = x + self.attention(h, h, h, need_weights=False)[0]
         x = x + self.feed_forward(x)
@@ -470,14 +546,18 @@ class SpatialLayer(nn.Module):
 
 
 class SpatialNet(nn.Module):
-    """Separates talkers in complex spectrograms of several microphones, or cleans those of one.
+    """Separates talkers in complex spectrograms of several microphones, or cleans those of
+    one.
 
-    Quan and Li, "SpatialNet: Extensively Learning Spatial Information for Multichannel Joint Speech Separation,
-    Denoising and Dereverberation" (TASLP 2024, arXiv 2307.16516). forward(Y): complex (B, num_mics, F, T), not
-    compressed, F = bins, T of any size -> complex (B, num_speakers, F, T), the talkers at microphone 0 in an order of
-    the network's own. The output scales with the input. Raises ValueError for a wrong shape or dtype.
+    Quan and Li, "SpatialNet: Extensively Learning Spatial Information for Multichannel
+    Joint Speech Separation, Denoising and Dereverberation" (TASLP 2024, arXiv 2307.16516).
+    forward(Y): complex (B, num_mics, F, T), not compressed, F = bins, T of any size ->
+    complex (B, num_speakers, F, T), the talkers at microphone 0 in an order of the
+    network's own. The output scales with the input. Raises ValueError for a wrong shape or
+    dtype.
 
-    The defaults are the published small network: 1 585 460 parameters for 4 microphones and 2 talkers.
+    The defaults are the published small network: 1 585 460 parameters for 4 microphones and
+    2 talkers.
     """
 
     def __init__(
@@ -489,36 +569,40 @@ class SpatialNet(nn.Module):
         width=96,                                # H, channels of a frequency-time point
         hidden=192,                              # channels inside the feed-forward
         heads=4,                                 # of the attention along time
-        squeezed=8,                              # channels, of the H, that see all frequencies at once
+        squeezed=8,                   # channels, of the H, that see all frequencies at once
         groups=8,                                # of the grouped convolutions
     ):
         super().__init__()
         self.expected = num_mics, bins
-        self.encoder = nn.Conv1d(2 * num_mics, width, 5, padding=2)        # along time, the same for all frequencies
-        self.full_band = FullBand(squeezed, bins)                          # most of the weights: shared by the layers
-        self.layers = nn.ModuleList(SpatialLayer(width, hidden, heads, squeezed, groups) for _ in range(layers))
+        self.encoder = nn.Conv1d(2 * num_mics, width, 5, padding=2)        # along time
+        self.full_band = FullBand(squeezed, bins)       # most weights: shared by the layers
+        self.layers = nn.ModuleList(SpatialLayer(width, hidden, heads, squeezed, groups)
+                                    for _ in range(layers))
         self.decoder = nn.Linear(width, 2 * num_speakers)
 
     def forward(self, Y):
         mics, bins = self.expected
         if not Y.is_complex() or Y.ndim != 4 or Y.shape[1:3] != (mics, bins):
-            raise ValueError(f"expected a complex spectrogram (B, {mics}, {bins}, T) of {mics} microphone(s); got "
-                             f"{Y.dtype} {tuple(Y.shape)}")
-        level = Y[:, :1].abs().mean(3, keepdim=True) + 1e-6                # (B, 1, F, 1), of microphone 0
+            raise ValueError(f"expected a complex spectrogram (B, {mics}, {bins}, T) of "
+                             f"{mics} microphone(s); got {Y.dtype} {tuple(Y.shape)}")
+        level = Y[:, :1].abs().mean(3, keepdim=True) + 1e-6  # (B, 1, F, 1), of microphone 0
         x = as_real(Y / level).transpose(1, 2).flatten(0, 1)               # (B F, 2 M, T)
-        x = at_least_float32(self.encoder(x)).transpose(1, 2).unflatten(0, (-1, bins))
+        x = at_least_float32(self.encoder(x))                              # (B F, H, T)
+        x = x.transpose(1, 2).unflatten(0, (-1, bins))                     # (B, F, T, H)
         for layer in self.layers:
             x = layer(x, self.full_band)
-        return as_complex(self.decoder(x).permute(0, 3, 1, 2)) * level
+        return as_complex(self.decoder(x).permute(0, 3, 1, 2)) * level     # (B, S, F, T)
 
 
-# ------------------------------------------------------------------------------------------------ mask
+# ------------------------------------------------------------------------------------- mask
 
 class MaskGRU(nn.Module):
-    """A real mask from a recurrent network: log-magnitude, dense layer, GRU along time, dense layer, sigmoid.
+    """A real mask from a recurrent network: log-magnitude, dense layer, GRU along time,
+    dense layer, sigmoid.
 
-    forward(y): complex (B, 1, F, T), F = bins, not compressed -> each bin times a number in (0, 1). A frame depends on
-    itself and earlier ones alone. Parameters at 257 bins: 39 089; 921 601 with hidden = 256, layers = 2.
+    forward(y): complex (B, 1, F, T), F = bins, not compressed -> each bin times a number in
+    (0, 1). A frame depends on itself and earlier ones alone. Parameters at 257 bins: 39
+    089; 921 601 with hidden = 256, layers = 2.
     """
 
     multiple = 1                                         # of which T must be one
@@ -531,5 +615,5 @@ class MaskGRU(nn.Module):
 
     def forward(self, y):
         x = y[:, 0].abs().clamp(min=1e-4).log().transpose(1, 2)            # (B, T, F)
-        mask = self.decoder(self.gru(self.encoder(x))[0]).sigmoid()
-        return mask.to(y.real.dtype).transpose(1, 2)[:, None] * y
+        mask = self.decoder(self.gru(self.encoder(x))[0]).sigmoid()        # (B, T, F)
+        return mask.to(y.real.dtype).transpose(1, 2)[:, None] * y          # (B, 1, F, T)

@@ -1,98 +1,109 @@
-"""Score-based speech enhancement: a diffusion that starts at noisy speech and runs back to clean speech.
+"""Score-based speech enhancement: a diffusion from noisy speech back to clean speech.
 
-Papers: Richter, Welker, Lemercier, Lay, Gerkmann, "Speech Enhancement and Dereverberation with Diffusion-based
-Generative Models" (SGMSE+, TASLP 2023, arXiv 2208.05830); Lay et al., "Reducing the Prior Mismatch of Stochastic
-Differential Equations for Diffusion-based Speech Enhancement" (BBED, Interspeech 2023, arXiv 2302.14748); Richter,
-de Oliveira, Gerkmann, "Investigating Training Objectives for Generative Speech Enhancement" (ICASSP 2025, arXiv
-2409.10753), with the Schroedinger bridge of Jukic et al. (Interspeech 2024); Lay, Lemercier, Richter, Gerkmann,
-"Single and Few-step Diffusion for Generative Speech Enhancement" (CRP, ICASSP 2024, arXiv 2309.09677).
+Papers: Richter, Welker, Lemercier, Lay, Gerkmann, "Speech Enhancement and Dereverberation
+with Diffusion-based Generative Models" (SGMSE+, TASLP 2023, arXiv 2208.05830); Lay et al.,
+"Reducing the Prior Mismatch of Stochastic Differential Equations for Diffusion-based Speech
+Enhancement" (BBED, Interspeech 2023, arXiv 2302.14748); Richter, de Oliveira, Gerkmann,
+"Investigating Training Objectives for Generative Speech Enhancement" (ICASSP 2025, arXiv
+2409.10753), with the Schroedinger bridge of Jukic et al. (Interspeech 2024) and the scaling
+of Karras et al. (EDM, NeurIPS 2022, arXiv 2206.00364); Lay, Lemercier, Richter, Gerkmann,
+"Single and Few-step Diffusion for Generative Speech Enhancement" (CRP, ICASSP 2024, arXiv
+2309.09677).
 
-The idea: a forward process pulls the clean spectrogram x0 towards the noisy y while it adds Gaussian noise. A
-network learns the score, the gradient of log p_t(x_t | y), from pairs (x0, y). Running the process backwards with that
-score draws clean speech that fits y. Time runs from t = 0, clean, to t = T, noisy.
+The idea: a forward process pulls the clean spectrogram x0 towards the noisy y while it adds
+Gaussian noise. A network learns the score, the gradient of log p_t(x_t | y), from pairs
+(x0, y). Running the process backwards with that score draws clean speech that fits y. Time
+runs from t = 0, clean, to t = T, noisy. (In shapes, T counts frames.)
 
-    forward process   dx = f(x, y, t) dt + g(t) dw              OUVE, BBED, SBVE: .drift, .diffusion
-    its marginal      x_t = mean(x0, y, t) + std(t) z           .mean, .std; diffuse
-    score matching    E |std s(x_t, y, t) + z|^2 / 2            dsm_loss
-    denoising         E w |D(x_t, y, t) - mean|^2 / 2           denoising_loss
-    data prediction   E |x_hat - x0|^2 / 2 + a |waves| + b PESQ data_prediction_loss
-    reverse SDE       dx = (f - g^2 s) dt + g dw                euler_maruyama, predictor_corrector
-    its ODE           dx = (f - g^2 s / 2) dt                   probability_flow
-    bridge            exponential integrators                   bridge_ode, bridge_sde
-    correction (CRP)  E |last step of N - x0|^2 / 2             crp_loss
+    forward process   dx = f(x, y, t) dt + g(t) dw        OUVE, BBED, SBVE
+    its marginal      x_t = mean(x0, y, t) + std(t) z     .mean, .std; diffuse
+    score matching    E |std s(x_t, y, t) + z|^2 / 2      dsm_loss
+    denoising         E w |D(x_t, y, t) - mean|^2 / 2     denoising_loss
+    ... scaled        D = c_skip x_t + c_out F(c_in x_t)  edm_scaling; w: edm_weight
+    data prediction   E |x_hat - x0|^2 / 2, waves, PESQ   data_prediction_loss
+    correction (CRP)  E |last step of N - x0|^2 / 2       crp_loss
+    reverse SDE       dx = (f - g^2 s) dt + g dw          reverse_step
+    ... sampled       N steps between even times          reverse_grid, euler_maruyama
+    ... corrected     Langevin steps in between           langevin_step, predictor_corrector
+    its ODE           dx = (f - g^2 s / 2) dt             flow_velocity, probability_flow
+    bridge            exponential integrators             bridge_ode, bridge_sde
 
-Where we differ. The default is the released code's behaviour, with which the published numbers were computed: the
-predictor takes the true spacing of its grid and a last step to 0 (SGMSE+ wrote 1/N); the corrector comes before the
-predictor. The EDM weight is applied per example (the released code mixes it across the batch).
+Where we differ. The default is the released code's behaviour, with which the published
+numbers were computed: the predictor takes the true spacing of its grid and a last step to 0
+(SGMSE+ wrote 1/N); the corrector comes before the predictor. The EDM weight is applied per
+example (the released code mixes it across the batch).
 
-    python sgmse.py train --data DIR --out runs/sgmse        python sgmse.py enhance noisy.wav
+    python sgmse.py train --data DIR --out runs/sgmse
+    python sgmse.py enhance noisy.wav
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
-import scipy.integrate
 import torch
 import torch.nn as nn
 
 import metrics
 import nets
 import train
-from data import Spectrogram, SpectrogramConfig, in_spectrogram, per_bin
+from data import Spectrogram, SpectrogramConfig, enhance_levelled, in_spectrogram, per_bin
 
 
 @dataclass(frozen=True)
 class Config(nets.NetworkConfig, SpectrogramConfig):
     """Constants of the method; `paper` is SGMSE+ for VoiceBank-DEMAND."""
-    sde: str = "ouve"                # ouve, bbed or sbve
+    sde: Literal["ouve", "bbed", "sbve"] = "ouve"  # the process; sbve: Schroedinger bridge
     theta: float = 1.5               # OUVE: stiffness, how fast x_t is pulled towards y
     sigma_min: float = 0.05          # OUVE: noise scale at t = 0, per complex bin
     sigma_max: float = 0.5           # OUVE: at t = 1
-    k: float = 2.6                   # BBED, SBVE: base of the diffusion coefficient sqrt(c) k^t
+    k: float = 2.6               # BBED, SBVE: base of the diffusion coefficient sqrt(c) k^t
     c: float = 0.51                  # BBED, SBVE (there 0.4): its scale
-    t_eps: float = 0.03              # smallest process time in training; samplers step from it to 0
-    objective: str = "score_matching"  # score_matching, denoiser, precond_denoiser or data_prediction
-    weighting: str = "1"             # of the denoisers: 1, sigma^2 or edm
-    network_scaling: str = "none"    # version 2: network output times 1/sigma or 1/t
-    c_in: str = "1"                  # version 2: input scale, 1 or edm
-    c_out: str = "1"                 # version 2: output scale, 1, sigma, 1/sigma or edm
-    c_skip: str = "0"                # version 2: weight of x_t in the output, 0 or edm; y: adds y (ours)
+    t_eps: float = 0.03      # smallest process time in training; samplers step from it to 0
+    objective: Literal["score_matching", "denoiser", "precond_denoiser",
+                       "data_prediction"] = "score_matching"  # what the network gives
+    weighting: Literal["1", "sigma^2", "edm"] = "1"  # of the denoisers' squared error
+    network_scaling: Literal["none", "1/sigma", "1/t"] = "none"  # version 2: of its output
+    c_in: Literal["1", "edm"] = "1"  # version 2: input scale
+    c_out: Literal["1", "sigma", "1/sigma", "edm"] = "1"  # version 2: output scale
+    c_skip: Literal["0", "edm", "y"] = "0"  # version 2: of x_t; y adds y: ours
     sigma_data: float = 0.1          # rms of a clean bin, for the edm coefficients
     l1_weight: float = 0.001         # data_prediction: weight of the waveform term
-    pesq_weight: float = 0.0         # data_prediction: weight of the PESQ disturbance; published for the bridge: 5e-4
-    crp: str = "none"                # second stage: correct the last or a random one of the N steps of sampler em
-    sampler: str = "pc"              # pc, em, ode, bridge_ode or bridge_sde
+    pesq_weight: float = 0.0        # data_prediction: of the PESQ disturbance; bridge: 5e-4
+    crp: Literal["none", "last", "random"] = "none"  # second stage: which step it trains
+    sampler: Literal["pc", "em", "ode", "bridge_ode", "bridge_sde"] = "pc"  # em: no corrector
     N: int = 30                      # reverse steps
     snr: float = 0.5                 # r, step length of the corrector
-    corrector_steps: int = 1         # Langevin steps at each time; 0: predictor alone
     start: float = 1.0               # reverse starting point; for BBED at most 0.999
-    version: int = 1                 # of NCSN++: 1 gives -score, divided by t; 2 leaves scaling to the constants above
+    version: Literal[1, 2] = 1     # of NCSN++: 1 gives -score, over t; 2 is scaled as above
     fourier_scale: float = 16.0      # std of the random frequencies of log t
-    stft_window: str = "hann"        # hann or sqrthann
-    transform: str = "exponent"      # exponent, log or none
 
 
-# For short training: the network predicts x0 as a correction of y, with losses on the waveform; half the frames halve
-# the cost.
-LIGHT = dict(sde="bbed", objective="data_prediction", c_skip="y", l1_weight=0.1, pesq_weight=5e-4, sampler="em",
-             start=0.5, version=2, hop_length=256, num_frames=128)
+# For short training: the network predicts x0 as a correction of y, with losses on the
+# waveform; half the frames halve the cost.
+LIGHT = dict(sde="bbed", objective="data_prediction", c_skip="y", l1_weight=0.1,
+             pesq_weight=5e-4, sampler="em", start=0.5, version=2, hop_length=256,
+             num_frames=128, normalize="robust")
 PRESETS = {
     "paper": {},
     "bbed": dict(sde="bbed", start=0.999),
-    "edm": dict(version=2, objective="precond_denoiser", weighting="edm", c_in="edm", c_out="edm", c_skip="edm",
-                pad_mode="reflect"),                     # the teacher of ROSE-CD
-    "bridge": dict(sde="sbve", c=0.4, objective="data_prediction", pesq_weight=5e-4, sampler="bridge_ode", N=50,
-                   version=2, pad_mode="reflect"),
+    "edm": dict(version=2, objective="precond_denoiser", weighting="edm", c_in="edm",
+                c_out="edm", c_skip="edm", pad_mode="reflect"),          # ROSE-CD's teacher
+    "bridge": dict(sde="sbve", c=0.4, objective="data_prediction", pesq_weight=5e-4,
+                   sampler="bridge_ode", N=50, version=2, pad_mode="reflect"),
     "small": dict(N=15, **LIGHT, **nets.SMALL),
     "tiny": dict(N=5, **LIGHT, **nets.TINY),
 }
 
 
-# ------------------------------------------------------------------------------------------------ processes
+# -------------------------------------------------------------------------------- processes
+# x, x0, y: complex (B, 1, F, T); t: (B,).
 
-def at(t, x):
-    """The time t for every example of x: (B,). A tensor (B,) stays as it is."""
-    return t if isinstance(t, torch.Tensor) else torch.full((len(x),), t, device=x.device, dtype=x.real.dtype)
+def each(t, x):
+    """The time t for every example of x: a number -> (B,). A tensor (B,) stays as it is."""
+    if isinstance(t, torch.Tensor):
+        return t
+    return torch.full((len(x),), t, device=x.device, dtype=x.real.dtype)
 
 
 @dataclass(frozen=True)
@@ -105,60 +116,81 @@ class OUVE:
     t_eps: float = 0.03              # earliest time that is trained
 
     def drift(self, x, y, t):
-        """f(x, y, t): x, y complex (B, 1, F, T), t (B,)."""
+        """f = theta (y - x)."""
         return self.theta * (y - x)
 
     def diffusion(self, t):
-        """g(t), (B,) -> (B,)."""
+        """g = sigma_min ratio^t sqrt(2 log ratio), (B,) -> (B,); ratio = sigma_max /
+        sigma_min.
+        """
         ratio = self.sigma_max / self.sigma_min
         return self.sigma_min * ratio ** t * math.sqrt(2 * math.log(ratio))
 
     def mean(self, x0, y, t):
-        """Mean of x_t, sliding from x0 at t = 0 towards y."""
-        w = per_bin(torch.exp(-self.theta * t))
+        """Mean of x_t, sliding from x0 at t = 0 towards y, which it never reaches."""
+        w = per_bin(torch.exp(-self.theta * t))          # (B, 1, 1, 1)
         return w * x0 + (1 - w) * y
 
     def std(self, t):
         """Standard deviation of x_t per complex bin, (B,) -> (B,)."""
-        k = math.log(self.sigma_max / self.sigma_min)
-        growth = torch.exp(2 * k * t) - torch.exp(-2 * self.theta * t)
-        return self.sigma_min * (k / (self.theta + k) * growth).sqrt()
+        log_ratio = math.log(self.sigma_max / self.sigma_min)
+        growth = torch.exp(2 * log_ratio * t) - torch.exp(-2 * self.theta * t)
+        return self.sigma_min * (log_ratio / (self.theta + log_ratio) * growth).sqrt()
 
     def prior(self, y, t=None):
-        """A start for the reverse process at time t (default T): y plus the noise of that time."""
-        return y + per_bin(self.std(at(self.T if t is None else t, y))) * torch.randn_like(y)
+        """Start of the reverse process at time t (default T): y plus the noise of that
+        time.
+        """
+        t = each(self.T if t is None else t, y)
+        return y + per_bin(self.std(t)) * torch.randn_like(y)
 
 
 @dataclass(frozen=True)
 class BBED:
-    """Brownian bridge with exponential diffusion coefficient, of the BBED paper. Its mean reaches y at t = 1."""
-    k: float = 2.6
-    c: float = 0.51                  # the published run; the released class has 0.52
-    T: float = 0.999                 # at 1 the drift divides by zero
-    t_eps: float = 0.03
+    """Brownian bridge with exponential diffusion coefficient; its mean is y at t = 1."""
+    k: float = 2.6                   # base of the diffusion coefficient
+    c: float = 0.51              # its scale: the published run; the released class has 0.52
+    T: float = 0.999                 # latest time: at 1 the drift divides by zero
+    t_eps: float = 0.03              # earliest time that is trained
 
     def drift(self, x, y, t):
+        """f = (y - x) / (1 - t)."""
         return (y - x) / per_bin(1 - t)
 
     def diffusion(self, t):
+        """g = sqrt(c) k^t, (B,) -> (B,)."""
         return math.sqrt(self.c) * self.k ** t
 
     def mean(self, x0, y, t):
+        """Mean of x_t, straight from x0 at t = 0 to y at t = 1."""
         return per_bin(1 - t) * x0 + per_bin(t) * y
 
     def std(self, t):
+        """Standard deviation of x_t per complex bin, 0 at both ends: (B,) -> (B,).
+
+        Its square is (1 - t)^2 times the integral of c k^(2s) / (1 - s)^2 from 0 to t.
+        """
         dtype, t, log_k = t.dtype, t.double(), math.log(self.k)
-        # The integral of k^(2s) / (1 - s)^2 cancels to its last digits near t = 0: float64.
+        # That integral cancels to its last digits near t = 0: float64.
         ei = expi(2 * (t - 1) * log_k) - expi(torch.full_like(t, -2 * log_k))
-        variance = (1 - t) * self.c * (self.k ** (2 * t) - 1 + t + 2 * self.k ** 2 * log_k * (1 - t) * ei)
+        growth = self.k ** (2 * t) - 1 + t + 2 * self.k ** 2 * log_k * (1 - t) * ei
+        variance = (1 - t) * self.c * growth
         return variance.sqrt().to(dtype)
 
-    prior = OUVE.prior
+    def prior(self, y, t=None):
+        """Start of the reverse process at time t (default T): y plus the noise of that
+        time.
+        """
+        t = each(self.T if t is None else t, y)
+        return y + per_bin(self.std(t)) * torch.randn_like(y)
 
 
 def expi(u):
-    """Exponential integral Ei(u) of u < 0 by its power series; 1e-13 for -8 < u. (B,) float64 -> (B,)."""
-    total, term = torch.zeros_like(u), torch.ones_like(u)
+    """Exponential integral Ei(u) of u < 0 by its power series; 1e-13 for -8 < u. (B,)
+    float64.
+    """
+    total = torch.zeros_like(u)
+    term = torch.ones_like(u)
     for n in range(1, 60):
         term = term * u / n
         total = total + term / n
@@ -167,103 +199,134 @@ def expi(u):
 
 @dataclass(frozen=True)
 class SBVE:
-    """Schroedinger bridge with exploding variance: from y to x0, both ends without noise. Jukic et al."""
-    k: float = 2.6
-    c: float = 0.4
-    T: float = 1.0
-    t_eps: float = 0.03
+    """Schroedinger bridge with exploding variance: from y to x0, neither end has noise."""
+    k: float = 2.6                   # base of the diffusion coefficient
+    c: float = 0.4                   # its scale
+    T: float = 1.0                   # latest time
+    t_eps: float = 0.03              # earliest time that is trained
     eps: float = 1e-8                # keeps the released code's divisions finite
 
     def drift(self, x, y, t):
+        """f = 0."""
         return torch.zeros_like(x)
 
     def diffusion(self, t):
+        """g = sqrt(c) k^t, (B,) -> (B,)."""
         return math.sqrt(self.c) * self.k ** t
 
+    def collected(self, t):
+        """Variance of the noise that the process adds from 0 to t: the integral of g^2."""
+        return self.c * (self.k ** (2 * t) - 1) / (2 * math.log(self.k))
+
     def sigma(self, t):
-        """(std of the noise collected from 0 to t, std of that from t to T): sigma_t and sigma-bar_t, (B,)."""
-        variance = lambda s: self.c * (self.k ** (2 * s) - 1) / (2 * math.log(self.k))
-        return variance(t).sqrt(), (variance(self.T) - variance(t) + self.eps).sqrt()
+        """(sigma_t, sigma-bar_t): std of the noise added from 0 to t, and from t to T;
+        (B,).
+        """
+        collected = self.collected(t)
+        return collected.sqrt(), (self.collected(self.T) - collected + self.eps).sqrt()
 
     def mean(self, x0, y, t):
-        (s, s_bar), total = self.sigma(t), self.sigma(torch.full_like(t, self.T))[0] ** 2 + self.eps
+        """Mean of x_t: x0 and y, each weighted by the noise between t and the other."""
+        s, s_bar = self.sigma(t)
+        total = self.sigma(torch.full_like(t, self.T))[0] ** 2 + self.eps
         return per_bin(s_bar ** 2 / total) * x0 + per_bin(s ** 2 / total) * y
 
     def std(self, t):
-        (s, s_bar), s_T = self.sigma(t), self.sigma(torch.full_like(t, self.T))[0]
+        """Standard deviation of x_t per complex bin, 0 at both ends: (B,) -> (B,)."""
+        s, s_bar = self.sigma(t)
+        s_T = self.sigma(torch.full_like(t, self.T))[0]
         return s * s_bar / (s_T + self.eps)
 
     def prior(self, y, t=None):
+        """Start of the reverse process: y itself."""
         return y
 
 
-# ------------------------------------------------------------------------------------------------ losses
+# ----------------------------------------------------------------------------------- losses
+# x0, y, z: complex (B, 1, F, T), E|z|^2 = 1; t: (B,). score, denoiser, predict: functions
+# (x_t, y, t) -> complex (B, 1, F, T).
 
-pesq_loss = metrics.PESQLoss()
+PESQ = metrics.PESQLoss()    # has nothing to learn
 
 
 def diffuse(x0, y, t, z, sde):
-    """x_t of the forward process: mean(x0, y, t) + std(t) z. z complex with E|z|^2 = 1."""
+    """x_t of the forward process: mean(x0, y, t) + std(t) z."""
     return sde.mean(x0, y, t) + per_bin(sde.std(t)) * z
 
 
-def sum_of_squares(error):
-    """Half the squared modulus, summed over an example's bins, averaged over the batch."""
-    return 0.5 * error.abs().square().sum((1, 2, 3)).mean()
-
-
 def dsm_loss(score, x0, y, t, z, sde):
-    """Denoising score matching, the loss of SGMSE+ and BBED: E |std s(x_t, y, t) + z|^2 / 2.
-
-    score: function (x_t, y, t) -> complex (B, 1, F, T); x0, y, z likewise; t (B,).
+    """Denoising score matching, the loss of SGMSE+ and BBED: E |std s(x_t, y, t) + z|^2 /
+    2.
     """
-    return sum_of_squares(per_bin(sde.std(t)) * score(diffuse(x0, y, t, z, sde), y, t) + z)
+    xt = diffuse(x0, y, t, z, sde)
+    return metrics.half_square(per_bin(sde.std(t)) * score(xt, y, t) + z)
 
 
-def denoising_loss(denoiser, x0, y, t, z, sde, weight=lambda std: torch.ones_like(std)):
-    """E w(std) |D(x_t, y, t) - mean(x0, y, t)|^2 / 2. The target is the mean of x_t, not x0."""
+def denoising_loss(denoiser, x0, y, t, z, sde, weight=torch.ones_like):
+    """E w(std) |D(x_t, y, t) - mean(x0, y, t)|^2 / 2. The target is the mean of x_t, not
+    x0.
+    """
     error = denoiser(diffuse(x0, y, t, z, sde), y, t) - sde.mean(x0, y, t)
-    return sum_of_squares(per_bin(weight(sde.std(t)).sqrt()) * error)
+    return metrics.half_square(per_bin(weight(sde.std(t)).sqrt()) * error)
 
 
-def data_prediction_loss(predict, x0, y, t, z, sde, spectrogram, l1_weight=0.001, pesq_weight=0.0):
-    """E |x_hat - x0|^2 / 2 per bin, l1_weight |difference of the waveforms| / 2 per sample, pesq_weight PESQLoss."""
-    x_hat = predict(diffuse(x0, y, t, z, sde), y, t)
-    length = spectrogram.samples(x0.shape[-1])
-    enhanced, clean = (spectrogram.inverse(x[:, 0], length) for x in (x_hat, x0))
-    loss = sum_of_squares(x_hat - x0) / x0[0].numel() + l1_weight * 0.5 * (enhanced - clean).abs().mean()
-    return loss + pesq_weight * pesq_loss(clean, enhanced).mean() if pesq_weight else loss
+def edm_scaling(std, sigma_data=0.1):
+    """(c_in, c_skip, c_out) of D = c_skip x_t + c_out F(c_in x_t, c_in y, t), EDM's Table
+    1.
 
-
-def crp_loss(score, x0, y, sde, N=5, start=0.5, trained="last"):
-    """Correcting the reverse process: run the sampler that will be used, teach its last call to end at x0.
-
-    score: function (x_t, y, t) -> complex (B, 1, F, T), a network that stage 1 has trained; x0, y likewise. Gradients
-    reach it through one call, the `last` (published) or a `random` one of the N; the steps before it are plain
-    sampling. Half the squared error, summed over an example's bins, without weights.
+    std, of the noise in x_t, and the three: of any shape. With v = std^2 + sigma_data^2
+    they are 1 / sqrt(v), sigma_data^2 / v and std sigma_data / sqrt(v): F hears and seeks
+    variance 1, and its errors count as little as possible.
     """
-    times, steps = reverse_grid(sde, N, start)           # N even points from start to t_eps, the last step to 0
-    last = N - 1 if trained == "last" else int(torch.randint(N, ()))
-    with torch.no_grad():
-        x = sde.prior(y, times[0])                       # y + std(start) z, what the sampler starts from
-        for t, dt in zip(times[:last], steps[:last]):
-            x_mean, std = reverse_step(score, x, y, t, dt, sde)
-            x = x_mean + std * torch.randn_like(x)
-    x_hat, _ = reverse_step(score, x, y, times[last], steps[last], sde)
-    return sum_of_squares(x_hat - sde.mean(x0, y, at(times[last] - steps[last], y)))    # mean at 0: x0
+    rms = (std ** 2 + sigma_data ** 2).sqrt()
+    return 1 / rms, sigma_data ** 2 / rms ** 2, std * sigma_data / rms
 
 
 def edm_weight(std, sigma_data=0.1):
-    """The weight under which every noise level has the same loss at the start, Karras et al. 2022, Table 1."""
+    """1 / c_out^2, under which every noise level has the same loss at the start, ibid."""
     return (std ** 2 + sigma_data ** 2) / (std * sigma_data) ** 2
 
 
-# ------------------------------------------------------------------------------------------------ samplers
+def data_prediction_loss(predict, x0, y, t, z, sde, spectrogram, l1_weight=0.001,
+                         pesq_weight=0.0):
+    """E |x_hat - x0|^2 / 2 per bin + a E |difference of the waves| / 2 per sample + b PESQ.
+
+    a: l1_weight; b: pesq_weight, of metrics.PESQLoss.
+    """
+    x_hat = predict(diffuse(x0, y, t, z, sde), y, t)
+    length = spectrogram.samples(x0.shape[-1])
+    enhanced, clean = (spectrogram.inverse(x[:, 0], length) for x in (x_hat, x0))   # (B, L)
+    loss = metrics.half_square(x_hat - x0) / x0[0].numel()
+    loss = loss + l1_weight * 0.5 * (enhanced - clean).abs().mean()
+    return loss + pesq_weight * PESQ(clean, enhanced).mean() if pesq_weight else loss
+
+
+def crp_loss(score, x0, y, sde, N=5, start=0.5, trained="last"):
+    """Correcting the reverse process: run the sampler that will be used, and teach its last
+    call to end at x0: E |x_hat - x0|^2 / 2.
+
+    score: a network that stage 1 has trained. Gradients reach it through one call, the
+    `last` (published) or a `random` one of the N; the steps before it are plain sampling.
+    """
+    times, steps = reverse_grid(sde, N, start)           # N even times, the last step to 0
+    j = N - 1 if trained == "last" else int(torch.randint(N, ()))
+    with torch.no_grad():
+        x = sde.prior(y, times[0])                   # y + std(start) z, the sampler's start
+        for t, dt in zip(times[:j], steps[:j]):
+            x_mean, noise = reverse_step(score, x, y, t, dt, sde)
+            x = x_mean + noise * torch.randn_like(x)
+    x_hat, _ = reverse_step(score, x, y, times[j], steps[j], sde)
+    target = sde.mean(x0, y, each(times[j] - steps[j], y))              # after the last: x0
+    return metrics.half_square(x_hat - target)
+
+
+# --------------------------------------------------------------------------------- samplers
+# y: complex (B, 1, F, T), as what they return. score, predict: as above.
 
 def reverse_grid(sde, N, start=None):
-    """Times of N calls and the steps after them: N even points from `start` to t_eps, the last step going to 0.
-
-    Two float64 lists. One call: the single time `start`, the single step to 0.
+    """(times, steps): N even times from `start` (default: T) to t_eps, and the step after
+    each, the last going to 0. Two float64 lists. One call: the single time `start`, one
+    step to 0.
     """
     start = min(sde.T, sde.T if start is None else start)
     t = torch.linspace(start, sde.t_eps, N, dtype=torch.float64).tolist()
@@ -271,12 +334,14 @@ def reverse_grid(sde, N, start=None):
 
 
 def reverse_step(score, x, y, t, dt, sde):
-    """One Euler step of the reverse SDE over dt: (mean of the new state, std of the noise to add).
+    """An Euler step of the reverse SDE over dt: (mean of the new state, scale of its
+    noise).
 
-    t, dt: numbers, or (B,) and (B, 1, 1, 1) where the examples of a batch are at different times.
+    x - (f - g^2 s) dt and g sqrt(dt). t, dt: numbers, or (B,) and (B, 1, 1, 1) where the
+    examples of a batch are at different times.
     """
-    t = at(t, x)
-    g = per_bin(sde.diffusion(t))
+    t = each(t, x)
+    g = per_bin(sde.diffusion(t))                        # (B, 1, 1, 1)
     return x - (sde.drift(x, y, t) - g ** 2 * score(x, y, t)) * dt, g * dt ** 0.5
 
 
@@ -285,91 +350,99 @@ def euler_maruyama(score, y, sde, N=30, start=None):
     times, steps = reverse_grid(sde, N, start)
     x = sde.prior(y, times[0])
     for t, dt in zip(times[:-1], steps[:-1]):
-        x_mean, std = reverse_step(score, x, y, t, dt, sde)
-        x = x_mean + std * torch.randn_like(x)
+        x_mean, noise = reverse_step(score, x, y, t, dt, sde)
+        x = x_mean + noise * torch.randn_like(x)
     return reverse_step(score, x, y, times[-1], steps[-1], sde)[0]
 
 
-def predictor_corrector(score, y, sde, N=30, snr=0.5, corrector_steps=1, corrector="ald", start=None, denoise=True):
-    """N times: Langevin steps at t_i, then a step of the reverse SDE to t_(i+1): the sampler of SGMSE+.
+def langevin_step(score, x, y, t, sde, snr=0.5):
+    """Annealed Langevin dynamics, the corrector: x + e s + sqrt(2 e) z, e = 2 (snr std)^2.
 
-    corrector: "ald", annealed Langevin dynamics with the step (snr std)^2, or "langevin", whose step comes from the
-    norms of noise and score. Returns the mean of the last step, or its noisy state unless `denoise`.
+    t: a number or (B,).
+    """
+    t = each(t, x)
+    e = per_bin(2 * (snr * sde.std(t)) ** 2)             # (B, 1, 1, 1)
+    return x + e * score(x, y, t) + (2 * e).sqrt() * torch.randn_like(x)
+
+
+def predictor_corrector(score, y, sde, N=30, snr=0.5, corrector_steps=1, start=None):
+    """N times: Langevin steps at t_i, then a step of the reverse SDE to t_(i+1), the last
+    without noise: the sampler of SGMSE+. N (1 + corrector_steps) calls.
     """
     times, steps = reverse_grid(sde, N, start)
     x = sde.prior(y, times[0])
     for t, dt in zip(times, steps):
         for _ in range(corrector_steps):
-            s, z = score(x, y, at(t, x)), torch.randn_like(x)
-            if corrector == "ald":
-                step = per_bin(2 * (snr * sde.std(at(t, x))) ** 2)
-            else:
-                norm = lambda a: a.flatten(1).norm(dim=1).mean()
-                step = 2 * (snr * norm(z) / norm(s)) ** 2
-            x = x + step * s + (2 * step).sqrt() * z
-        x_mean, std = reverse_step(score, x, y, t, dt, sde)
-        x = x_mean + std * torch.randn_like(x)
-    return x_mean if denoise else x
+            x = langevin_step(score, x, y, t, sde, snr)
+        x_mean, noise = reverse_step(score, x, y, t, dt, sde)
+        x = x_mean + noise * torch.randn_like(x)
+    return x_mean
 
 
 def flow_velocity(score, x, y, t, sde):
-    """dx/dt = f - g^2 s / 2 of the probability-flow ODE, Song et al."""
-    t = at(t, x)
+    """dx/dt = f - g^2 s / 2 of the probability-flow ODE, Song et al. 2021. t: (B,) or a
+    number.
+    """
+    t = each(t, x)
     return sde.drift(x, y, t) - 0.5 * per_bin(sde.diffusion(t)) ** 2 * score(x, y, t)
 
 
-def probability_flow(score, y, sde, N=30, method="heun", start=None, tolerance=1e-5, denoise=True):
-    """The ODE with the marginals of the SDE, from the prior at `start` to t_eps, then one step to 0 without noise.
+def probability_flow(score, y, sde, N=30, method="heun", start=None):
+    """The ODE with the marginals of the SDE, from the prior at `start` to t_eps in N - 1
+    equal steps, then one step of the reverse SDE to 0 without noise.
 
-    method: "euler" or "heun" with N - 1 equal steps; "rk45", adaptive to the `tolerance`, ignores N.
-    `denoise=False` stops at t_eps.
+    method: "euler", N calls, or "heun", of second order, 2 N - 1 calls.
     """
     times, steps = reverse_grid(sde, N, start)
     x = sde.prior(y, times[0])
-    if method == "rk45":
-        def velocity(t, flat):
-            state = torch.from_numpy(flat).reshape(y.shape).to(y)
-            return flow_velocity(score, state, y, t, sde).cpu().numpy().ravel()
-        solution = scipy.integrate.solve_ivp(velocity, (times[0], sde.t_eps), x.cpu().numpy().ravel(),
-                                             rtol=tolerance, atol=tolerance)
-        x = torch.from_numpy(solution.y[:, -1]).reshape(y.shape).to(y)
-    else:
-        for t, dt in zip(times[:-1], steps[:-1]):
-            v = flow_velocity(score, x, y, t, sde)
-            if method == "heun":
-                v = (v + flow_velocity(score, x - v * dt, y, t - dt, sde)) / 2
-            x = x - v * dt
-    return reverse_step(score, x, y, sde.t_eps, sde.t_eps, sde)[0] if denoise else x
+    for t, dt in zip(times[:-1], steps[:-1]):
+        v = flow_velocity(score, x, y, t, sde)
+        if method == "heun":
+            v = (v + flow_velocity(score, x - v * dt, y, t - dt, sde)) / 2
+        x = x - v * dt
+    return reverse_step(score, x, y, sde.t_eps, sde.t_eps, sde)[0]
 
 
-def bridge_times(N, start=1.0, end=1e-4):
-    return torch.linspace(start, end, N + 1, dtype=torch.float64)
+def bridge_times(N, end=1e-4):
+    """The N + 1 even times from 1 to `end` that N steps of a bridge join: (N + 1,),
+    float64.
+    """
+    return torch.linspace(1, end, N + 1, dtype=torch.float64)
 
 
 def bridge_ode(predict, y, sde, N=50):
     """Schroedinger bridge by a first-order exponential integrator of its ODE, Jukic et al.
 
-    predict: function (x_p, y, t_q) -> x_hat. As released, it is told the time q that the step goes to.
+    From p to q:  x_q = w_x x_p + w_hat x_hat + w_y y,  with s, s' for sigma, sigma-bar, and
+        w_x = s_q s'_q / (s_p s'_p)
+        w_hat = (s'_q^2 - s'_p s_q s'_q / s_p) / s_T^2
+        w_y = (s_q^2 - s_p s_q s'_q / s'_p) / s_T^2
+    x_hat = predict(x_p, y, q): as released, the network is told the time the step goes to.
     """
     times = bridge_times(N)
-    s, s_bar = sde.sigma(times)                                            # (N + 1,), float64: they cancel
+    s, s_bar = sde.sigma(times)                      # (N + 1,), float64: differences cancel
     s_T = sde.sigma(torch.tensor([sde.T], dtype=torch.float64))[0].item()
     x, total = y, s_T ** 2 + sde.eps
     for p, q in zip(range(N), range(1, N + 1)):
-        x_hat = predict(x, y, at(times[q].item(), x))
+        x_hat = predict(x, y, each(times[q].item(), x))
         w_x = s[q] * s_bar[q] / (s[p] * s_bar[p] + sde.eps)
         w_hat = (s_bar[q] ** 2 - s_bar[p] * s[q] * s_bar[q] / (s[p] + sde.eps)) / total
         w_y = (s[q] ** 2 - s[p] * s[q] * s_bar[q] / (s_bar[p] + sde.eps)) / total
-        x = (w_x.item() * x.to(torch.complex128) + w_hat.item() * x_hat + w_y.item() * y).to(y.dtype)
+        x = w_x.item() * x.to(torch.complex128) + w_hat.item() * x_hat + w_y.item() * y
+        x = x.to(y.dtype)
     return x
 
 
 def bridge_sde(predict, y, sde, N=50):
-    """Schroedinger bridge by a first-order exponential integrator of its SDE, Jukic et al."""
+    """Schroedinger bridge by a first-order exponential integrator of its SDE, Jukic et al.
+
+    From p to q:  x_q = rho x_p + (1 - rho) x_hat + s_q sqrt(1 - rho) z,  rho = s_q^2 /
+    s_p^2, with s for sigma, x_hat as in bridge_ode, and no noise in the last step.
+    """
     times = bridge_times(N)
     s, x = sde.sigma(times)[0], y
     for p, q in zip(range(N), range(1, N + 1)):
-        x_hat = predict(x, y, at(times[q].item(), x))
+        x_hat = predict(x, y, each(times[q].item(), x))
         rho = (s[q] ** 2 / (s[p] ** 2 + sde.eps)).item()
         x = rho * x + (1 - rho) * x_hat
         if q < N:
@@ -377,147 +450,169 @@ def bridge_sde(predict, y, sde, N=50):
     return x
 
 
-# ------------------------------------------------------------------------------------------------ the model
+# -------------------------------------------------------------------------------- the model
 
 class ScoreSDE(nn.Module):
     """A score network with its process and sampler. `calls` counts network evaluations."""
 
     Config, presets = Config, PRESETS
-    inference = ("sampler", "N", "snr", "corrector_steps", "start")        # fields that may change after training
+    inference = ("sampler", "N", "snr", "start")     # fields that may change after training
 
     def __init__(self, config=Config()):
         super().__init__()
         self.config = config
-        constants = {"ouve": (OUVE, ("theta", "sigma_min", "sigma_max")), "bbed": (BBED, ("k", "c")),
-                     "sbve": (SBVE, ("k", "c"))}
-        process, names = constants[config.sde]
-        self.sde = process(**{name: getattr(config, name) for name in names}, t_eps=config.t_eps)
-        self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent, config.factor,
-                                       config.stft_window, config.transform)
-        self.net = nets.NCSNpp(2, 1, config.width, config.channel_mults, config.num_res_blocks,
-                               config.attention_resolutions, version=config.version, fourier_scale=config.fourier_scale,
-                               image_size=config.n_fft // 2 + 1)
-        self.num_samples = self.spectrogram.samples(config.num_frames)     # of a training crop
+        if config.sde == "ouve":
+            self.sde = OUVE(config.theta, config.sigma_min, config.sigma_max,
+                            t_eps=config.t_eps)
+        else:
+            process = {"bbed": BBED, "sbve": SBVE}[config.sde]
+            self.sde = process(config.k, config.c, t_eps=config.t_eps)
+        self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent,
+                                       config.factor)
+        self.net = nets.NCSNpp(2, 1, config.width, config.channel_mults,
+                               config.num_res_blocks, config.attention_resolutions,
+                               image_size=config.n_fft // 2 + 1, version=config.version,
+                               fourier_scale=config.fourier_scale)
+        self.num_samples = self.spectrogram.samples(config.num_frames)  # of a training crop
         self.calls = 0
 
     def prepare(self, fresh):
         """Before training. Raises ValueError for what cannot be trained."""
-        if self.config.crp not in ("none", "last", "random"):
-            raise ValueError(f"--crp is none, last or random; got {self.config.crp}")
-        if self.config.crp != "none" and (self.config.sampler != "em" or self.config.sde == "sbve"):
-            raise ValueError("--crp trains the --N steps of --sampler em from --start, for --sde ouve or bbed")
-        if self.config.crp != "none" and fresh:
-            raise ValueError("--crp is a second stage: give the weights of the first with --init")
+        config = self.config
+        if config.crp != "none" and (config.sampler != "em" or config.sde == "sbve"):
+            raise ValueError("--crp trains the --N steps of --sampler em from --start, for "
+                             "--sde ouve or bbed")
+        if config.crp != "none" and fresh:
+            raise ValueError("--crp is a second stage: give the weights of the first with "
+                             "--init")
 
     def forward(self, xt, y, t):
-        """What the network stands for: the score, the denoised mean or x0, as `objective` says. (B, 1, F, T)."""
-        config, std, sigma_data = self.config, per_bin(self.sde.std(t)), self.config.sigma_data
+        """What the network stands for: the score, the denoised mean or x0, as `objective`
+        says.
+
+        xt, y complex (B, 1, F, T), t (B,) -> complex (B, 1, F, T): c_skip x_t + c_out F.
+        """
+        config = self.config
         self.calls += 1
         if config.version == 1:
             return -self.net(torch.cat([xt, y], dim=1), t)
-        edm = (std ** 2 + sigma_data ** 2).sqrt()                          # rms of x_t
-        c_in = {"1": 1, "edm": 1 / edm}[config.c_in]
-        c_out = {"1": 1, "sigma": std, "1/sigma": 1 / std, "edm": std * sigma_data / edm}[config.c_out]
-        skip = {"0": 0, "edm": sigma_data ** 2 / edm ** 2 * xt, "y": y}[config.c_skip]
-        scaling = {"none": 1, "1/sigma": 1 / std, "1/t": 1 / per_bin(t)}[config.network_scaling]
-        out = scaling * self.net(torch.cat([c_in * xt, c_in * y], dim=1), t)
-        return out if config.objective == "denoiser" else skip + c_out * out
+        std = per_bin(self.sde.std(t))                   # (B, 1, 1, 1)
+        edm_in, edm_skip, edm_out = edm_scaling(std, config.sigma_data)
+        c_in = edm_in if config.c_in == "edm" else 1
+        out = self.net(torch.cat([c_in * xt, c_in * y], dim=1), t)       # F of the equation
+        scaling = {"none": 1, "1/sigma": 1 / std, "1/t": 1 / per_bin(t)}
+        out = scaling[config.network_scaling] * out
+        if config.objective == "denoiser":
+            return out
+        skip = {"0": 0, "edm": edm_skip * xt, "y": y}[config.c_skip]
+        c_out = {"1": 1, "sigma": std, "1/sigma": 1 / std, "edm": edm_out}[config.c_out]
+        return skip + c_out * out
 
     def score(self, xt, y, t):
         """Gradient of log p_t(x_t | y), whatever the network was trained to predict."""
         out = self(xt, y, t)
         if self.config.objective == "score_matching":
             return out
-        mean = self.sde.mean(out, y, t) if self.config.objective == "data_prediction" else out
-        return (mean - xt) / per_bin(self.sde.std(t)) ** 2
+        if self.config.objective == "data_prediction":
+            out = self.sde.mean(out, y, t)               # of x_t, whatever its noise
+        return (out - xt) / per_bin(self.sde.std(t)) ** 2
 
     def loss(self, batch):
-        """batch: clean and noisy waves (B, L), divided by the noisy peak. Returns (loss, what to log)."""
+        """batch: clean and noisy waves (B, L), divided by the noisy peak. (loss, what to
+        log).
+        """
+        config, sde = self.config, self.sde
         with torch.autocast(batch[0].device.type, enabled=False):
-            x0, y = (self.spectrogram(wave)[:, None] for wave in batch)
-        t = self.sde.t_eps + (self.sde.T - self.sde.t_eps) * torch.rand(len(x0), device=x0.device)
+            x0, y = (self.spectrogram(wave)[:, None] for wave in batch)    # (B, 1, F, T)
+        t = sde.t_eps + (sde.T - sde.t_eps) * torch.rand(len(x0), device=x0.device)
         z = torch.randn_like(x0)
-        if self.config.crp != "none":
-            loss = crp_loss(self.score, x0, y, self.sde, self.config.N, self.config.start, self.config.crp)
-        elif self.config.objective == "score_matching":
-            loss = dsm_loss(self, x0, y, t, z, self.sde)
-        elif self.config.objective == "data_prediction":
-            loss = data_prediction_loss(self, x0, y, t, z, self.sde, self.spectrogram, self.config.l1_weight,
-                                        self.config.pesq_weight)
+        if config.crp != "none":
+            loss = crp_loss(self.score, x0, y, sde, config.N, config.start, config.crp)
+        elif config.objective == "score_matching":
+            loss = dsm_loss(self, x0, y, t, z, sde)
+        elif config.objective == "data_prediction":
+            loss = data_prediction_loss(self, x0, y, t, z, sde, self.spectrogram,
+                                        config.l1_weight, config.pesq_weight)
         else:
-            sigma_data = self.config.sigma_data
-            weight = {"1": torch.ones_like, "sigma^2": torch.square, "edm": lambda std: edm_weight(std, sigma_data)}
-            loss = denoising_loss(self, x0, y, t, z, self.sde, weight[self.config.weighting])
+            loss = denoising_loss(self, x0, y, t, z, sde, self.weight)
         return loss, {}
+
+    def weight(self, std):
+        """Weight of the denoisers' squared error by the noise in x_t, (B,) -> (B,)."""
+        if self.config.weighting == "edm":
+            return edm_weight(std, self.config.sigma_data)
+        return std ** 2 if self.config.weighting == "sigma^2" else torch.ones_like(std)
 
     @torch.no_grad()
     def sample(self, y):
         """Noisy spectrogram -> clean one, complex (B, 1, F, T)."""
-        config = self.config
+        config, sde = self.config, self.sde
         if config.sampler == "pc":
-            return predictor_corrector(self.score, y, self.sde, config.N, config.snr, config.corrector_steps,
+            return predictor_corrector(self.score, y, sde, config.N, config.snr,
                                        start=config.start)
         if config.sampler == "em":
-            return euler_maruyama(self.score, y, self.sde, config.N, config.start)
+            return euler_maruyama(self.score, y, sde, config.N, config.start)
         if config.sampler == "ode":
-            return probability_flow(self.score, y, self.sde, config.N, start=config.start)
-        return {"bridge_ode": bridge_ode, "bridge_sde": bridge_sde}[config.sampler](self, y, self.sde, config.N)
+            return probability_flow(self.score, y, sde, config.N, start=config.start)
+        bridge = {"bridge_ode": bridge_ode, "bridge_sde": bridge_sde}[config.sampler]
+        return bridge(self, y, sde, config.N)
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.in_spectrogram."""
-        return in_spectrogram(self.sample, wave, peak, self.spectrogram, self.net.multiple, self.config.pad_mode)
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_levelled."""
+        def enhance(wave):
+            return in_spectrogram(self.sample, wave, self.spectrogram, self.net.multiple, self.config.pad_mode)
+        return enhance_levelled(enhance, wave, self.config.normalize, peak)
 
     @classmethod
     def from_official(cls, checkpoint, **changes):
-        """The model of a released checkpoint of sgmse, sgmse-bbed or sgmse_crp, with its averaged weights.
+        """The model of a released checkpoint of sgmse, sgmse-bbed, sgmse_crp or ROSE-CD's
+        teacher, with its averaged weights.
 
-        checkpoint: the file's content as train.read_pickle gives it. changes: config fields to override. Raises
-        train.CheckpointError for a model that this file does not cover.
+        checkpoint: the file's content as train.read_pickle gives it. changes: config fields
+        to override. Raises train.CheckpointError for a model that this file does not cover.
         """
-        missing = [key for key in ("hyper_parameters", "ema") if key not in checkpoint]
-        if missing:
-            raise train.CheckpointError(f"the checkpoint has no '{missing[0]}': not one of sgmse's training runs")
         model = cls(official_config(checkpoint["hyper_parameters"], **changes))
-        names = [official for official, _ in model.net.official_names()]
-        average = checkpoint["ema"]["shadow_params"]                       # a list, in the order of the names
-        if len(average) != len(names):
-            raise train.CheckpointError(f"the checkpoint averages {len(average)} tensors; its hyper-parameters "
-                                        f"describe a network of {len(names)}")
-        model.net = nets.NCSNpp.from_official(dict(zip(names, average)), **model.net.config)
+        model.net = train.averaged_network(model.net, checkpoint)
         return model
 
 
 def official_config(theirs, **changes):
-    """Config of a released checkpoint's hyper-parameters: a flat dictionary whose keys changed over the years."""
-    take = lambda names: {ours: theirs[name] for ours, name in names.items() if theirs.get(name) is not None}
-    version = {"ncsnpp": 1, "ncsnpp_v2": 2}.get(theirs.get("backbone"))
-    if version is None or theirs.get("sde") not in ("ouve", "bbed", "bbve", "sbve"):
-        raise train.CheckpointError(f"backbone {theirs.get('backbone')} with sde {theirs.get('sde')} is not covered; "
-                                    "ncsnpp and ncsnpp_v2 with ouve, bbed, bbve and sbve are")
-    if theirs.get("centered") is False or theirs.get("normalize", "noisy") != "noisy":
-        raise train.CheckpointError("checkpoints trained with shifted inputs or without division by the noisy peak "
-                                    "are not covered")
-    config = take(dict(t_eps="t_eps", n_fft="n_fft", hop_length="hop_length", num_frames="num_frames",
-                       stft_window="window", exponent="spec_abs_exponent", factor="spec_factor",
-                       transform="transform_type", width="nf", channel_mults="ch_mult",
-                       num_res_blocks="num_res_blocks", weighting="loss_weighting",
-                       attention_resolutions="attn_resolutions", fourier_scale="fourier_scale", l1_weight="l1_weight",
-                       pesq_weight="pesq_weight"))
-    config |= dict(version=version, sde=theirs["sde"], pad_mode="reflect" if version == 2 else "constant")
-    if theirs["sde"] == "ouve":
-        config |= take(dict(theta="theta", sigma_min="sigma_min", sigma_max="sigma_max", N="sde_n")) | take(dict(N="N"))
-    elif theirs["sde"] == "sbve":
-        config |= take(dict(k="k", c="c", N="N")) | dict(sampler=f"bridge_{theirs.get('sampler_type', 'ode')}")
-    elif theirs["sde"] == "bbed":
-        config |= take(dict(k="k", c="theta", N="sde_n"))
-    else:                                                                  # an older name of BBED
-        low, high = theirs["sigma_min"], theirs["sigma_max"]
-        config |= take(dict(N="sde_n")) | dict(sde="bbed", k=high / low, c=theirs["theta"] * low ** 2)
+    """Config of a released checkpoint's hyper-parameters, a flat dictionary whose keys
+    changed over the years. Raises train.CheckpointError, which names the key, for what is
+    not covered.
+    """
+    train.covered(theirs, backbone=("ncsnpp", "ncsnpp_v2"), output_scale=("time",),
+                  sde=("ouve", "bbed", "bbve", "sbve"), T_sampling=(0.999,), sr=(16000,),
+                  window=("hann",), transform_type=("exponent",), normalize=("noisy",),
+                  centered=(True,))
+    version = {"ncsnpp": 1, "ncsnpp_v2": 2}[theirs["backbone"]]
+    names = dict(
+        t_eps="t_eps", N="N", n_fft="n_fft", hop_length="hop_length",
+        num_frames="num_frames", exponent="spec_abs_exponent", factor="spec_factor", width="nf",
+        channel_mults="ch_mult", num_res_blocks="num_res_blocks",
+        attention_resolutions="attn_resolutions", fourier_scale="fourier_scale",
+        l1_weight="l1_weight", pesq_weight="pesq_weight")
+    ours = dict(sde=theirs["sde"], version=version)
     if version == 2:
-        config |= take(dict(objective="loss_type", network_scaling="network_scaling", c_in="c_in", c_out="c_out",
-                            c_skip="c_skip", sigma_data="sigma_data"))
-    config = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in config.items()}
-    return Config(**config | changes)
+        names |= dict(objective="loss_type", network_scaling="network_scaling", c_in="c_in",
+                      c_out="c_out", c_skip="c_skip", sigma_data="sigma_data",
+                      weighting="loss_weighting")
+        ours |= dict(pad_mode="reflect")
+    # Older files also have an `sde_n`, which never was the number of steps of a sampler.
+    if theirs["sde"] == "ouve":
+        names |= dict(theta="theta", sigma_min="sigma_min", sigma_max="sigma_max")
+    elif theirs["sde"] == "bbed":
+        names |= dict(k="k", c="theta")
+    elif theirs["sde"] == "bbve":                        # an older name of BBED
+        low, high = theirs["sigma_min"], theirs["sigma_max"]
+        ours |= dict(sde="bbed", k=high / low, c=theirs["theta"] * low ** 2)
+    else:
+        names |= dict(k="k", c="c")
+        ours |= dict(sampler=f"bridge_{theirs.get('sampler_type', 'ode')}")
+    if theirs.get("inference_N"):                        # CRP
+        names |= dict(N="inference_N", start="inference_start")
+        ours |= dict(sampler="em")
+    return Config(**train.renamed(theirs, names) | ours | changes)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@
 
 A method is a module with a dataclass `Config`, a dictionary `presets` of its values, the names `inference` of those
 fields that may change after training, `num_samples` of a training crop, loss(batch) -> (scalar, dict) and
-enhance(wave (B, L), peak (B, 1)) -> wave; where it needs more than data, also prepare(fresh), called before training;
+enhance(wave (B, L), peak (B, 1) of the whole recording) -> wave; where it needs more than data, also prepare(fresh),
+called before training;
 where its loss can do with clean speech of other recordings than the noisy ones', also needs_pairs = False; where it
 hears several microphones or separates talkers, num_mics and num_speakers, with waves (B, M, L) in and (B, S, L) out.
 In training it finds its average as `ema`, and as `store`, where crops come again, a folder for what it need not compute
@@ -21,6 +22,7 @@ gives bit for bit the weights of one that was not, on the same machine with the 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import itertools
@@ -28,10 +30,13 @@ import json
 import os
 import random
 import re
+import shlex
 import sys
 import tempfile
 import time
+import typing
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,16 +62,18 @@ class TrainConfig:
     room_cache: str = ""             # folder for what is simulated (default: rooms, beside the folder of the run)
     crops: int = 0                   # train on so many crops, again and again; 0: each is cut and mixed anew
     unpaired: str = ""               # folder of clean speech to learn from instead of that under the noise: drift.py
-    out: str = ""                    # folder of the run (default: runs/METHOD); a run that is there is resumed
+    out: str = ""                    # folder of the run; one that is there is resumed
     init: str = ""                   # checkpoint to start from: its weights and, unless given here, its constants
     partly: bool = False             # take of --init what fits by name and shape, as with another number of talkers
     steps: int = 58000               # updates of the weights
+    minutes: float = 0.0             # stop after so many, as if the last step were done; 0: when --steps are
     batch_size: int = 8              # crops per process and backward pass
     accumulate: int = 1              # backward passes per update
-    lr: float = 1e-4                 # of Adam, constant
+    lr: float = 1e-4                 # of Adam
+    decay: float = 0.0               # last share of the training, over which the learning rate falls to a tenth
     ema: float = 0.999               # decay of the averaged weights
     clip: float = 0.0                # largest norm of the gradient; 0: no limit
-    precision: str = "auto"          # of the network: bf16 or fp32; auto: bf16 on CUDA
+    precision: typing.Literal["auto", "bf16", "fp32"] = "auto"  # of the network; auto: bf16 on CUDA, else fp32
     compile: bool = False            # torch.compile the network: minutes at the start, faster steps
     workers: int = 4                 # processes that read crops, where the corpus does not fit in memory
     valid_every: int = 1000          # steps between validations; 0: never
@@ -74,6 +81,21 @@ class TrainConfig:
     save_every: float = 60.0         # seconds between checkpoints
     seed: int = 0                    # of weights, crops and noise
     device: str = "auto"             # cpu, cuda or cuda:1; auto: cuda where there is one
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "valid_files"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be more than 0; got {getattr(self, name)}")
+        for name in ("babble", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} is a share, 0 to 1; got {getattr(self, name)}")
+
+    def identity(self, world=1):
+        """What a run that is resumed must share with the one that was interrupted."""
+        names = ("snrs", "babble", "rooms", "crops", "init", "partly", "batch_size", "accumulate", "seed")
+        return {name: getattr(self, name) for name in names} | {
+            "data": os.path.realpath(self.data), "unpaired": self.unpaired and os.path.realpath(self.unpaired),
+            "processes": world}
 
 
 # ------------------------------------------------------------------------------------------------ the loop
@@ -93,9 +115,8 @@ def fit(method, loader, config, ema=None):
     """Train: yield (step, what to log) after each update; step counts from 1.
 
     loader: function (number of the first batch, rank, world size) -> endless iterator of batches. Continues from
-    config.out/last.pt where there is one, and writes it every config.save_every seconds and at the end, when the caller
-    is done with the step: a validation that is killed is met again. A step whose gradient is not finite is skipped; ten
-    in a row raise FloatingPointError.
+    config.out/last.pt where there is one, and writes it every config.save_every seconds, before each validation and at
+    the end. A step whose gradient is not finite is skipped; ten in a row raise FloatingPointError.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(method.parameters()).device
@@ -103,7 +124,7 @@ def fit(method, loader, config, ema=None):
     opt = torch.optim.Adam(weights, lr=config.lr)
     method.ema = ema = ema or EMA(method, config.ema)    # for a loss with a target network
     last = Path(config.out) / "last.pt"
-    done = resume(last, method, opt, ema) if last.exists() else 0
+    done, before = resume(last, method, opt, ema, config.identity(world)) if last.exists() else (0, 0.0)
 
     loss = Loss(method)
     if dist.is_initialized():
@@ -111,8 +132,12 @@ def fit(method, loader, config, ema=None):
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
     batches = iter(loader(done * config.accumulate, rank, world))
     method.train()
-    saved, bad = time.monotonic(), 0
+    started = saved = time.monotonic()
+    bad, progress = 0, progress_of(done, before, config)
     for step in range(done + 1, config.steps + 1):
+        if progress >= 1:
+            break
+        opt.param_groups[0]["lr"] = config.lr * 10 ** -max(0, (progress - 1) / config.decay + 1 if config.decay else 0)
         seed_everything(config.seed, step, rank)
         for micro in range(config.accumulate):
             wait = micro + 1 < config.accumulate and dist.is_initialized()
@@ -131,27 +156,44 @@ def fit(method, loader, config, ema=None):
                 raise FloatingPointError(f"ten steps in a row without a finite gradient, up to step {step}. Lower "
                                          "--lr, set --clip 1 or --precision fp32, and continue from the checkpoint")
         opt.zero_grad()
-        yield step, {"loss": value.detach(), "gradient": norm, **parts}
-        if rank == 0 and (time.monotonic() - saved > config.save_every or step == config.steps):
-            save_atomically(last, lambda path: torch.save(
-                {"step": step, "model": method.state_dict(), "ema": ema.state_dict(), "optimizer": opt.state_dict(),
-                 "config": dataclasses.asdict(method.config)}, path))
+        seconds = before + time.monotonic() - started
+        progress = progress_of(step, seconds, config)
+        if config.minutes and dist.is_initialized():     # the clock of one for all
+            shared = torch.tensor(progress, device=device)
+            dist.broadcast(shared, 0)
+            progress = shared.item()
+        due = time.monotonic() - saved > config.save_every or progress >= 1
+        if rank == 0 and (due or config.valid_every and step % config.valid_every == 0):
+            state = {"step": step, "seconds": seconds, "model": method.state_dict(), "ema": ema.state_dict(),
+                     "optimizer": opt.state_dict(), "config": dataclasses.asdict(method.config),
+                     "run": config.identity(world)}
+            save_atomically(last, lambda path: torch.save(state, path))
             saved = time.monotonic()
+        yield step, {"loss": value.detach(), "gradient": norm, **parts}
 
 
-def resume(path, method, opt, ema):
-    """Load last.pt into the three; returns the number of steps that it has done."""
+def progress_of(step, seconds, config):
+    """Share of the training that is done, by the steps or by the clock, whichever is further."""
+    return max(step / config.steps, seconds / (60 * config.minutes) if config.minutes else 0)
+
+
+def resume(path, method, opt, ema, run):
+    """Load last.pt into the three; returns how many steps it has done, and in how many seconds.
+
+    run: see TrainConfig.identity. Raises ValueError for a run with other settings.
+    """
     state = read_pickle(path)
-    theirs, ours = state["config"], dataclasses.asdict(method.config)
-    changed = [f"{k} {theirs.get(k)} -> {v}" for k, v in ours.items() if theirs.get(k) != v]
+    theirs, ours = state["config"] | state.get("run", {}), dataclasses.asdict(method.config) | run
+    changed = [f"{k} {theirs[k]} -> {v}" for k, v in ours.items() if k in theirs and theirs[k] != v]
     if changed:
-        raise ValueError(f"{path} is a run with other settings ({', '.join(changed)}): choose another --out")
+        raise ValueError(f"{path} is a run with other settings ({', '.join(changed)}): choose another --out, or give "
+                         "--init its weights")
     method.load_state_dict(state["model"])
     lr = opt.param_groups[0]["lr"]
     opt.load_state_dict(state["optimizer"])
     opt.param_groups[0]["lr"] = lr                       # the command's, which may have changed
     ema.load_state_dict(state["ema"])
-    return state["step"]
+    return state["step"], state.get("seconds", 0.0)
 
 
 def seed_everything(seed, step=0, rank=0):
@@ -217,22 +259,11 @@ def save_atomically(path, write):
 
     Raises OSError, and leaves the old file, where the new one cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
-        os.close(handle)
-        write(part)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(part, 0o666 & ~data.current_umask())    # mkstemp makes a file for the owner alone
-        os.replace(part, path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(part)
-        if isinstance(error, (OSError, RuntimeError, safetensors.SafetensorError)):
-            raise OSError(f"{path} could not be written, what was there is kept ({one_line(error)})") from None
-        raise
+        with data.appearing(path) as part:
+            write(part)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise OSError(f"{path} could not be written, what was there is kept ({one_line(error)})") from None
 
 
 def save_checkpoint(path, method, dtype=None, **extra):
@@ -249,21 +280,20 @@ def save_checkpoint(path, method, dtype=None, **extra):
 def load_checkpoint(path, Method=None, partly=False, **changes):
     """The method of a checkpoint, in evaluation mode, in float32.
 
-    path: one of ours (.safetensors), the name of one in pretrained/ ("sgmse"), or a released Lightning checkpoint
-    (.ckpt) of a Method with `from_official`.
+    path: one of ours (.safetensors), the name of one in pretrained/ ("sgmse"), or a checkpoint that the authors of a
+    method released: whose it is, `released` finds out.
     Method: its class or another of the same file, as the checkpoint says; by default any of the files beside this one.
     partly: what has another name or shape in the file starts afresh, with a warning that names it.
     changes: config fields to override. Raises CheckpointError, ValueError for changes that do not exist.
     """
-    path, shipped = Path(path), HERE / "pretrained" / f"{path}.safetensors"
-    if not path.is_file():
-        if not shipped.is_file():
-            raise CheckpointError(f"{path}: no such file. Train one, or give another with --checkpoint")
-        path = shipped
-    if path.suffix == ".ckpt":
-        if not hasattr(Method, "from_official"):
-            raise CheckpointError(f"{path}: released checkpoints can be read by sgmse.py alone")
-        return Method.from_official(read_pickle(path), **changes).eval()
+    path = checkpoint_path(path)
+    if zipfile.is_zipfile(path):                         # a torch.save file
+        content = read_pickle(path)
+        try:
+            Method = chosen(Method, *released(content))
+            return Method.from_official(content, **changes).eval()
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{path}: {error}") from None
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -276,18 +306,17 @@ def load_checkpoint(path, Method=None, partly=False, **changes):
     if broken:
         raise CheckpointError(f"{path}: '{broken[0]}' has values that are NaN or infinite")
     module, name = metadata["method"].split(".")
-    if Method is None:
-        if not (module.isidentifier() and (HERE / f"{module}.py").is_file()):
-            raise CheckpointError(f"{path}: written by a method '{module}' that is not in this folder")
-        Method = getattr(importlib.import_module(module), name)
-    else:
-        if module != Path(inspect.getfile(Method)).stem:
-            raise CheckpointError(f"{path}: holds a {name}; use python {module}.py, or give a {Method.__name__}")
-        Method = getattr(sys.modules[Method.__module__], name)
-    if unknown := changes.keys() - {field.name for field in dataclasses.fields(Method.Config)}:
+    try:
+        Method = chosen(Method, module, name)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    known, config = {field.name for field in dataclasses.fields(Method.Config)}, json.loads(metadata["config"])
+    if unknown := changes.keys() - known:
         raise CheckpointError(f"{path}: a {name} has no {', '.join(sorted(unknown))}")
-    config = json.loads(metadata["config"]) | changes
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    if gone := config.keys() - known:
+        raise CheckpointError(f"{path}: written by another version of {module}.py, with constants that this one lacks: "
+                              + ", ".join(f"{field} {config[field]}" for field in sorted(gone)))
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in (config | changes).items()}
     method = Method(Method.Config(**config))
     if partly:
         own = method.state_dict()
@@ -300,6 +329,75 @@ def load_checkpoint(path, Method=None, partly=False, **changes):
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit its config ({one_line(error)})") from None
     return method.eval()
+
+
+def checkpoint_path(path):
+    """The file, or that of one in pretrained/ by its name. Raises CheckpointError where there is neither."""
+    path, shipped = Path(path), HERE / "pretrained" / f"{path}.safetensors"
+    if not path.is_file() and not shipped.is_file():
+        raise CheckpointError(f"{path}: no such file. Train one, or give another")
+    return path if path.is_file() else shipped
+
+
+def chosen(Method, module, name):
+    """The class `name` of module.py: beside Method, where that is given, which raises ValueError if it is elsewhere."""
+    if Method is not None:
+        if module != Path(inspect.getfile(Method)).stem:
+            raise ValueError(f"holds a {name}; use python {module}.py, or give a {Method.__name__}")
+        return getattr(sys.modules[Method.__module__], name)
+    if not (module.isidentifier() and (HERE / f"{module}.py").is_file()):
+        raise ValueError(f"written by a method '{module}' that is not in this folder")
+    return getattr(importlib.import_module(module), name)
+
+
+# ---- what the authors of the methods released ----
+
+def released(content):
+    """(file, class) of ours for a checkpoint that a method's authors released, told by what it holds.
+
+    content: as read_pickle gives it. Raises ValueError for one of none of them.
+    """
+    if isinstance(content, dict):
+        theirs, keys = content.get("hyper_parameters") or {}, content.keys()
+        if {"model", "ema", "scheduler", "config"} <= keys:
+            return "drift", "DriftSE"
+        if "ode" in theirs and "ema" in keys:
+            return "meanflow", "MeanFlowCorrector"
+        if "sde" in theirs and "ema" in keys:
+            # ROSE-CD's student has the wrapper of its teacher, but hears its input unscaled.
+            student = theirs.get("loss_type") == "precond_denoiser" and theirs.get("c_in") == "1"
+            return ("consistency", "ConsistencyModel") if student else ("sgmse", "ScoreSDE")
+        if any(name.endswith("layers.0.full.weight") for name in content.get("state_dict", content)):
+            return "meanflow", "MeanFlowCorrector"
+        if {"model", "optimizer", "step"} <= keys:
+            raise ValueError("the state of a training; use best.safetensors or last.safetensors beside it")
+    raise ValueError("a pickle of none of the systems that are known here: sgmse, sgmse-bbed, sgmse_crp, ROSE-CD, "
+                     "MeanFlowSE, DriftSE, NBSS")
+
+
+def covered(theirs, **accepted):
+    """Raises CheckpointError, with its name, for a hyper-parameter with another value than the accepted ones or none."""
+    for key, values in accepted.items():
+        if theirs.get(key) is not None and theirs[key] not in values:
+            raise CheckpointError(f"{key} {theirs[key]} is not covered, only {', '.join(map(str, values))}")
+
+
+def renamed(theirs, names):
+    """{our name: value} of those hyper-parameters that are there; names: {ours: theirs}."""
+    values = {ours: theirs[name] for ours, name in names.items() if theirs.get(name) is not None}
+    return {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in values.items()}
+
+
+def averaged_network(net, checkpoint):
+    """`net`, an NCSNpp, with the averaged weights of a Lightning checkpoint: a list, in the order of official_names.
+
+    Raises CheckpointError where that is another network.
+    """
+    names, average = [official for official, _ in net.official_names()], checkpoint["ema"]["shadow_params"]
+    if len(average) != len(names):
+        raise CheckpointError(f"the checkpoint averages {len(average)} tensors; its hyper-parameters describe a "
+                              f"network of {len(names)}")
+    return type(net).from_official(dict(zip(names, average)), **net.config)
 
 
 class Inert:
@@ -354,10 +452,11 @@ def windowed(enhance, blocks, window, context, fade):
 def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
     """Enhance a recording: same sample rate, length, channels and, for WAV and FLAC, sample format.
 
-    Every channel is enhanced by itself; where the method hears several microphones or separates talkers, the channels
-    are the microphones and `out` has one for each talker. window: seconds enhanced at once; memory does not grow with
-    the length beyond it. progress: function called with the seconds of audio done. Returns the seconds of audio.
-    Raises AudioError for an input that cannot be used; then, and when killed, `out` stays as it was.
+    Every channel is enhanced by itself, with the same noise; where the method hears several microphones or separates
+    talkers, the channels are the microphones and `out` has one for each talker. window: seconds enhanced at once;
+    memory does not grow with the length beyond it. progress: function called with the seconds of audio done. Returns
+    the seconds of audio. Raises AudioError for an input that cannot be used; then, and when killed, `out` stays as it
+    was.
     """
     path, out = Path(path), Path(out)
     info = data.audio_info(path)
@@ -379,20 +478,26 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
         raise data.AudioError(f"{path}: {samples} samples at 16 kHz, shorter than one frame of {shortest}")
 
     device = next(method.parameters()).device
-    level = torch.from_numpy(peak).to(device)[:, None]
+    peaks = torch.from_numpy(peak).to(device)[:, None]
     before = None                                        # the talkers at the end of the last window
+    numbers = itertools.count()                          # of windows
 
     def enhance(wave):
         nonlocal before
+        number = next(numbers)
         wave = torch.from_numpy(np.ascontiguousarray(wave)).to(device)
         if not array:
-            return method.enhance(wave, level).float().cpu().numpy()
-        waves = method.enhance(wave[None], level.amax(0, keepdim=True))[0].float().cpu()
+            outputs = []
+            for channel, peak in zip(wave, peaks):
+                seed_everything(seed, number)
+                outputs.append(method.enhance(channel[None], peak[None]).float().cpu())
+            return torch.cat(outputs).numpy()
+        seed_everything(seed, number)
+        waves = method.enhance(wave[None], peaks.amax(0, keepdim=True))[0].float().cpu()
         waves = waves if before is None else in_order(before, waves)
         before = waves[:, -2 * context - fade:]          # what the next window begins with
         return waves.numpy()
 
-    seed_everything(seed)
     second = data.SAMPLE_RATE
     size = int(window * second)
     # The network's norms take in the whole window, so that two windows never quite agree on a second: fade slowly.
@@ -401,9 +506,11 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
     back = None
     if info.samplerate != second:
         back = soxr.ResampleStream(second, info.samplerate, channels_out, dtype="float32", quality="HQ")
-    lossless = info.format in ("WAV", "WAVEX", "FLAC", "AIFF")
-    with data.AtomicAudioWriter(out, info.samplerate, channels_out, info.subtype if lossless else None) as writer:
-        left = info.frames
+    format = data.FORMATS.get(out.suffix.lower(), out.suffix[1:].upper())
+    lossless = info.format in (*data.LOSSLESS, "WAVEX") and format in data.LOSSLESS
+    subtype = data.written_subtype(info, format) if lossless else None
+    left = min(info.frames, -(-(samples + 1) * info.samplerate // second))         # some headers say a little too much
+    with data.audio_writer(out, info.samplerate, channels_out, subtype, left) as writer:
         for piece in pieces:
             if progress:
                 progress(piece.shape[1] / second)
@@ -436,8 +543,8 @@ def in_order(reference, talkers):
 def output_paths(inputs, folder):
     """Pairs (recording, where its enhanced version goes); folders keep their structure below `folder`.
 
-    WAV and FLAC keep their format; others become FLAC. Raises FileNotFoundError for what does not exist, ValueError
-    where an output would fall on an input or two would share a name.
+    WAV, FLAC and other formats without loss are kept; others become FLAC. Raises FileNotFoundError for what does not
+    exist, ValueError where an output would fall on an input or two would share a name.
     """
     folder, pairs = Path(folder), []
     for given in map(Path, inputs):
@@ -451,7 +558,8 @@ def output_paths(inputs, folder):
             pairs.append((given, folder / given.name))
         else:
             raise FileNotFoundError(f"no file or folder {given}")
-    keep = (".wav", ".flac", ".aif", ".aiff")
+    lossy = (".mp3", ".ogg", ".oga", ".opus")
+    keep = [suffix for suffix in data.SUFFIXES if suffix not in lossy]
     pairs = [(p, out if out.suffix.lower() in keep else out.with_suffix(".flac")) for p, out in pairs]
     sources, seen = {p.resolve() for p, _ in pairs}, {}
     for p, out in pairs:
@@ -464,26 +572,45 @@ def output_paths(inputs, folder):
 
 # ------------------------------------------------------------------------------------------------ commands
 
-def add_flags(parser, cls, only=None):
+def add_flags(parser, cls, only=None, defaults=None):
     """One flag per dataclass field, the inherited ones last; the comment on its line is the help.
 
-    Only flags that are given reach the result.
+    A Literal offers its choices and no others. only: names of the fields to offer. defaults: an object of the class,
+    whose values the help shows. Only flags that are given reach the result.
     """
     source = "".join(inspect.getsource(part) for part in reversed(cls.__mro__[:-1]))
-    comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", source, re.M))
+    comments = dict(re.findall(r"^    (\w+): [^#]*# (.*)$", source, re.M))
     for field in sorted(dataclasses.fields(cls), key=lambda field: field.name not in cls.__annotations__):
         if only is not None and field.name not in only:
             continue
-        options = dict(default=argparse.SUPPRESS, dest=field.name,
-                       help=f"{comments.get(field.name, '')} (default: {field.default})".replace("%", "%%"))
-        kind = type(field.default)
+        text, kind = comments[field.name], type(field.default)
+        value = getattr(defaults, field.name, "")
+        if value not in ("", ()) and "(default" not in text:
+            value = " ".join(map(str, value)) if kind is tuple else value
+            text += f" (default: {value})"
+        options = dict(default=argparse.SUPPRESS, dest=field.name, help=text.replace("%", "%%"))
         if kind is bool:
             options |= dict(action=argparse.BooleanOptionalAction)
         elif kind is tuple:
             options |= dict(type=type(field.default[0]), nargs="*", metavar="X")
+        elif choices := typing.get_args(field.type):
+            options |= dict(type=kind, choices=choices)
         else:
             options |= dict(type=kind, metavar=kind.__name__.upper())
-        parser.add_argument(*{f"--{field.name.replace('_', '-')}", f"--{field.name}"}, **options)
+        names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))     # in order, each once
+        parser.add_argument(*names, **options)
+
+
+def as_flags(values):
+    """{field: value} as it would be typed on a command line."""
+    words = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join(words)
 
 
 def given(args, cls):
@@ -493,70 +620,40 @@ def given(args, cls):
 
 
 def pick_device(name):
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of that name; auto: cuda where there is one. Raises ValueError for one that is not there."""
+    try:
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name}: not to be had on this machine ({one_line(error)}). cpu always is") from None
+    return device
 
 
 def train_command(Method, args):
     config = TrainConfig(**given(args, TrainConfig))
-    stem = Path(inspect.getfile(Method)).stem
-    config.out = config.out or f"runs/{stem}"
-    device = pick_device(config.device)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:                                        # started by torchrun
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if config.precision == "auto":
-        config.precision = "bf16" if device.type == "cuda" else "fp32"
+    config.out = config.out or f"runs/{Path(inspect.getfile(Method)).stem}"
     if not config.data:
         raise ValueError("give the training data with --data DIR; see --help")
-    torch.set_float32_matmul_precision("high")
-
+    device, rank, world, store = join_processes(config)
+    out, say = Path(config.out), print if rank == 0 else lambda *a, **k: None
     seed_everything(config.seed)
-    changes = given(args, Method.Config)
-    if config.init:
-        method = load_checkpoint(config.init, Method, config.partly, **changes)
-    else:
-        method = Method(Method.Config(**(Method.presets[args.preset] | changes)))
-    if config.unpaired and getattr(method, "needs_pairs", True):
-        raise ValueError("--unpaired: these losses compare with the clean recording of the same speech. Of the methods "
-                         "here only drift.py can do without, and its pesq, si_sdr and ccmse weights must be 0")
-    if hasattr(method, "prepare"):
-        method.prepare(fresh=not config.init)
-    # Tensor cores want channels last; the backward pass of a CPU is a quarter slower with it.
-    method = method.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
-    method.store = Path(config.out).parent / "store" if config.crops else None
-    mics, talkers = channels(method)
-    rooms = config.rooms or 200 * ((mics, talkers) != (1, 1))
-    options = dict(snrs=config.snrs, babble=config.babble, num_samples=method.num_samples, seed=config.seed,
-                   device=device, mics=mics, talkers=talkers, rooms=rooms,
-                   room_cache=config.room_cache or Path(config.out).parent / "rooms")
-    if config.unpaired:
-        dataset = data.UnpairedAudio(config.data, config.unpaired, "train", **options)
-    else:
-        dataset = data.open_data(config.data, "train", **options)
-    try:
-        options |= dict(device="cpu", seed=0, rooms=min(rooms, config.valid_files))
-        valid = data.open_data(config.data, "valid", **options) if rank == 0 else None
-    except FileNotFoundError as error:
-        warnings.warn(f"no validation: {error}")
-        valid = None
-    if config.compile:
-        method.net.compile(dynamic=False)              # changing shapes break inductor in some releases
+    method = build(Method, config, device, args.preset, given(args, Method.Config))
+    dataset, valid = open_datasets(method, config, device)
+    valid = valid if rank == 0 else None
 
     size = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    say = print if rank == 0 else lambda *a, **k: None
     say(f"{type(method).__name__} {args.preset}: {size:,} trainable parameters on {device}, {config.precision}; "
         f"{len(dataset)} recordings; {config.batch_size * config.accumulate * world} crops a step -> {config.out}")
-    log = open_log(config.out) if rank == 0 else None
+    if (done := steps_done(out)) and rank == 0:
+        say(f"continues at step {done} of {config.steps}")
+    log = open_log(out) if rank == 0 else None
     ema = EMA(method, config.ema)
-    best = best_so_far(Path(config.out) / "best.safetensors")
-    loader = lambda step, rank, world: data.batches(dataset, config.batch_size, step, rank, world, config.workers,
-                                                    config.crops)
+
+    def loader(step, rank, world):
+        return data.batches(dataset, config.batch_size, step, rank, world, config.workers, config.crops)
+
     bar, smooth = tqdm(total=config.steps, unit="step", disable=rank > 0, mininterval=1), None
+    bar.update(done)
     for step, parts in fit(method, loader, config, ema):
         bar.update(step - bar.n)
         if step % 50 == 0 or step == config.steps:
@@ -565,32 +662,133 @@ def train_command(Method, args):
             bar.set_postfix(loss=f"{smooth:.4g}")
             if log:
                 log(step, values)
-        if valid and config.valid_every and (step % config.valid_every == 0 or step == config.steps):
-            with ema.applied():
-                method.eval()
-                scores, audio = validate(method, valid, config)
-                method.train()
-                log(step, scores, audio)
-                bar.write(f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
-                if scores["pesq"] > best:
-                    best = scores["pesq"]
-                    save_checkpoint(Path(config.out) / "best.safetensors", method, step=step, **scores)
-        if rank == 0 and step == config.steps:
-            with ema.applied():
-                save_checkpoint(Path(config.out) / "last.safetensors", method, step=step)
+        if config.valid_every and step % config.valid_every == 0:
+            if valid:
+                validate_and_keep(method, ema, valid, config, step, log, bar.write)
+            wait_for_rank_0(store, rank, f"validated {step}")
     bar.close()
+    if rank == 0:
+        finish(method, ema, valid, config, log, say)
     for problem, count in dataset.problems.most_common():
         say(f"left out {count} x {problem}")
     if world > 1:
         dist.destroy_process_group()
 
 
-def best_so_far(path):
-    """PESQ of the best checkpoint of a run that is resumed."""
+def join_processes(config):
+    """(device, rank, number of processes, their store), as torchrun started them; else one process without a store."""
+    device, store = pick_device(config.device), None
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        store, rank, world = next(dist.rendezvous("env://"))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+    if config.precision == "auto":
+        config.precision = "bf16" if device.type == "cuda" else "fp32"
+    torch.set_float32_matmul_precision("high")
+    return device, rank, world, store
+
+
+def wait_for_rank_0(store, rank, event):
+    """Returns when rank 0 has come here, however long it takes: at a collective operation the others would time out."""
+    if store is None:
+        return
+    if rank == 0:
+        store.set(event, "done")
+    while not store.check([event]):
+        time.sleep(0.2)
+
+
+def build(Method, config, device, preset, changes):
+    """The method to train: from --init, or from its preset. changes: fields of its Config."""
+    if config.init:
+        method = load_checkpoint(config.init, Method, config.partly, **changes)
+    else:
+        method = Method(Method.Config(**(Method.presets[preset] | changes)))
+    if config.unpaired and getattr(method, "needs_pairs", True):
+        raise ValueError("--unpaired: these losses compare with the clean recording of the same speech. Of the methods "
+                         "here only drift.py can do without, and its pesq, si_sdr and ccmse weights must be 0")
+    if hasattr(method, "prepare"):
+        method.prepare(fresh=not config.init)
+    method.store = Path(config.out).parent / "store" if config.crops else None
+    if config.compile:
+        method.net.compile(dynamic=False)                # changing shapes break inductor in some releases
+    # Tensor cores want channels last; the backward pass of a CPU is a quarter slower with it.
+    return method.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
+
+
+def open_datasets(method, config, device):
+    """(training crops, validation recordings or None)."""
+    mics, talkers = channels(method)
+    rooms = config.rooms or 200 * ((mics, talkers) != (1, 1))
+    options = dict(snrs=config.snrs, babble=config.babble, num_samples=method.num_samples, seed=config.seed,
+                   device=device, mics=mics, talkers=talkers, rooms=rooms,
+                   room_cache=config.room_cache or Path(config.out).parent / "rooms")
+    normalize = method.config.normalize
+    if config.unpaired:
+        dataset = data.UnpairedAudio(config.data, config.unpaired, "train", normalize=normalize, **options)
+    else:
+        dataset = data.open_data(config.data, "train", normalize=normalize, **options)
+    try:
+        options |= dict(device="cpu", seed=0, rooms=min(rooms, config.valid_files))
+        return dataset, data.open_data(config.data, "valid", **options)
+    except FileNotFoundError as error:
+        warnings.warn(f"no validation: {error}")
+        return dataset, None
+
+
+def steps_done(out):
+    """How many steps a run has done, by its last.pt; 0 where there is none."""
+    last = Path(out) / "last.pt"
+    return read_pickle(last)["step"] if last.exists() else 0
+
+
+def validate_and_keep(method, ema, dataset, config, step, log, say):
+    """Score the averaged weights; where they are the best of the run they become best.safetensors."""
+    best = Path(config.out) / "best.safetensors"
+    with ema.applied():
+        method.eval()
+        scores, audio, note = validate(method, dataset, config)
+        method.train()
+        log(step, scores, audio)
+        say(f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()) + note)
+        if merit(scores) > best_so_far(best):
+            save_checkpoint(best, method, step=step, **scores)
+
+
+def finish(method, ema, valid, config, log, say):
+    """The last validation and last.safetensors, unless an earlier run of the same command has come so far."""
+    last, step = Path(config.out) / "last.safetensors", steps_done(config.out)
+    if notes_of(last).get("step") == step:
+        say(f"already finished, after step {step}: {last}. More --steps or another --out train on")
+        return
+    lines = (Path(config.out) / "log.jsonl").read_text().splitlines()
+    validated = any("pesq" in line for line in map(json.loads, lines) if line["step"] == step)
+    if valid and config.valid_every and not validated:
+        validate_and_keep(method, ema, valid, config, step, log, say)
+    with ema.applied():
+        save_checkpoint(last, method, step=step)
+
+
+def merit(scores):
+    """One number to choose a checkpoint by: 0.1 PESQ count as much as 0.02 ESTOI and 1 dB of SI-SDR."""
+    return scores["pesq"] + 5 * scores["estoi"] + 0.1 * scores["si_sdr"]
+
+
+def notes_of(path):
+    """What save_checkpoint was told to note in a file; {} where there is no file."""
     if not path.is_file():
-        return -float("inf")
+        return {}
     with safetensors.safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["extra"])["pesq"]
+        return json.loads(file.metadata()["extra"])
+
+
+def best_so_far(path):
+    """`merit` of the best checkpoint of a run that is resumed."""
+    notes = notes_of(path)
+    return merit(notes) if notes else -float("inf")
 
 
 def open_log(folder):
@@ -604,8 +802,9 @@ def open_log(folder):
         board = None
 
     def log(step, scalars, waves=()):
+        values = {name: value if np.isfinite(value) else None for name, value in scalars.items()}  # JSON has no NaN
         with open(folder / "log.jsonl", "a") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time()), **scalars}) + "\n")
+            file.write(json.dumps({"step": step, "time": round(time.time()), **values}) + "\n")
         if board:
             for name, value in scalars.items():
                 board.add_scalar(name, value, step)
@@ -615,7 +814,7 @@ def open_log(folder):
 
 
 def validate(method, dataset, config):
-    """Enhance a few recordings, evenly spaced: (mean scores by name, waves by name)."""
+    """Enhance a few recordings, evenly spaced: (mean scores by name, waves by name, what to say about n)."""
     device = next(method.parameters()).device
     numbers = np.linspace(0, len(dataset) - 1, min(config.valid_files, len(dataset))).astype(int)
     pairs, waves = [], {}
@@ -629,7 +828,8 @@ def validate(method, dataset, config):
         waves = waves or {name: wave if wave.ndim == 1 else wave[0]
                           for name, wave in (("clean", clean), ("noisy", noisy), ("enhanced", enhanced))}
     results = metrics.evaluate(pairs, ("pesq", "estoi", "si_sdr"), progress=False)
-    return {name: results.mean(name) for name in ("pesq", "estoi", "si_sdr")}, waves
+    note = f"  n {len(pairs)}" + "".join(f"; no score: {row['name']}: {row['error']}" for row in results.failed)
+    return {name: results.mean(name) for name in ("pesq", "estoi", "si_sdr")}, waves, note
 
 
 def load_for_use(Method, args):
@@ -647,6 +847,8 @@ def enhance_command(Method, args):
 
 def enhance_all(method, pairs, seed, window):
     """Enhance (recording, output) pairs; returns the number of recordings that could not be."""
+    if not 1 <= window < float("inf"):
+        raise ValueError(f"--window is in seconds, 1 or more; got {window}")
     failures, seconds, calls, started = [], 0.0, method.calls, time.monotonic()
     total = 0.0
     for path, _ in pairs:
@@ -655,7 +857,10 @@ def enhance_all(method, pairs, seed, window):
             total += info.frames / info.samplerate
     bar = tqdm(total=total, desc="enhancing", mininterval=1,
                bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]")
-    progress = lambda done: bar.update(min(done, total - bar.n))           # rounding must not pass the total
+
+    def progress(done):
+        bar.update(min(done, total - bar.n))             # rounding must not pass the total
+
     for path, out in pairs:
         try:
             with torch.inference_mode():
@@ -673,13 +878,19 @@ def enhance_all(method, pairs, seed, window):
 
 
 def evaluate_command(Method, args):
+    which = metrics.known(args.metrics.split(","))
     method = load_for_use(Method, args)
     clean, noisy = data.paired_paths(args.data, args.split)
+    if args.every < 1 or not 0 <= args.first < len(clean):
+        raise ValueError(f"--every is 1 or more, --first one of the {len(clean)} files, from 0; got {args.every} and "
+                         f"{args.first}")
     chosen = slice(args.first, None, args.every)
     clean, noisy = clean[chosen], noisy[chosen]
     out, folder = Path(args.out), os.path.commonpath([path.parent for path in noisy])
     names = [str(path.relative_to(folder).with_suffix("")) for path in noisy]
     enhanced = [out / "enhanced" / f"{name}.wav" for name in names]
+    for path in enhanced:                                # of another checkpoint, they would be scored as this one's
+        path.unlink(missing_ok=True)
     failed = enhance_all(method, list(zip(noisy, enhanced)), args.seed, args.window)
     if channels(method) != (1, 1):
         heard = [out / "microphone0" / f"{name}.wav" for name in names]
@@ -688,7 +899,6 @@ def evaluate_command(Method, args):
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in method.named_children()}
     print("parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size))
     print(f"{len(names)} recordings of {args.data}, {args.split}")
-    which = args.metrics.split(",")
     before = metrics.evaluate(zip(names, clean, noisy), which, args.workers)
     after = metrics.evaluate(zip(names, clean, enhanced, noisy), which, args.workers)
     after.save_csv(out / "scores.csv")
@@ -708,33 +918,50 @@ def match_talkers(clean, noisy, enhanced, heard):
             data.save_audio(paths[2], in_order(s, s_hat), data.SAMPLE_RATE)
 
 
+def add_train(commands, name, Method, out, help):
+    """A command `name` that trains a Method, by default in the folder `out`."""
+    sub = commands.add_parser(name, help=help, description=help)
+    sub.add_argument("--preset", choices=tuple(Method.presets), default="paper",
+                     help="values of the method's constants (default: paper)")
+    add_flags(sub.add_argument_group("training"), TrainConfig, defaults=TrainConfig(out=out))
+    add_flags(sub.add_argument_group("method (defaults of the preset paper)"), Method.Config, defaults=Method.Config())
+    sub.set_defaults(run=functools.partial(train_command, Method), out=out)
+
+
+def add_use(sub, Method, stem, out):
+    """What enhance and evaluate have in common."""
+    sub.add_argument("--out", default=out, help=f"folder to write to (default: {out})")
+    names = ", ".join(path.stem for path in sorted((HERE / "pretrained").glob(f"{stem}*.safetensors")))
+    sub.add_argument("--checkpoint", default=stem,
+                     help=f"weights: a file, or the name of one in pretrained/: {names} (default: {stem})")
+    sub.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
+    sub.add_argument("--seed", type=int, default=0, help="of the noise that is drawn (default: 0)")
+    sub.add_argument("--window", type=float, default=30, help="seconds enhanced at once (default: 30)")
+    add_flags(sub.add_argument_group("method (defaults of the checkpoint)"), Method.Config, Method.inference)
+
+
 def main(Method):
-    """The command line of a method: train, enhance, evaluate. Exits 2 for a request that cannot be met."""
+    """The command line of a method: train, enhance, evaluate, and what Method.add_commands adds, if it has that.
+
+    Exits 2 for a request that cannot be met.
+    """
+    for stream in (sys.stdout, sys.stderr):              # a file's name may be anything, a terminal ASCII alone
+        stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     module = inspect.getmodule(Method)
     stem = Path(inspect.getfile(Method)).stem
     parser = argparse.ArgumentParser(description=(module.__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-
-    sub = commands.add_parser("train", help="train on a folder of recordings; continues a run that was interrupted")
-    sub.add_argument("--preset", choices=Method.presets, default="paper",
-                     help="values of the method's constants (default: paper)")
-    add_flags(sub.add_argument_group("training"), TrainConfig)
-    add_flags(sub.add_argument_group("method (defaults of the preset paper)"), Method.Config)
-
-    def add_use(sub, out):
-        sub.add_argument("--out", default=out, help=f"folder to write to (default: {out})")
-        names = ", ".join(path.stem for path in sorted((HERE / "pretrained").glob(f"{stem}*.safetensors")))
-        sub.add_argument("--checkpoint", default=stem,
-                         help=f"weights: a file, or the name of one in pretrained/: {names} (default: {stem})")
-        sub.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
-        sub.add_argument("--seed", type=int, default=0, help="of the noise that is drawn (default: 0)")
-        sub.add_argument("--window", type=float, default=30, help="seconds enhanced at once (default: 30)")
-        add_flags(sub.add_argument_group("method (defaults of the checkpoint)"), Method.Config, Method.inference)
+    add_train(commands, "train", Method, f"runs/{stem}",
+              "train on a folder of recordings; continues a run that was interrupted")
+    if hasattr(Method, "add_commands"):
+        Method.add_commands(commands)
 
     sub = commands.add_parser("enhance", help="clean recordings")
     sub.add_argument("inputs", nargs="*", metavar="FILE_OR_FOLDER",
                      help="recordings: WAV, FLAC, OGG, MP3, any rate, any channels (default: tutorials/audio/noisy)")
-    add_use(sub, "enhanced")
+    add_use(sub, Method, stem, "enhanced")
+    sub.set_defaults(run=functools.partial(enhance_command, Method))
 
     sub = commands.add_parser("evaluate", help="enhance a test set and score it")
     sub.add_argument("--data", required=True, help="folder with clean and noisy files, as for train; for "
@@ -744,12 +971,12 @@ def main(Method):
     sub.add_argument("--first", type=int, default=0, help="number of the first file (default: 0)")
     sub.add_argument("--metrics", default="pesq,estoi,si_sdr", help="(default: pesq,estoi,si_sdr); see metrics.py")
     sub.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that score (default: all cores)")
-    add_use(sub, f"evaluated/{stem}")
+    add_use(sub, Method, stem, f"evaluated/{stem}")
+    sub.set_defaults(run=functools.partial(evaluate_command, Method))
 
     args = parser.parse_args()
-    command = {"train": train_command, "enhance": enhance_command, "evaluate": evaluate_command}[args.command]
     try:
-        failed = command(Method, args)
+        failed = args.run(args)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -414,12 +414,6 @@ def test_every_trainable_parameter_gets_a_gradient(num_times, version):
         assert (p.grad is not None and bool(p.grad.any())) == p.requires_grad, name
 
 
-def test_dropout_acts_in_training_only():
-    net, x, t = lively(dropout=0.5), spectrogram(1, 2, 16, 16), torch.tensor([0.4])
-    assert not torch.equal(net(x, t), net(x, t))
-    assert torch.equal(net.eval()(x, t), net(x, t))
-
-
 @torch.no_grad()
 def test_forward_is_one_graph_without_breaks():
     net, x, times = lively(num_times=2), spectrogram(2, 2, 17, 23), [torch.tensor([0.4, 0.7])] * 2

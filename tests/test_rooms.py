@@ -162,7 +162,7 @@ def test_mixture_and_target_equal_scipy_s_convolution_at_the_ratios_drawn(mixtur
     *_, choices, crops, _ = dataset[5]
     room, snr, *levels = choices
     responses = dataset.responses[int(room)].double().numpy()              # (3, 3, N)
-    waves = [crop / 32768 for crop in crops]
+    waves = list(crops)
     heard = np.stack([[scipy.signal.fftconvolve(wave, h)[N - 1:N - 1 + 8000] for h in rows]
                       for wave, rows in zip(waves, responses)])            # (3, 3, L)
     scale = np.sqrt(10 ** (np.array(levels) / 10) / (heard[:2, 0] ** 2).mean(-1))

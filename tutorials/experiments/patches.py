@@ -1,9 +1,9 @@
 """Distillation of selected patches against its controls: trains and scores each row with several seeds.
 
-    python consistency.py train --distil none --preset teacher --data CORPUS --out runs/teacher
+    python consistency.py train-student --preset teacher --data CORPUS --out runs/teacher
     python tutorials/patches.py --data CORPUS --teacher runs/teacher/last.safetensors -- --steps 400 --lr 3e-3
 
-What follows -- are flags of every student's `consistency.py train`. Students and scores are kept in --out, so that a
+What follows -- are flags of every student's `consistency.py train-student`. Students and scores are kept in --out, so that a
 command which was interrupted goes on. The intervals are over the recordings, each scored as the mean over the seeds.
 """
 
@@ -70,8 +70,8 @@ def main():
             run = args.out / f"{label}, seed {seed}".replace(" ", "-")
             if not (run / "last.safetensors").exists():
                 print(f"{label}, seed {seed}")
-                subprocess.run([sys.executable, train.HERE / "consistency.py", "train", "--distil", *flags, "--data",
-                                args.data, *(["--teacher", args.teacher] if flags != ["none"] else []), "--seed",
+                subprocess.run([sys.executable, train.HERE / "consistency.py", "train-student", "--distil", *flags,
+                                "--data", args.data, *(["--teacher", args.teacher] if flags != ["none"] else []), "--seed",
                                 str(seed), "--out", run, *args.flags], check=True)
             results[label].append(enhanced_and_scored(run / "last.safetensors", run / "test", recordings, args.workers))
 

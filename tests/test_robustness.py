@@ -1,0 +1,419 @@
+"""Real recordings: clicks, offsets, silence, odd files. Each test is named by what holds for a whole kind of them."""
+
+import json
+import os
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data
+import metrics
+import train
+from data import AudioError, MixedAudio, PairedAudio, RoomConfig, RoomMixtures, Spectrogram, UnpairedAudio
+from test_data import sound, tone, write
+
+ROOT = Path(__file__).parents[1]
+NOISY, CLEAN = (soundfile.read(ROOT / f"tutorials/audio/{side}/cheer.flac", dtype="float32")[0]
+                for side in ("noisy", "clean"))
+SHIPPED = ["consistency", "sgmse", "meanflow", "drift", "drift_dagger"]
+
+
+def enhanced(name, wave, **changes):
+    method = train.load_checkpoint(name, **changes)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        return method.enhance(torch.from_numpy(np.asarray(wave, np.float32))[None])[0].numpy()
+
+
+def decibel(x):
+    return 10 * np.log10(np.mean(np.square(x)) + 1e-20)
+
+
+# ---- the ends of the transform ----
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(600, 6000), st.sampled_from([(510, 128), (510, 256), (512, 256), (510, 64), (1534, 384)]),
+       st.integers(0, 99))
+def test_an_error_in_the_spectrogram_is_no_larger_at_the_ends_whatever_the_length(length, sizes, seed):
+    n_fft, hop = sizes
+    length = max(length, n_fft)
+    spectrogram, wave = Spectrogram(n_fft, hop, transform="none"), torch.from_numpy(sound(length, seed=seed)[:, 0])
+    spec = spectrogram(wave)
+    assert spec.shape[-1] == 1 + -(-length // hop)
+    noise = torch.randn(spec.shape, dtype=spec.dtype, generator=torch.Generator().manual_seed(seed))
+    error = (spectrogram.inverse(spec + noise, length) - wave).abs()
+    assert error[-300:].max() < 2.5 * error.square().mean().sqrt() * 3
+    assert (spectrogram.inverse(spec, length) - wave).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_recording_ends_without_a_click_whatever_its_length(name):
+    for remainder in (0, 1, 128, 252, 255):
+        wave = NOISY[:256 * 60 + remainder]
+        out = enhanced(name, wave)
+        assert decibel(out[-320:]) < decibel(wave[-320:]) + 3
+        assert np.abs(out[-16:]).max() < 2 * np.abs(wave[-1600:]).max()
+
+
+# ---- clicks, offsets, silence ----
+
+def test_no_few_samples_move_the_level():
+    wave = torch.from_numpy(sound(3 * 16000)[:, 0])
+    level = data.robust_level(wave)
+    for start, length, tolerance in ((0, 1, 0.02), (20000, 10, 0.1), (47990, 10, 0.1), (30000, 30, 0.3)):
+        clicked = wave.clone()
+        clicked[start:start + length] = 100
+        assert data.robust_level(clicked).item() == pytest.approx(level.item(), rel=tolerance)
+    padded = torch.cat([torch.zeros(90000), wave, torch.zeros(33333)])
+    assert data.robust_level(padded).item() == pytest.approx(level.item(), rel=0.05)
+    assert data.robust_level(10 * wave).item() == pytest.approx(10 * level.item(), rel=1e-5)
+    tail = torch.cat([0.01 * wave[:20000], wave[:12000]])                  # the last, incomplete second counts
+    assert data.robust_level(tail).item() > 0.8 * level.item()
+
+
+def test_level_of_crops_is_that_of_the_peak_on_average():
+    """What networks were trained with by the peak of the crop stays in place."""
+    speech = torch.from_numpy(CLEAN[:32000 * 3]).reshape(3, -1) + 0.1 * torch.from_numpy(sound(32000, 3)).T
+    ratio = data.robust_level(speech)[:, 0] / speech.abs().amax(1)
+    assert 0.7 < ratio.log().mean().exp() < 1.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_clicks_and_offsets_cost_at_most_1_db(name):
+    quiet = 0.03 * np.r_[NOISY[:48000], np.resize(NOISY - CLEAN, 48000)] / np.abs(NOISY).max()
+    undisturbed = metrics.si_sdr(CLEAN[:48000], enhanced(name, quiet)[:48000])
+    for place, decibels in ((-8000, 30), (24000, 0), (30000, 40)):
+        wave = quiet.copy()
+        wave[place] = 0.03 * 10 ** (decibels / 20)
+        assert metrics.si_sdr(CLEAN[:48000], enhanced(name, wave)[:48000]) > undisturbed - 1
+    for offset in (0.5, -0.4):
+        assert metrics.si_sdr(CLEAN[:48000], enhanced(name, quiet + offset)[:48000]) > undisturbed - 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_silence_in_the_window_costs_at_most_1_db(name):
+    alone = metrics.si_sdr(CLEAN, enhanced(name, NOISY))
+    dither = 3e-5 * np.random.default_rng(0).standard_normal(80000)
+    for before, after in ((np.zeros(0), np.zeros(20 * 16000)), (np.zeros(5 * 16000), dither)):
+        out = enhanced(name, np.r_[before, NOISY, after])
+        assert metrics.si_sdr(CLEAN, out[len(before):][:len(CLEAN)]) > alone - 1
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_digital_silence_stays_digital_silence_beside_speech(name):
+    wave = np.r_[NOISY[:16000], np.zeros(16000), NOISY[16000:24000]]
+    out = enhanced(name, wave)
+    assert np.abs(out[16000 + 1600:32000 - 1600]).max() < 1e-4 * np.abs(NOISY).max() and np.isfinite(out).all()
+    assert np.abs(out[:16000]).max() > 0.01
+
+
+def test_what_is_silent_goes_past_the_network_and_the_rest_comes_back_in_its_place():
+    heard = []
+
+    def network(wave):
+        heard.append(wave.shape[-1])
+        return wave
+    noise = torch.from_numpy(sound(4 * 16000)[:, 0])
+    wave = torch.cat([noise[:16000], torch.zeros(40000), noise[16000:30000], torch.zeros(50000)])[None] + 0.25
+    out = data.enhance_levelled(network, wave, "robust")
+    # Around what sounds a quarter of a second stays, rounded to frames of 20 ms.
+    assert heard == [pytest.approx(30000 + 3 * 12 * 320, abs=4 * 320)]
+    sounding = [*range(16000), *range(56000, 70000)]
+    offset = (out - wave)[0, sounding].mean()
+    assert (out - wave - offset)[0, sounding].abs().max() < 0.03 and out[0, 30000:50000].abs().max() < 0.25
+    assert out.shape == wave.shape
+    silence = torch.zeros(1, 9000)
+    assert torch.equal(data.enhance_levelled(network, silence, "robust"), silence)
+
+
+def test_published_normalisation_is_the_peak_of_the_recording():
+    seen = []
+    wave = torch.from_numpy(sound(2, 9000)).reshape(2, 9000)
+    for peak in (None, torch.tensor([[0.5], [2.0]])):
+        out = data.enhance_levelled(lambda x: seen.append(x) or x, wave, "peak", peak)
+        torch.testing.assert_close(out, wave)
+        torch.testing.assert_close(seen[-1], wave / (wave.abs().amax(1, keepdim=True) if peak is None else peak))
+
+
+def test_training_and_use_have_the_same_level(tmp_path):
+    wave = sound(32640)[:, 0]
+    wave[5000] = 0.99
+    for side in ("clean", "noisy"):
+        write(tmp_path / side / "a.wav", wave + 0.2 * (side == "noisy"), subtype="FLOAT")
+    dataset = PairedAudio(tmp_path, "train", 32640, normalize="robust")
+    clean, noisy = dataset.batch([dataset[0]])
+    expected, level = data.levelled(dataset.utterance(0)[2][None])
+    torch.testing.assert_close(noisy, expected)
+    torch.testing.assert_close(clean, dataset.utterance(0)[1][None] / level)
+    assert noisy.abs().max() == data.LIMIT and abs(noisy.mean()) < 1e-3
+
+
+def test_equal_channels_stay_equal(tmp_path):
+    soundfile.write(tmp_path / "in.wav", np.stack([NOISY[:40000]] * 2, 1), 16000)
+    with torch.inference_mode():
+        train.enhance_file(train.load_checkpoint("sgmse", N=2), tmp_path / "in.wav", tmp_path / "out.wav", window=1.5)
+    left, right = soundfile.read(tmp_path / "out.wav")[0].T
+    assert np.array_equal(left, right)
+
+
+# ---- lessons ----
+
+def with_room_tone(samples, lsb, seed=0):
+    """Mostly dither of so many LSB, and speech-like noise in the last fifth."""
+    wave = lsb / 32768 * np.sign(sound(samples, seed=seed)[:, 0])
+    wave[-samples // 5:] = sound(samples // 5 + 1, seed=seed)[:len(wave[-samples // 5:]), 0]
+    return wave
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("lsb", [1, 3, 30])
+def test_dither_and_room_tone_are_no_lesson(tmp_path, resident, lsb):
+    write(tmp_path / "tone/a.wav", with_room_tone(160000, lsb))
+    write(tmp_path / "sound/n.wav", sound(160000, seed=1))
+    for speech, noise in (("tone", "sound"), ("sound", "tone")):
+        dataset = MixedAudio(tmp_path / speech, tmp_path / noise, num_samples=8000, resident=resident)
+        items = [dataset[p] for p in range(40)]
+        assert all(np.abs(crop).max() > 0.05 for item in items for crop in item[3])
+        problems = [problem for item in items for problem in item[4]]
+        assert len(problems) > 40 and all("tone" in problem for problem in problems)
+
+
+def test_quiet_recordings_are_lessons(tmp_path):
+    for side in ("speech", "noise"):
+        write(tmp_path / side / "a.wav", sound(40000, level=0.001))
+    assert len(MixedAudio(tmp_path / "speech", tmp_path / "noise", num_samples=8000)[3][4]) == 0
+
+
+def test_validation_is_never_mixed_with_silence(tmp_path):
+    write(tmp_path / "speech/a.wav", sound(30000))
+    write(tmp_path / "speech/b.wav", np.zeros(30000))
+    write(tmp_path / "noise/n.wav", np.r_[np.zeros(300000), sound(40000)[:, 0]])
+    dataset = MixedAudio(tmp_path / "speech", tmp_path / "noise", num_samples=8000)
+    with pytest.warns(UserWarning, match="nothing sounds"):
+        for number in range(2):
+            name, clean, noisy = dataset.utterance(number)
+            assert name == "a" and torch.isfinite(noisy).all() and (noisy - clean).abs().max() > 0.01
+
+
+def test_the_log_is_valid_json_whatever_is_scored(tmp_path):
+    train.open_log(tmp_path)(7, {"loss": 0.5, "pesq": float("nan"), "x": float("inf")})
+    line = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert (line["step"], line["loss"], line["pesq"], line["x"]) == (7, 0.5, None, None)
+
+
+# ---- rooms ----
+
+def test_noise_of_a_room_is_placed_by_its_own_length_and_may_have_more_files(tmp_path):
+    for i in range(2):
+        write(tmp_path / f"speech/{i}/a.wav", sound(12000, seed=i))
+    for i in range(5):
+        write(tmp_path / f"noise/{i}.wav", sound(160000, seed=i))
+    dataset = RoomMixtures(tmp_path / "speech", tmp_path / "noise", RoomConfig(2, 2), rooms=2, num_samples=4000,
+                           cache=tmp_path / "rooms")
+    drawn = [dataset[p] for p in range(60)]
+    assert {item[0][2] for item in drawn} == set(range(5))
+    starts = np.array([item[1][2] for item in drawn])
+    assert starts.max() > 120000 and starts.min() < 40000
+
+
+def test_a_set_of_mixtures_differs_in_each_file_and_is_never_mixed_with_another(tmp_path, monkeypatch, capsys):
+    for i in range(2):
+        write(tmp_path / f"test/speech/{i}/a.wav", sound(12000, seed=i))
+    write(tmp_path / "test/noise/n.wav", sound(160000, seed=9))
+
+    def run(*flags):
+        flags = "--mics", "2", "--out", str(tmp_path / "set"), *flags
+        monkeypatch.setattr(sys, "argv", ["data.py", str(tmp_path), *flags])
+        data.main()
+    run("--count", "6", "--talkers", "1")
+    files = sorted((tmp_path / "set/test/noisy").iterdir())
+    assert len(files) == 6 and len({path.read_bytes() for path in files}) == 6
+    for flags, message in ((("--count", "2"), "choose another --out"), (("--talkers", "0"), "1 or more")):
+        with pytest.raises(SystemExit) as stop:
+            run(*flags)
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+# ---- files ----
+
+def mp3_without_length(path, wave, rate, mode):
+    """An MP3 as a stream is recorded: its first frame, which says how long it is, is missing."""
+    soundfile.write(path, wave, rate, format="MP3", bitrate_mode=mode, compression_level=0.3)
+    content = path.read_bytes()
+    kbps = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)[content[2] >> 4]
+    first = 144000 * kbps // (44100, 48000, 32000)[content[2] >> 2 & 3] + (content[2] >> 1 & 1)
+    path.write_bytes(content[first:])
+    return path
+
+
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT", "AVERAGE"])
+def test_an_mp3_without_its_length_is_read_to_the_end(tmp_path, mode):
+    wave = sound(48000 * 3)[:, 0]
+    wave[48000:96000] = 0                                                  # few bits: the rate varies
+    path = mp3_without_length(tmp_path / "x.mp3", wave, 48000, mode)
+    loaded = data.load_audio(path, 48000)[0][0].numpy()
+    assert len(wave) <= len(loaded) <= len(wave) + 2400
+    late = np.argmax(np.correlate(loaded[:6000], wave[1000:3000]))         # an encoder's delay
+    assert np.corrcoef(loaded[late - 1000:][:140000], wave[:140000])[0, 1] > 0.7
+    assert abs(data.audio_info(path).frames - len(loaded)) <= 2304
+
+
+def test_a_whole_mp3_is_never_called_truncated(tmp_path):
+    for i, (rate, channels) in enumerate(((44100, 2), (22050, 1), (16000, 1), (48000, 2))):
+        path = tmp_path / f"{i}.mp3"
+        soundfile.write(path, sound(rate + 777 * i, channels), rate)
+        content = path.read_bytes()
+        whole = data.load_audio(path, rate)[0]
+        assert whole.shape == (channels, rate + 777 * i)
+        ape = b"APETAGEX" + struct.pack("<IIII8x", 2000, 32, 0, 0)
+        for before, after in ((b"ID3\x03\0\0\0\0\x01\0" + bytes(128), b""), (b"", b"TAG" + bytes(125)), (b"", ape)):
+            path.write_bytes(before + content + after)                     # tags at both ends
+            assert torch.equal(data.load_audio(path, rate)[0], whole)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_recordings_one_behind_the_other_in_an_ogg_are_all_read(tmp_path, subtype):
+    parts = [sound(n, seed=n) for n in (16000, 24000, 8000)]
+    for i, part in enumerate(parts):
+        write(tmp_path / f"{i}.ogg", part, 16000, subtype, "OGG")
+    chain = tmp_path / "chain.ogg"
+    chain.write_bytes(b"".join((tmp_path / f"{i}.ogg").read_bytes() for i in range(3)))
+    loaded = data.load_audio(chain)[0]
+    alone = torch.cat([data.load_audio(tmp_path / f"{i}.ogg")[0] for i in range(3)], 1)
+    assert torch.equal(loaded, alone) and data.audio_info(chain).frames == alone.shape[1] == 48000
+    write(tmp_path / "2.ogg", sound(9000, 2), 16000, subtype, "OGG")
+    chain.write_bytes(b"".join((tmp_path / f"{i}.ogg").read_bytes() for i in (0, 2)))
+    with pytest.raises(AudioError, match="chain.ogg: 2 recordings of different .* split them"):
+        data.load_audio(chain)
+
+
+CONTAINERS = [("wav", "WAV", "FILE"), ("wav", "WAV", "BIG"), ("wav", "RF64", "FILE"), ("w64", "W64", "FILE"),
+              ("aiff", "AIFF", "FILE"), ("au", "AU", "BIG"), ("au", "AU", "LITTLE"), ("caf", "CAF", "FILE")]
+
+
+@pytest.mark.parametrize("suffix, format, endian", CONTAINERS)
+def test_a_cut_file_of_any_container_is_refused_and_a_whole_one_is_not(tmp_path, suffix, format, endian):
+    path = tmp_path / f"x.{suffix}"
+    soundfile.write(path, sound(16001, 2), 16000, "PCM_16", endian, format)
+    assert data.load_audio(path)[0].shape == (2, 16001)
+    content = path.read_bytes()
+    for share in (0.6, 0.99):
+        path.write_bytes(content[:int(share * len(content))])
+        with pytest.raises(AudioError, match="x.*: truncated|malformed"):
+            data.load_audio(path)
+
+
+@pytest.mark.parametrize("extra", [2, 36, 44])
+def test_a_header_that_counts_itself_is_forgiven(tmp_path, extra):
+    path = write(tmp_path / "x.wav", sound(8000))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"data") + 4
+    content[at:at + 4] = struct.pack("<I", struct.unpack("<I", content[at:at + 4])[0] + extra)
+    path.write_bytes(content)
+    assert data.load_audio(path)[0].shape == (1, 8000)
+
+
+def test_a_flac_of_unknown_length_is_read_to_its_end(tmp_path):
+    path = write(tmp_path / "x.flac", sound(20000))
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0                                                    # 36 bits of STREAMINFO: total samples
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    assert data.load_audio(path)[0].shape == (1, 20000) and data.audio_info(path).frames == 20000
+    train.enhance_file(train.load_checkpoint("consistency"), path, tmp_path / "out.flac")
+    assert soundfile.info(tmp_path / "out.flac").frames == 20000
+
+
+def test_links_are_followed_once_dot_folders_are_not_and_the_rest_is_counted(tmp_path):
+    write(tmp_path / "elsewhere/voice/a.wav", sound(1000))
+    corpus = tmp_path / "corpus"
+    for name in ("b.wav", ".git/c.wav", ".ipynb_checkpoints/d.wav", "e.m4a", "f.m4a", "README"):
+        path = corpus / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (corpus / "speaker").symlink_to(tmp_path / "elsewhere/voice")
+    (corpus / "again").symlink_to(corpus)
+    (corpus / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    with pytest.warns(UserWarning, match=r"corpus: not read: 4 \(2 .m4a, 1 broken link, 1 no suffix\)"):
+        paths = data.list_audio(corpus)
+    assert [str(path.relative_to(corpus)) for path in paths] == ["b.wav", "speaker/a.wav"]
+
+
+def test_two_files_of_one_name_are_not_paired_by_chance(tmp_path):
+    for name in ("clean/a.wav", "clean/a.flac", "noisy/a.wav"):
+        write(tmp_path / name, sound(1000))
+    with pytest.raises(ValueError, match="same name but for the suffix; which one"):
+        data.paired_paths(tmp_path, "train")
+
+
+def test_odd_names_and_kinds_are_named_and_the_others_done(tmp_path, capsys):
+    from helpers import run_command
+    import sgmse
+    train.save_checkpoint(tmp_path / "w.safetensors", sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | {"N": 1})))
+    good = write(tmp_path / "gut \u00e4\u00f6\u00fc.wav", sound(4000))
+    raw = tmp_path / "x.raw"
+    raw.write_bytes(bytes(9000))
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.wav"))
+    os.rename(write(tmp_path / "tmp.wav", sound(4000)), odd)
+    assert run_command(sgmse.ScoreSDE, "enhance", raw, odd, good, "--out", tmp_path / "out", "--checkpoint",
+                       tmp_path / "w.safetensors") == 1
+    err = capsys.readouterr().err
+    assert f"not enhanced: {raw}: not a readable" in err and "bad\\udcff.wav: not a readable" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [good.name]
+
+
+@pytest.mark.parametrize("format, subtype, kept", [
+    ("RF64", "PCM_24", "PCM_24"), ("RF64", "FLOAT", "FLOAT"), ("WAV", "IMA_ADPCM", "PCM_16"), ("WAV", "ULAW", "ULAW"),
+    ("WAV", "PCM_U8", "PCM_U8"), ("W64", "PCM_24", "PCM_24"), ("AU", "FLOAT", "FLOAT"), ("CAF", "PCM_24", "PCM_24")])
+def test_output_has_the_sample_format_and_the_length_of_the_input(tmp_path, format, subtype, kept):
+    suffix = "wav" if format in ("WAV", "RF64") else format.lower()
+    path, out = tmp_path / f"x.{suffix}", tmp_path / "out" / f"x.{suffix}"
+    soundfile.write(path, sound(8001), 16000, subtype, format=format)
+    train.enhance_file(train.load_checkpoint("consistency"), path, out)
+    info = soundfile.info(out)
+    assert (info.subtype, info.frames) == (kept, soundfile.info(path).frames)
+
+
+def test_a_wav_beyond_4_gib_is_written_as_rf64(tmp_path):
+    with data.audio_writer(tmp_path / "x.wav", 48000, 2, "FLOAT", frames=1 << 30) as file:
+        file.write(sound(100, 2))
+    assert soundfile.info(tmp_path / "x.wav").format == "RF64"
+
+
+def test_pairs_of_different_lengths_are_cut_with_a_word(tmp_path):
+    write(tmp_path / "clean/a.wav", sound(8000))
+    write(tmp_path / "noisy/a.wav", sound(40000))
+    with pytest.warns(UserWarning, match="a.wav lasts 0.5 s and its noisy twin 2.5 s: both are cut"):
+        PairedAudio(tmp_path, "train", 4000)
+
+
+# ---- runs ----
+
+def test_what_has_no_splits_has_no_validation(tmp_path):
+    for layout in (("clean", "noisy"), ("speech", "noise")):
+        root = tmp_path / layout[0]
+        for side in layout:
+            write(root / side / "a.wav", sound(8000))
+        for split in ("train", "test"):
+            assert len(data.open_data(root, split, num_samples=4000)) == 1
+        with pytest.raises(FileNotFoundError, match="'valid'"):
+            data.open_data(root, "valid", num_samples=4000)
+
+
+def test_unpaired_speech_is_none_that_validation_hears(tmp_path):
+    for name in ("p001_1", "p001_2", "p001_3", "p226_1", "p287_1"):
+        for side in data.VOICEBANK["train"]:
+            write(tmp_path / side / f"{name}.wav", sound(8000))
+    dataset = UnpairedAudio(tmp_path, tmp_path / "clean_trainset_28spk_wav", num_samples=4000)
+    assert all(Path(path).stem.startswith("p001") for source in (*dataset.sources, *dataset.noisy.sources)
+               for path in source.paths)
