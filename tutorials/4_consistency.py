@@ -158,7 +158,7 @@ plt.xlabel("share of the variance that the student keeps");
 #
 # ## The loss
 #
-# $$\mathcal L=E\;w(t_i)\,\big\lvert f(x_{t_i},y,t_i)-f_{ema}(\hat x_{t_{i+1}},y,t_{i+1})\big\rvert^2$$
+# $$\mathcal L=E\;w(t_i)\,\lvert f(x_{t_i},y,t_i)-f_{ema}(\hat x_{t_{i+1}},y,t_{i+1})\rvert^2$$
 
 # %%
 show(consistency.time_grid, consistency.consistency_loss)
