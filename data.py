@@ -202,7 +202,7 @@ def enhance_levelled(enhance, wave, normalize="peak", peak=None):
     "robust": see `levelled`; what is silent goes past the network, whose norms take in the whole window.
     """
     if normalize == "robust":
-        return torch.cat([enhance_sounding(enhance, row[None]) for row in wave])
+        return enhance_sounding(enhance, wave)
     if peak is None:
         peak = wave.abs().flatten(1).amax(1)
     peak = peak.reshape(-1, *[1] * (wave.ndim - 1))
@@ -210,23 +210,30 @@ def enhance_levelled(enhance, wave, normalize="peak", peak=None):
 
 
 def enhance_sounding(enhance, wave):
-    """Enhance what sounds of one recording (1, [M,] L); what is silent stays as it is, but for its offset."""
-    wave = wave - wave.mean(-1, keepdim=True)
-    frames = F.pad(wave.flatten(0, -2), (0, -wave.shape[-1] % FRAME), "replicate").unflatten(-1, (-1, FRAME))
-    span = frames.amax(-1) - frames.amin(-1)                               # (M, frames): an offset is silence, too
-    sounds = (span > 2 * SILENT * robust_level(wave).amax()).any(0)        # (frames,)
+    """Enhance what sounds of waves (B, [M,] L); what is silent stays as it is, but for its offset."""
+    channels = wave if wave.ndim == 3 else wave[:, None]                   # (B, M, L)
+    frames = F.pad(channels, (0, -wave.shape[-1] % FRAME), "replicate").unflatten(-1, (-1, FRAME))
+    span = frames.amax(-1) - frames.amin(-1)                               # (B, M, frames): an offset is silence, too
+    level = robust_level(channels - channels.mean(-1, keepdim=True)).amax(1, keepdim=True)
+    sounds = (span > 2 * SILENT * level).any(1).float()                    # (B, frames)
     # A quarter of a second of silence stays around each sound. Where all is silent, all goes through the network.
-    near = F.max_pool1d(sounds[None].float(), 25, 1, 12)[0] > 0
-    near = near.repeat_interleave(FRAME)[:wave.shape[-1]] if near.any() else slice(None)
-    x, level = levelled(wave[..., near])
-    x = enhance(x) * level
-    out = x.new_zeros(*x.shape[:-1], wave.shape[-1])
-    out[..., near] = x
-    # The share of the output, (L,): 1 where it sounds, and a fade of 20 ms at 10 ms from there.
-    share = F.max_pool1d(sounds[None].float(), 3, 1, 1)[0].repeat_interleave(FRAME)
-    share = F.avg_pool1d(share[None], FRAME + 1, 1, FRAME // 2, count_include_pad=False)[0, :wave.shape[-1]]
-    still = (frames - frames.mean(-1, keepdim=True)).flatten(-2)[:1, :wave.shape[-1]]            # of microphone 0
-    return share * out + (1 - share) * (still if wave.ndim == 2 else still[None])
+    near = F.max_pool1d(sounds, 25, 1, 12).repeat_interleave(FRAME, 1)[:, :wave.shape[-1]] > 0
+    near[~near.any(1)] = True
+    whole = near.all(1)
+    out = [None] * len(wave)
+    for rows in filter(len, [whole.nonzero()[:, 0], *(~whole).nonzero()]):
+        x, level = levelled(wave[rows][..., near[rows[0]]])
+        x = enhance(x) * level
+        for row, piece in zip(rows.tolist(), x):
+            out[row] = piece.new_zeros(*piece.shape[:-1], wave.shape[-1])
+            out[row][..., near[row]] = piece
+    # The share of the output, (B, L): 1 where it sounds, and a fade of 20 ms at 10 ms from there.
+    share = F.max_pool1d(sounds, 3, 1, 1).repeat_interleave(FRAME, 1)
+    share = F.avg_pool1d(share, FRAME + 1, 1, FRAME // 2, count_include_pad=False)[:, :wave.shape[-1]]
+    still = (frames - frames.mean(-1, keepdim=True)).flatten(-2)[:, 0, :wave.shape[-1]]          # of microphone 0
+    if wave.ndim == 3:
+        share, still = share[:, None], still[:, None]
+    return share * torch.stack(out) + (1 - share) * still
 
 
 # ------------------------------------------------------------------------------------------------ files

@@ -368,8 +368,10 @@ class MeanFlowCorrector(nn.Module):
 
     def level(self, waves):
         """Level of s_hat, but at least 0.05 times that of the mixture at microphone 0: (B S,
-        C, L) -> (B S, 1, 1).
+        C, L) -> (B S, 1, 1). Without a separator both are one, and at level 1 already.
         """
+        if self.separator is None:
+            return waves.new_ones(1, 1, 1)
         s_hat, mixture = waves[:, :1], waves[:, self.mic0, None]
         loudest = torch.maximum(s_hat.abs(), 0.05 * mixture.abs())
         if self.config.normalize == "robust":
@@ -462,7 +464,7 @@ class MeanFlowCorrector(nn.Module):
         if self.config.separator == "train":
             return self.separate(mixture)
         waves = self.known(mixture)                                        # (B S, C, L)
-        level = self.level(waves) if self.separator else waves.new_ones(1, 1, 1)
+        level = self.level(waves)
         out = in_spectrogram(self.correct, waves / level, self.spectrogram, self.net.multiple, self.config.pad_mode)
         return (out * level[:, 0]).unflatten(0, (len(mixture), -1))        # (B, S, L)
 

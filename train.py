@@ -764,7 +764,8 @@ def finish(method, ema, valid, config, log, say):
     if notes_of(last).get("step") == step:
         say(f"already finished, after step {step}: {last}. More --steps or another --out train on")
         return
-    lines = (Path(config.out) / "log.jsonl").read_text().splitlines()
+    log_file = Path(config.out) / "log.jsonl"
+    lines = log_file.read_text().splitlines() if log_file.exists() else []
     validated = any("pesq" in line for line in map(json.loads, lines) if line["step"] == step)
     if valid and config.valid_every and not validated:
         validate_and_keep(method, ema, valid, config, step, log, say)

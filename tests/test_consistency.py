@@ -323,7 +323,7 @@ def tiny(**changes):
     return consistency.ConsistencyModel(consistency.Config(**preset | changes))
 
 
-EDM = dict(sde="ouve", form="edm", strict=False, c_in="edm")
+EDM = dict(sde="ouve", form="edm", strict=False, c_in="edm", normalize="peak")
 
 
 @pytest.fixture

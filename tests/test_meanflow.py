@@ -470,8 +470,7 @@ def test_loss_is_made_of_the_functions(monkeypatch):
     clean, noisy = some_batch(model)
     loss, _ = model.loss((clean, noisy))
     r, t = meanflow.sample_times()
-    level = noisy.abs().amax(1, keepdim=True)
-    x0, y = (model.spectrogram(wave / level)[:, None] for wave in (clean, noisy))
+    x0, y = (model.spectrogram(wave)[:, None] for wave in (clean, noisy))
     u, (z, z_end) = velocity_of(model, y), draws
     xt, v = meanflow.path(x0, y, t, z), meanflow.conditional_velocity(x0, y, z)
     velocity = 0.5 * (u(xt, t, t) - v).abs().square().sum() / 2
@@ -524,7 +523,9 @@ def test_separator_is_trained_alone_and_its_output_is_the_result():
     assert all(p.grad is not None for p in model.separator.parameters())
     assert not any(p.requires_grad for p in model.net.parameters())
     with torch.no_grad():
-        estimate = model.enhance(mixture)
+        leveled, level = data.levelled(mixture)
+        torch.testing.assert_close(model.enhance(mixture), model.separate(leveled) * level)
+        estimate = model.separate(mixture)
         assert -meanflow.sa_sdr_loss(clean, estimate)[0].mean() == pytest.approx(parts["sa_sdr"].item(), abs=1e-4)
 
 
@@ -541,11 +542,11 @@ def test_order_of_the_talkers_changes_no_loss(monkeypatch):
     torch.testing.assert_close(pairs(waves)[:, 1, 1:], mixture)
     level = model.level(waves)
     assert level.shape == (4, 1, 1)
-    torch.testing.assert_close(pairs(level)[..., 0, 0], best.abs().amax(-1))
+    torch.testing.assert_close(pairs(level)[..., 0], data.robust_level(best))
 
 
 def test_corrector_learns_from_a_part_of_what_the_frozen_separator_hears(monkeypatch):
-    """The same part of all signals, levelled by its own peak; other parts at other steps."""
+    """The same part of all signals, levelled by its own level; other parts at other steps."""
     model, seen = tiny(separator="frozen", num_mics=2), []
     assert model.num_samples == 8000 > (length := 23 * 256)
     assert tiny(separator="frozen", num_frames=64).num_samples == 63 * 256 and tiny().num_samples == length
@@ -558,7 +559,7 @@ def test_corrector_learns_from_a_part_of_what_the_frozen_separator_hears(monkeyp
         torch.manual_seed(seed)
         start = torch.randint(8000 - length + 1, ()).item()
         part = whole[..., start:start + length]
-        torch.testing.assert_close(seen[seed], model.spectrogram(part / part[:, 1:2].abs().amax(-1, keepdim=True)))
+        torch.testing.assert_close(seen[seed], model.spectrogram(part / data.robust_level(part[:, 1:2])))
     assert not torch.equal(*seen)
 
 
@@ -594,7 +595,10 @@ def test_nearly_silent_estimate_is_levelled_by_the_mixture():
         for p in model.separator.decoder.parameters():
             p.zero_()
     wave = some_batch(model)[1]
-    torch.testing.assert_close(model.level(model.known(wave)), 0.05 * wave.abs().amax(-1, keepdim=True))
+    torch.testing.assert_close(model.level(model.known(wave)), 0.05 * data.robust_level(wave))
+    peak = tiny(separator="frozen", normalize="peak")
+    waves = torch.cat([0.01 * wave, wave], 1)
+    torch.testing.assert_close(peak.level(waves), 0.05 * wave.abs().amax(-1, keepdim=True))
     silence = torch.zeros_like(wave)                     # around a recording that is shorter than the excerpt
     assert all(value.isfinite().all() for value in model.loss((silence, silence))[1].values())
 
@@ -602,7 +606,7 @@ def test_nearly_silent_estimate_is_levelled_by_the_mixture():
 @pytest.mark.parametrize("separator", ["none", "frozen"])
 def test_enhances_any_length_and_level_with_the_promised_calls(separator):
     """Louder by a factor of two in, out as well; silence stays silence; a window is levelled by its recording."""
-    model, wave = tiny(separator=separator, N=2), torch.randn(2, 2003) * 0.1
+    model, wave = tiny(separator=separator, N=2, normalize="peak"), torch.randn(2, 2003) * 0.1
     torch.manual_seed(1)
     out = model.enhance(wave)
     assert out.shape == wave.shape and out.isfinite().all() and model.calls == 2 + (separator == "frozen")
