@@ -12,7 +12,7 @@ enhance(wave (B, L), peak (B, 1) of the whole recording) -> wave; where it needs
 called before training;
 where its loss can do with clean speech of other recordings than the noisy ones', also needs_pairs = False; where it
 hears several microphones or separates talkers, num_mics and num_speakers, with waves (B, M, L) in and (B, S, L) out.
-In training it finds its average as `ema`, and as `store`, where crops come again, a folder for what it need not compute
+In training it finds its average as `ema`, the number of updates to come as `steps`, and as `store`, where crops come again, a folder for what it need not compute
 twice (else None).
 
 Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was killed and resumed
@@ -127,13 +127,15 @@ def fit(method, loader, config, ema=None):
     weights = [p for p in method.parameters() if p.requires_grad]
     opt = torch.optim.Adam(weights, lr=config.lr)
     method.ema = ema = ema or EMA(method, config.ema)    # for a loss with a target network
+    method.steps = config.steps                          # for one with a schedule
     last = Path(config.out) / "last.pt"
     done, before = resume(last, method, opt, ema, config.identity(world)) if last.exists() else (0, 0.0)
 
     loss = Loss(method)
     if dist.is_initialized():
         loss = torch.nn.parallel.DistributedDataParallel(loss, device_ids=[device] if device.type == "cuda" else None)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    # Without its cache: a copy of the weights that a call without gradient left there would have none, for calls with one.
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False)
     batches = iter(loader(done * config.accumulate, rank, world))
     method.train()
     started = saved = time.monotonic()

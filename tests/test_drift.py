@@ -344,6 +344,15 @@ def test_self_exclusion_drives_sparse_points_apart_unless_they_are_normalised(ex
 
 # ---- the loss ----
 
+@pytest.mark.parametrize("field", FIELDS)
+def test_drift_smaller_than_1e_4_is_not_blown_up_to_unit_size(field):
+    """As both released programs have it: at the target the original recipe's loss vanishes too."""
+    x, far = 1e-6 * cloud(7), 1e-6 * cloud(9, seed=1)
+    V = drift.multi_temperature_field(x, far, x, (0.5,), field=field, unit_rms=True)
+    raw = drift.multi_temperature_field(x, far, x, (0.5,), field=field)
+    close(V, raw / 1e-4, 1e-9)
+
+
 @pytest.mark.parametrize("recipe", ["driftse", "original"])
 @pytest.mark.parametrize("field", FIELDS)
 def test_gradient_of_the_loss_is_the_drift_and_its_value_the_drift_s_size(recipe, field):
@@ -419,6 +428,24 @@ def test_wavlm_is_read_too(tmp_path):
     WavLMModel(config).save_pretrained(tmp_path)
     features, = drift.SpeechLatents(str(tmp_path), (2,))(torch.rand(1, 4000))
     assert features.shape == (1, 12, 32) and features.isfinite().all()
+
+
+def test_last_layer_of_a_large_encoder_is_that_after_its_last_norm(tmp_path):
+    """hidden_states[-1] is, in one release of transformers, and is not in another."""
+    from transformers import HubertModel
+    config = encoder_config()
+    config.do_stable_layer_norm, config.feat_extract_norm = True, "layer"
+    torch.manual_seed(0)
+    model = HubertModel(config)
+    with torch.no_grad():
+        model.encoder.layer_norm.weight.mul_(3)
+    model.save_pretrained(tmp_path)
+    wave = torch.rand(2, 8000) - 0.5
+    inner, last = drift.SpeechLatents(str(tmp_path), (1, 2))(wave)
+    out = model.eval()(drift.standardised(wave), output_hidden_states=True)
+    close(last, out.last_hidden_state, 1e-3)
+    close(inner, out.hidden_states[1], 1e-3)
+    close(last.square().mean(2), torch.full((2, 24), 9.0), 0.1)            # normed, times 3
 
 
 def test_encoder_that_is_not_there_or_has_no_such_layer_is_refused(encoder_folder, tmp_path):
@@ -546,6 +573,25 @@ def test_waveform_losses_are_weighted_as_asked():
         name = next(iter(weights)).removesuffix("_weight")
         value = -parts[name] if name == "si_sdr" else parts[name]
         assert (loss - 1000 * parts["drift"]).item() == pytest.approx(2 * value.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["pesq", "si_sdr", "ccmse"])
+def test_only_losses_with_a_weight_are_computed(name):
+    """So that crops too short for PESQ train with the others."""
+    model = tiny(num_frames=16, **{f"{name}_weight": 1.0})
+    assert model.num_samples < model.pesq_loss.shortest
+    if name == "pesq":
+        with pytest.raises(ValueError, match="PESQ needs"):
+            model.loss(some_batch(model))
+    else:
+        assert set(model.loss(some_batch(model))[1]) == {"drift", name}
+
+
+@pytest.mark.parametrize("temperatures", [(0.0, 0.1), (-0.1,), (0.1, -0.1), (), (0.0, 0.0)])
+def test_temperatures_that_are_not_above_0_are_refused(temperatures):
+    with pytest.raises(ValueError, match="--temperatures are above 0"):
+        drift.Config(temperatures=temperatures)
+    assert tiny(temperatures=(0.0,)).temperatures == MIXED
 
 
 def test_direct_network_is_given_noisy_speech_plus_noise_and_the_conditional_one_both(monkeypatch):

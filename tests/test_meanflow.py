@@ -1,6 +1,7 @@
 """meanflow.py against the reference system's numbers, its closed forms in a Gaussian world, and door to door."""
 
 import functools
+import itertools
 import json
 import math
 
@@ -307,6 +308,18 @@ def test_si_sdr_loss_has_a_known_value_and_is_the_metric():
     assert (-metrics.si_sdr_loss(clean, estimate)).tolist() == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("level", [0.0, 0.5])            # a constant is silence too
+def test_silent_reference_adds_nothing_to_the_si_sdr_loss_and_no_gradient(level):
+    clean = torch.randn(2, 8000)
+    clean[0] = level
+    estimate = torch.randn(2, 8000).requires_grad_()
+    loss = metrics.si_sdr_loss(clean, estimate)
+    loss.sum().backward()
+    assert loss[0] == 0 and not estimate.grad[0].any() and estimate.grad[1].abs().sum() > 0
+    quiet = metrics.si_sdr_loss(1e-4 * clean[1:], estimate[1:])
+    torch.testing.assert_close(quiet, loss[1:], atol=0.1, rtol=0)          # quiet is not silent
+
+
 def test_sa_sdr_takes_the_best_permutation_and_returns_the_estimates_in_it():
     clean = torch.tensor([[[1.0, 0, -1, 0], [0, 2, 0, -2]]])
     estimate = torch.tensor([[[0.9, 0.1, -1, 0], [0, 1.8, 0.1, -2]]])
@@ -513,6 +526,53 @@ def test_derivative_is_float32_and_gradients_arrive_under_mixed_precision():
     loss.backward()
     assert seen == [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.net.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_derivative_is_taken_without_tf32_whatever_the_training_allows(precision, monkeypatch):
+    """Seen from within the network; afterwards everything is as it was."""
+    state = lambda: (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu"))
+    before, seen = torch.get_float32_matmul_precision(), []
+    torch.set_float32_matmul_precision(precision)
+    try:
+        outside = state()
+        x, t = bins(1.0, 2.0), times(0.9, 0.9)
+        u = lambda x, r, t: seen.append(state()) or x
+        for derivative in (meanflow.difference_derivative, meanflow.exact_derivative):
+            with torch.autocast("cpu", torch.bfloat16):
+                meanflow.average_velocity_target(u, x, times(0.1, 0.1), t, x, 1.0, derivative)
+        assert len(seen) == 3 and set(seen) == {(False, "highest", False)} and state() == outside
+        with pytest.raises(ZeroDivisionError):
+            meanflow.average_velocity_target(lambda *_: 1 / 0, x, t, t, x)
+        assert state() == outside
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_schedules_span_the_steps_of_the_run_unless_they_are_given(tmp_path):
+    """Half way through four updates the average velocity has its full weight; over a thousand it has not begun."""
+    for schedule, trained in ((0, [False, True, True, True]), (1000, [False] * 4), (2, [False, True, True, True])):
+        model, seen = tiny(schedule=schedule, endpoint_weight=0.0), []
+        batch = some_batch(model)
+        config = train.TrainConfig(out=str(tmp_path / str(schedule)), steps=4, lr=0.0, save_every=1e9)
+        for _, parts in train.fit(model, lambda *_: itertools.repeat(batch), config):
+            seen.append("average" in parts)
+        assert seen == trained
+    assert all("schedule" not in preset for preset in meanflow.PRESETS.values())
+
+
+@pytest.mark.parametrize("preset", ["paper", "small"])
+def test_separator_is_trained_on_four_seconds_as_the_frozen_one_hears(preset):
+    with torch.device("meta"):
+        for separator in ("train", "frozen"):
+            config = meanflow.Config(**meanflow.PRESETS[preset] | dict(separator=separator))
+            assert meanflow.MeanFlowCorrector(config).num_samples == 4 * 16000
+
+
+@pytest.mark.parametrize("changes", [dict(N=0), dict(num_mics=0), dict(num_speakers=0), dict(t_end=1.0), dict(t_eps=0.0)])
+def test_constants_out_of_range_are_refused(changes):
+    with pytest.raises(ValueError, match=f"--{next(iter(changes)).replace('_', '-')} "):
+        meanflow.Config(**changes)
 
 
 def test_separator_is_trained_alone_and_its_output_is_the_result():
