@@ -14,7 +14,7 @@ import metrics
 import nets
 import sgmse
 import train
-from helpers import check_commands, readme_variants, run_command
+from helpers import check_commands, variants, run_command
 from test_sgmse import gaussian_score, load, replay
 
 SDE = sgmse.OUVE()
@@ -504,7 +504,7 @@ def test_train_resume_enhance_evaluate(teacher, corpus, tmp_path, capsys):
     check_commands(run, flags, corpus, tmp_path, capsys)
 
 
-VARIANTS = readme_variants("Every variant of ROSE-CD")
+VARIANTS = variants("Every variant of ROSE-CD")
 
 
 @pytest.mark.parametrize("flags", VARIANTS)
