@@ -89,6 +89,13 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     fourier_scale: float = 16.0      # std of the random frequencies of log t
     pad_mode: Literal["constant", "reflect"] = "reflect"  # added frames: zeros or reflected
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.N < 1:
+            raise ValueError(f"--N counts network calls, 1 or more; got {self.N}")
+        if not 0 < self.t_eps < 1:
+            raise ValueError(f"--t-eps is a time of the process, below 1; got {self.t_eps}")
+
 
 # For teachers that predict x0 as y + F, as the presets small and tiny of sgmse.py do.
 LIGHT = dict(form="data", strict=True, sde="bbed", hop_length=256, num_frames=128,
@@ -466,8 +473,8 @@ class ConsistencyModel(nn.Module):
         config = self.config
         if config.moves.startswith("renoise"):
             if config.teacher and not is_record(config.teacher):
-                raise ValueError(f"--moves {config.moves} needs no --teacher; pc, euler, heun "
-                                 "and mix do")
+                raise ValueError(f"--moves {config.moves} needs no --teacher; pc, euler, "
+                                 "heun and mix do")
             self.config = dataclasses.replace(config, teacher="")
             return
         if not config.teacher:
@@ -606,6 +613,17 @@ class StudentConfig(nets.NetworkConfig, SpectrogramConfig):
     exponent: float = 1.0            # amplitude compression of the spectrogram
     factor: float = 1.0              # its scale
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("keep", "beta"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} is a share, 0 to 1; got {getattr(self, name)}")
+        for name in ("low", "high", "hidden", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is 1 or more; got {getattr(self, name)}")
+        if not self.keep:
+            raise ValueError("--keep 0 would distil nothing: --distil none does that")
+
 
 class Student(nn.Module):
     """A small network and, while it is trained, its teacher. `calls` counts network
@@ -669,10 +687,11 @@ class Student(nn.Module):
         frames).
         """
         config = self.config
-        low, high, keep = config.low, config.high, config.keep
+        low, high, keep, rule = config.low, config.high, config.keep, config.rule
+        if config.distil == "random":
+            rule = "random"
         if config.distil == "all":                 # one patch a band, and every one of them
-            low, high, keep = S.shape[1], S.shape[1], 1.0
-        rule = "random" if config.distil == "random" else config.rule
+            low, high, keep, rule = S.shape[1], S.shape[1], 1.0, "top_k"
         if config.distance == "response":
             return selective_patch_loss(S, T, Y, low, keep, rule, config.exact)
         return selective_frequency_loss(S, T, Y, low, high, keep, config.beta, rule,

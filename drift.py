@@ -14,7 +14,7 @@ enter: that the clean frames belong to the same utterances helps, but nothing te
 which clean frame is its own.
 
     (8)     exp(-|x - y| / temperature), Deng et al. (12)  distances
-    (7)     mean of real - mean of generated, weighted     separate_weights, mean_shift_field
+    (7)     mean of real - mean of generated, by (8)       separate_weights, mean_shift_field
     Deng et al., Algorithm 2: the two compete in one
             soft-max; what published systems compute       joint_weights, drifting_field
     either  for several temperatures, in blocks            multi_temperature_field
@@ -66,7 +66,7 @@ from data import (Spectrogram, SpectrogramConfig, batches, enhance_levelled, in_
 
 @dataclass(frozen=True)
 class Config(nets.NetworkConfig, SpectrogramConfig):
-    """Constants of the method; `paper` is DriftSE with DistilHuBERT for VoiceBank-DEMAND."""
+    """Constants of the method; `paper` has DistilHuBERT, for VoiceBank-DEMAND."""
     encoder: str = "ntu-spml/distilhubert"  # hub name, folder, or mel: no model
     layers: tuple = (0, 1, 2)        # hidden states; large encoders: 6 12 24; mel: 0 ... 4
     field: Literal["joint", "separate"] = "joint"  # of published systems, or Eq. (7)
@@ -81,6 +81,15 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     pesq_weight: float = 0.0         # of the PESQ disturbance; dagger: 1e-4
     si_sdr_weight: float = 0.0       # of the negative SI-SDR, per dB; dagger: 1e-4
     ccmse_weight: float = 0.0        # of the relative error of the spectra; dagger: 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
+        widths = self.temperatures
+        if widths != (0.0,) and not (widths and min(widths) > 0):
+            raise ValueError("--temperatures are above 0, or a single 0 for the recipe's; got "
+                             f"{' '.join(map(str, widths))}")
+        if not self.layers:
+            raise ValueError("--layers: give one or more")
 
 
 DAGGER = dict(pesq_weight=1e-4, si_sdr_weight=1e-4, ccmse_weight=1e-3)
@@ -200,7 +209,8 @@ def multi_temperature_field(x, positives, negatives, temperatures=TEMPERATURES["
             weights = WEIGHTS[field](-d / temperature, M, column)          # (n, M + K)
             V_of_one[i:i + block] = weights @ references
     if unit_rms:
-        return (V / V.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-8)).sum(0)
+        rms = V.square().mean((1, 2), keepdim=True).sqrt()            # (temperatures, 1, 1)
+        return (V / rms.clamp(min=1e-4)).sum(0)
     return V.mean(0)
 
 
@@ -300,9 +310,10 @@ class SpeechLatents:
                 else:
                     self.encoder = AutoModel.from_pretrained(encoder)
             except (OSError, ValueError) as error:
-                raise ValueError(f"the encoder {encoder} could not be loaded "
-                                 f"({train.one_line(error)}). Give --encoder a local folder "
-                                 "with its files, or --encoder mel, which needs none") from None
+                raise ValueError(
+                    f"the encoder {encoder} could not be loaded ({train.one_line(error)}). Give "
+                    "--encoder a local folder with its files, or --encoder mel, which needs "
+                    "none") from None
             self.encoder.float().eval().requires_grad_(False)
             count = self.encoder.config.num_hidden_layers + 1
         if not all(0 <= layer < count for layer in layers):
@@ -313,7 +324,11 @@ class SpeechLatents:
         wave = standardised(wave)
         if self.encoder is None:
             return [mel_frames(wave, *MEL[layer]) for layer in self.layers]
-        states = self.encoder.to(wave.device)(wave, output_hidden_states=True).hidden_states
+        out = self.encoder.to(wave.device)(wave, output_hidden_states=True)
+        # Of the large encoders, releases of transformers differ in whether
+        # hidden_states[-1] comes before or after the last layer norm; as published, it is
+        # after.
+        states = *out.hidden_states[:-1], out.last_hidden_state
         return [states[layer] for layer in self.layers]
 
 
@@ -405,7 +420,8 @@ def train_encoder(config, encoder=EncoderConfig()):
     for step, parts in train.fit(method, loader, config):
         bar.update(step - bar.n)
         if step % 50 == 0 or step == config.steps:
-            bar.set_postfix(loss=f"{float(parts['loss']):.3f}", hits=f"{float(parts['hits']):.3f}")
+            values = {name: float(parts[name]) for name in ("loss", "hits")}
+            bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
     bar.close()
     with method.ema.applied(), tempfile.TemporaryDirectory(dir=config.out) as part:
         method.encoder.save_pretrained(part)
@@ -463,16 +479,17 @@ class DriftSE(nn.Module):
     def __init__(self, config=Config()):
         super().__init__()
         self.config = config
-        self.temperatures = TEMPERATURES[config.recipe]
-        if any(config.temperatures):
-            self.temperatures = config.temperatures
+        self.temperatures = config.temperatures
+        if config.temperatures == (0.0,):
+            self.temperatures = TEMPERATURES[config.recipe]
         self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent,
                                        config.factor)
         self.net = nets.NCSNpp(2 if config.conditional else 1, 1, config.width,
                                config.channel_mults, config.num_res_blocks,
                                config.attention_resolutions, num_times=0, version=2,
                                image_size=config.n_fft // 2 + 1)
-        self.needs_pairs = any((config.pesq_weight, config.si_sdr_weight, config.ccmse_weight))
+        weights = config.pesq_weight, config.si_sdr_weight, config.ccmse_weight
+        self.needs_pairs = any(weights)
         self.pesq_loss = metrics.PESQLoss()
         self.num_samples = self.spectrogram.samples(config.num_frames)  # of a training crop
         self.calls, self.latents = 0, None
@@ -482,8 +499,8 @@ class DriftSE(nn.Module):
         """train-encoder: a latent space of one's own."""
         help = "train a speech encoder on clean speech, for --encoder of train"
         sub = commands.add_parser("train-encoder", help=help, description=help)
-        names = ("data", "out", "steps", "batch_size", "lr", "clip", "ema", "seed", "device",
-                 "workers", "save_every")
+        names = ("data", "out", "steps", "batch_size", "lr", "clip", "ema", "seed",
+                 "device", "workers", "save_every")
         train.add_flags(sub, train.TrainConfig, names, train.TrainConfig(**ENCODER))
         train.add_flags(sub, EncoderConfig, defaults=EncoderConfig())
         sub.set_defaults(run=encoder_command)
@@ -528,14 +545,18 @@ class DriftSE(nn.Module):
                                       config.recipe, config.field, config.exclude_self)
                         for x, p in zip(self.latents(enhanced), positives))
             loss, parts = config.drift_weight * drift, {"drift": drift.detach()}
-            if self.needs_pairs:
+            if config.pesq_weight:
                 pesq = self.pesq_loss(clean, enhanced).mean()
+                loss = loss + config.pesq_weight * pesq
+                parts["pesq"] = pesq.detach()
+            if config.si_sdr_weight:
                 si_sdr = metrics.si_sdr_loss(clean, enhanced).mean()
+                loss = loss + config.si_sdr_weight * si_sdr
+                parts["si_sdr"] = -si_sdr.detach()
+            if config.ccmse_weight:
                 ccmse = ccmse_loss(clean, enhanced)
-                loss = loss + config.pesq_weight * pesq + config.si_sdr_weight * si_sdr
                 loss = loss + config.ccmse_weight * ccmse
-                parts |= {"pesq": pesq.detach(), "si_sdr": -si_sdr.detach(),
-                          "ccmse": ccmse.detach()}
+                parts["ccmse"] = ccmse.detach()
         return loss, parts
 
     def enhance(self, wave, peak=None):
@@ -558,6 +579,29 @@ class DriftSE(nn.Module):
             return out * (target / own.clamp(min=1e-8))
         with torch.no_grad():
             return enhance_levelled(enhance, wave, self.config.normalize, peak)
+
+
+    @classmethod
+    def from_official(cls, checkpoint, **changes):
+        """The model of a released checkpoint of DriftSE, with its averaged weights.
+
+        checkpoint: the file's content as train.read_pickle gives it. changes: config fields
+        to override. Raises train.CheckpointError for a model that this file does not cover.
+        """
+        theirs, weights = checkpoint["config"], checkpoint["ema"]
+        train.covered(theirs, sr=(16000,), window=("hann",), transform_type=("exponent",))
+        names = dict(
+            n_fft="n_fft", hop_length="hop_length", num_frames="num_frames",
+            exponent="spec_abs_exponent", factor="spec_factor", width="nf",
+            channel_mults="ch_mult", num_res_blocks="num_res_blocks",
+            attention_resolutions="attn_resolutions")
+        signals = weights["all_modules.0.weight"].shape[1] // 2            # of the stem
+        ours = train.renamed(theirs, names) | dict(conditional=signals == 2)
+        if theirs.get("train_add_gaussian"):
+            ours["sigma"] = 0.01                         # at inference, by their program
+        model = cls(cls.Config(**ours | changes))
+        model.net = nets.NCSNpp.from_official(weights, **model.net.config)
+        return model
 
 
 if __name__ == "__main__":

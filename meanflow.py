@@ -14,7 +14,7 @@ it; MeanFlowSE starts from the noisy speech itself.
 
     path           x_t = (1 - t) x0 + t (s_hat + s z)      path; s is sigma_max
     its velocity   v = s_hat - x0 + s z                    conditional_velocity
-    network        u = c_skip d + c_out net(c_in d)        preconditioning: ours, small presets
+    network        u = c_skip d + c_out net(c_in d)        preconditioning (ours)
     derivative     du/dt = u_x v + u_t along the flow      exact_derivative, clip_norm
                                                            difference_derivative
     identity       u = v - c (t - r) du/dt                 average_velocity_target
@@ -54,6 +54,7 @@ in a folder beside the run.
     python meanflow.py evaluate --data runs/test --checkpoint runs/meanflow/best.safetensors
 """
 
+import contextlib
 import itertools
 from dataclasses import dataclass
 from typing import Literal
@@ -76,7 +77,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     """
     separator: Literal["none", "train", "frozen"] = "none"  # none: start at y
     separator_size: Literal["small", "compact"] = "small"  # of SpatialNet
-    separator_seconds: float = 4.0   # of the excerpt it hears; num_frames are cut from it
+    separator_seconds: float = 4.0   # of the excerpt it hears; the corrector learns a part
     num_mics: int = 1                # microphones of the mixture
     num_speakers: int = 1            # talkers in it
     sigma_max: float = 0.487    # std of the noise at t = 1, per complex bin; at t = 0: none
@@ -88,12 +89,22 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     displacement: bool = True       # weight (t - r)^2: MeCo's x_r-loss; MeanFlowSE has none
     endpoint_weight: float = 1.0     # of the Endpoint loss, per dB; MeanFlowSE: 0
     reduction: Literal["sum", "mean"] = "sum"  # of the loss over an example's bins
-    schedule: int = 58000            # updates that the schedules span: as many as --steps
+    schedule: int = 0               # updates that the schedules span; 0: as many as --steps
     N: int = 1                       # network calls at inference
     t_end: float = 0.03              # process time at which inference stops
     sigma_data: float = 0.0        # rms of x0 - s_hat over |mixture|; > 0: scaled as in EDM
     fourier_scale: float = 16.0      # std of the random frequencies of the times
     hop_length: int = 64             # samples; MeanFlowSE: 128
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("N", "num_mics", "num_speakers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is 1 or more; got "
+                                 f"{getattr(self, name)}")
+        if not 0 < self.t_eps < 1 or not 0 <= self.t_end < 1:
+            raise ValueError("--t-eps and --t-end are times of the process, below 1; got "
+                             f"t_eps {self.t_eps}, t_end {self.t_end}")
 
 
 PRINCIPLED = dict(c=1.0, derivative="exact", derivative_clip=0.0, reduction="mean")
@@ -105,8 +116,8 @@ PRESETS = {
     "paper": {},
     "principled": PRINCIPLED,
     "meanflowse": dict(hop_length=128, displacement=False, endpoint_weight=0.0, t_end=0.0),
-    "small": dict(schedule=10000, **LIGHT, **nets.SMALL),
-    "tiny": dict(schedule=1000, separator_size="compact", **LIGHT, **nets.TINY),
+    "small": dict(**LIGHT, **nets.SMALL),
+    "tiny": dict(separator_size="compact", **LIGHT, **nets.TINY),
 }
 
 
@@ -163,6 +174,22 @@ def average_weight(progress):
 # ------------------------------------------------------------------------- average velocity
 # u: function (x, r, t) -> complex (B, 1, F, T), the network with its condition.
 
+@contextlib.contextmanager
+def float32(device_type):
+    """All digits of float32, whatever the training has: no autocast, no TF32. Of a
+    difference in bfloat16 only noise would be left, and of one in TF32 90 %.
+    """
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (torch.autocast(device_type, enabled=False),
+              cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark,
+                          deterministic=cudnn.deterministic, allow_tf32=False)):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
 def exact_derivative(u, x, r, t, v):
     """du/dt along the flow with r held fixed: tangents (v, 0, 1), one forward-mode pass."""
     with sdpa_kernel(SDPBackend.MATH):                 # fused attention has no forward mode
@@ -195,8 +222,7 @@ def average_velocity_target(u, xt, r, t, v, c=1.0, derivative=exact_derivative,
     instead the squared error is the improved MeanFlow's, |u + (t - r) du/dt - v|^2, whose
     regression target v depends on no network.
     """
-    # In float32: a difference in bfloat16 would be noise.
-    with torch.no_grad(), torch.autocast(xt.device.type, enabled=False):
+    with torch.no_grad(), float32(xt.device.type):
         dudt = derivative(u, xt, r, t, v if along is None else along.detach())
         return v - c * per_bin(t - r) * clip_norm(dudt, clip)
 
@@ -218,8 +244,8 @@ def endpoint_si_sdr_loss(u, x0, s_hat, z, spectrogram, t_end=0.03, sigma_max=0.4
     """
     x_hat = sample(u, s_hat, z, 1, t_end, sigma_max)
     with torch.autocast(x0.device.type, enabled=False):
-        length = spectrogram.samples(x0.shape[-1])
-        clean, enhanced = (spectrogram.inverse(x[:, 0], length) for x in (x0, x_hat))  # (B, L)
+        length = spectrogram.samples(x0.shape[-1])       # waves: (B, length)
+        clean, enhanced = (spectrogram.inverse(x[:, 0], length) for x in (x0, x_hat))
         return metrics.si_sdr_loss(clean, enhanced)
 
 
@@ -294,10 +320,10 @@ class MeanFlowCorrector(nn.Module):
             still = self.net if config.separator == "train" else self.separator
             still.requires_grad_(False)
         self.num_samples = self.spectrogram.samples(config.num_frames)  # of a training crop
-        if config.separator == "frozen":
+        if config.separator != "none":
             heard = round(config.separator_seconds * SAMPLE_RATE)
             self.num_samples = max(self.num_samples, heard)
-        self.calls, self.ema, self.store = 0, None, None   # fit sets ema, train_command store
+        self.calls, self.ema, self.steps, self.store = 0, None, 0, None    # set by train.py
 
     def forward(self, xt, known, r, t):
         """u(x_t, r, t), complex (B, 1, F, T). known: s_hat and, with a separator, the
@@ -368,8 +394,10 @@ class MeanFlowCorrector(nn.Module):
 
     def level(self, waves):
         """Level of s_hat, but at least 0.05 times that of the mixture at microphone 0: (B S,
-        C, L) -> (B S, 1, 1).
+        C, L) -> (B S, 1, 1). Without a separator both are one, and at level 1 already.
         """
+        if self.separator is None:
+            return waves.new_ones(1, 1, 1)
         s_hat, mixture = waves[:, :1], waves[:, self.mic0, None]
         loudest = torch.maximum(s_hat.abs(), 0.05 * mixture.abs())
         if self.config.normalize == "robust":
@@ -409,7 +437,9 @@ class MeanFlowCorrector(nn.Module):
         def u(x, r, t):
             return self(x, known, r, t)
 
-        progress = 1 if self.ema is None else self.ema.num_updates / config.schedule
+        progress = 1
+        if self.ema is not None:
+            progress = self.ema.num_updates / (config.schedule or self.steps)
         share = average_weight(progress)
         gamma = interval_exponent(progress)
         r, t = sample_times(len(x0), gamma, config.t_eps, device=x0.device)
@@ -462,9 +492,42 @@ class MeanFlowCorrector(nn.Module):
         if self.config.separator == "train":
             return self.separate(mixture)
         waves = self.known(mixture)                                        # (B S, C, L)
-        level = self.level(waves) if self.separator else waves.new_ones(1, 1, 1)
+        level = self.level(waves)
         out = in_spectrogram(self.correct, waves / level, self.spectrogram, self.net.multiple, self.config.pad_mode)
         return (out * level[:, 0]).unflatten(0, (len(mixture), -1))        # (B, S, L)
+
+
+    @classmethod
+    def from_official(cls, checkpoint, **changes):
+        """The model of a released checkpoint of MeanFlowSE, with its averaged weights, or
+        the separator of one of NBSS, which is then the whole model.
+
+        checkpoint: the file's content as train.read_pickle gives it. changes: config fields
+        to override. Raises train.CheckpointError for a model that this file does not cover.
+        """
+        if "ema" not in checkpoint:
+            weights = checkpoint.get("state_dict", checkpoint)
+            sizes = nets.SpatialNet.official_sizes(weights)
+            train.covered(sizes, bins=(257,), layers=(8,), width=(96,), hidden=(192,),
+                          squeezed=(8,), groups=(8,))
+            heard = {name: sizes[name] for name in ("num_mics", "num_speakers")}
+            model = cls(cls.Config(**heard | dict(separator="train") | changes))
+            model.separator = nets.SpatialNet.from_official(weights, **sizes)
+            return model
+        theirs = checkpoint["hyper_parameters"]
+        train.covered(theirs, ode=("flowmatching",), backbone=("ncsnpp",), sr=(16000,),
+                      sigma_min=(0.0,), window=("hann",), transform_type=("exponent",),
+                      normalize=("noisy",))
+        names = dict(
+            sigma_max="sigma_max", t_eps="t_eps", c="mf_first_order_coef", n_fft="n_fft",
+            hop_length="hop_length", num_frames="num_frames", exponent="spec_abs_exponent",
+            factor="spec_factor", width="nf", channel_mults="ch_mult",
+            num_res_blocks="num_res_blocks", attention_resolutions="attn_resolutions",
+            fourier_scale="fourier_scale")
+        ours = PRESETS["meanflowse"] | train.renamed(theirs, names)
+        model = cls(cls.Config(**ours | changes))
+        model.net = train.averaged_network(model.net, checkpoint)
+        return model
 
 
 if __name__ == "__main__":

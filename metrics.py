@@ -543,11 +543,15 @@ def half_square(error):
 
 
 def si_sdr_loss(clean, enhanced, eps=1e-8):
-    """Negative SI-SDR in dB of tensors (B, L), freed of their means: (B,)."""
+    """Negative SI-SDR in dB of tensors (B, L), freed of their means: (B,).
+
+    A silent clean signal has nothing to be like: loss 0, without gradient.
+    """
     clean, enhanced = clean - clean.mean(-1, keepdim=True), enhanced - enhanced.mean(-1, keepdim=True)
     scale = (enhanced * clean).sum(-1, keepdim=True) / (clean.square().sum(-1, keepdim=True) + eps)
     signal, error = (scale * clean).square().sum(-1), (enhanced - scale * clean).square().sum(-1)
-    return -10 * (signal / (error + eps) + eps).log10()
+    loss = -10 * (signal / (error + eps) + eps).log10()
+    return loss * (clean.square().sum(-1) > eps)
 
 
 # Of the 49 Bark bands of ITU-T P.862 at 16 kHz, as its reference software lists them: how many of 256 bins, widths

@@ -57,8 +57,8 @@ class NetworkConfig:
 # features (scale 1): a short training cannot afford to learn every noise level on its own.
 SMALL = dict(width=16, channel_mults=(1, 1, 2, 4, 6), num_res_blocks=1,
              attention_resolutions=(), fourier_scale=1.0)
-TINY = dict(width=8, channel_mults=(1, 2), num_res_blocks=1, attention_resolutions=(),
-            fourier_scale=1.0)
+TINY = dict(width=8, channel_mults=(1, 1, 2, 2, 2), num_res_blocks=1,
+            attention_resolutions=(), fourier_scale=1.0)
 
 
 def without_time(network):
@@ -123,7 +123,7 @@ class Resample(nn.Module):
     def __init__(self, channels, up):
         super().__init__()
         k = torch.tensor([1.0, 3.0, 3.0, 1.0])
-        kernel = torch.outer(k, k) / 64 * (4 if up else 1)   # upsampled, 3 of 4 inputs are zero
+        kernel = torch.outer(k, k) / 64 * (4 if up else 1)   # up: 3 of 4 inputs are 0
         self.register_buffer("kernel", kernel.repeat(channels, 1, 1, 1), persistent=False)
         self.up = up
 
@@ -166,8 +166,10 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all F*T positions of a (B, C, F, T) map, one head, with a
-    residual.
+    """Self-attention over all F T positions of a (B, C, F, T) map, one head, with a residual.
+
+    torch.func.jvp wants it within sdpa_kernel(SDPBackend.MATH): fused kernels have no forward
+    mode.
     """
 
     def __init__(self, channels):
@@ -180,8 +182,9 @@ class Attention(nn.Module):
 
     def forward(self, x):
         h = self.norm(x)
-        tokens = [layer(h).flatten(2).transpose(1, 2)[:, None]
-                  for layer in (self.query, self.key, self.value)]     # each (B, 1, F T, C)
+        # Contiguous: of strided ones the CPU builds the whole table of F T x F T weights.
+        tokens = [layer(h).flatten(2).transpose(1, 2)[:, None].contiguous()
+                  for layer in (self.query, self.key, self.value)]   # each (B, 1, F T, C)
         h = F.scaled_dot_product_attention(*tokens)                        # (B, 1, F T, C)
         h = h[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])              # (B, C, F, T)
         return (at_least_float32(x) + self.out(h)) * math.sqrt(0.5)
@@ -262,7 +265,7 @@ class NCSNpp(nn.Module):
         in_channels=2,             # complex signals in: the state x_t, conditions such as y
         out_channels=1,                          # complex signals out
         width=128,                               # channels at full resolution
-        channel_mults=(1, 1, 2, 2, 2, 2, 2),     # channels per level, in widths; each halves F, T
+        channel_mults=(1, 1, 2, 2, 2, 2, 2),     # channels per level in widths; each halves F, T
         num_res_blocks=2,                     # per resolution on the way down; up, one more
         attention_resolutions=(16,),      # frequency heights with it; the bottleneck has it
         image_size=256,                          # F that attention_resolutions refers to
@@ -365,8 +368,8 @@ class NCSNpp(nn.Module):
         for official, name in net.official_names():
             if official not in weights:
                 raise ValueError(f"the checkpoint has no '{official}' (our {name}): are "
-                                 "width, channel_mults, num_res_blocks, attention_resolutions and "
-                                 "num_times those it was trained with?")
+                                 "width, channel_mults, num_res_blocks, attention_resolutions "
+                                 "and num_times those it was trained with?")
             tensor = weights.pop(official)
             if ".NIN_" in official and official.endswith("W"):
                 tensor = tensor.T[:, :, None, None]      # stored as (in, out)
@@ -487,7 +490,7 @@ class FullBand(nn.Module):
 
     def __init__(self, channels, bins):
         super().__init__()
-        bound = 1 / math.sqrt(bins)              # as nn.Linear
+        bound = 1 / bins                        # as the original's: a fan-in of bins x bins
         weight = torch.empty(channels, bins, bins)
         self.weight = nn.Parameter(weight.uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(channels, bins).uniform_(-bound, bound))
@@ -592,6 +595,67 @@ class SpatialNet(nn.Module):
         for layer in self.layers:
             x = layer(x, self.full_band)
         return as_complex(self.decoder(x).permute(0, 3, 1, 2)) * level     # (B, S, F, T)
+
+    @classmethod
+    def from_official(cls, state_dict, **sizes):
+        """The network of a checkpoint of NBSS, SpatialNet's own program, with the same
+        outputs.
+
+        state_dict: tensors by their official names (`layers.0.fconv1.1.weight`, ...), with
+        or without the prefix `arch.`. sizes: the constructor's arguments, as far as the
+        checkpoint's differ from its defaults; `official_sizes` reads all but the heads from
+        the shapes. Raises ValueError where the two do not fit.
+        """
+        net = cls(**sizes)
+        empty = net.state_dict()
+        ours = {}
+        for name, tensor in state_dict.items():
+            module, _, kind = name.removeprefix("arch.").rpartition(".")
+            if module.startswith("layers."):
+                _, number, part = module.split(".", 2)
+                module = f"layers.{number}.{OFFICIAL_PARTS.get(part, part)}"
+                if part == "full":                       # the same in every layer
+                    module = "full_band"
+            name = f"{module}.{kind}"
+            if name in empty and tensor.ndim == empty[name].ndim + 1:
+                tensor = tensor[..., 0]          # a convolution of one frame: a dense layer
+            ours[name] = tensor
+        try:
+            net.load_state_dict(ours)
+        except RuntimeError as error:
+            raise ValueError("the checkpoint's tensors are not those of a SpatialNet of "
+                             f"these sizes: {error}") from None
+        return net
+
+    @staticmethod
+    def official_sizes(state_dict):
+        """The constructor's arguments but `heads`, from the shapes of a checkpoint's
+        tensors.
+        """
+        shapes = {name.removeprefix("arch."): p.shape for name, p in state_dict.items()}
+        width, inputs, _ = shapes["encoder.weight"]
+        squeezed, bins, _ = shapes["layers.0.full.weight"]
+        layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
+        return dict(num_mics=inputs // 2, num_speakers=shapes["decoder.weight"][0] // 2,
+                    bins=bins, layers=len(layers), width=width,
+                    hidden=shapes["layers.0.tconvffn.1.weight"][0], squeezed=squeezed,
+                    groups=width // shapes["layers.0.fconv1.1.weight"][1])
+
+
+# The parts of a layer by the names of SpatialNet's own program.
+OFFICIAL_PARTS = {
+    "fconv1.0": "frequency0.norm", "fconv1.1": "frequency0.conv",
+    "fconv1.2": "frequency0.prelu",
+    "norm_full": "full_norm", "squeeze.0": "squeeze", "unsqueeze.0": "unsqueeze",
+    "fconv2.0": "frequency1.norm", "fconv2.1": "frequency1.conv",
+    "fconv2.2": "frequency1.prelu",
+    "norm_mhsa": "attention_norm", "mhsa": "attention",
+    "mhsa.out_proj": "attention.out_proj",
+    "tconvffn.0": "feed_forward.norm", "tconvffn.1": "feed_forward.into",
+    "tconvffn.3": "feed_forward.convs.0", "tconvffn.5": "feed_forward.convs.1",
+    "tconvffn.6": "feed_forward.hidden_norm", "tconvffn.8": "feed_forward.convs.2",
+    "tconvffn.10": "feed_forward.out"}
+
 
 
 # ------------------------------------------------------------------------------------- mask

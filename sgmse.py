@@ -71,12 +71,34 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     l1_weight: float = 0.001         # data_prediction: weight of the waveform term
     pesq_weight: float = 0.0        # data_prediction: of the PESQ disturbance; bridge: 5e-4
     crp: Literal["none", "last", "random"] = "none"  # second stage: which step it trains
-    sampler: Literal["pc", "em", "ode", "bridge_ode", "bridge_sde"] = "pc"  # em: no corrector
+    sampler: Literal["pc", "em", "ode", "bridge_ode",
+                     "bridge_sde"] = "pc"  # em: pc without its corrector
     N: int = 30                      # reverse steps
     snr: float = 0.5                 # r, step length of the corrector
     start: float = 1.0               # reverse starting point; for BBED at most 0.999
     version: Literal[1, 2] = 1     # of NCSN++: 1 gives -score, over t; 2 is scaled as above
     fourier_scale: float = 16.0      # std of the random frequencies of log t
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.N < 1:
+            raise ValueError(f"--N counts the steps of a sampler, 1 or more; got {self.N}")
+        if not 0 < self.t_eps <= self.start <= 1:
+            raise ValueError("--start and --t-eps are times of the process, 0 < t_eps <= "
+                             f"start <= 1; got start {self.start}, t_eps {self.t_eps}")
+        bridge = self.sde == "sbve"
+        if bridge != self.sampler.startswith("bridge"):
+            raise ValueError("--sampler bridge_ode or bridge_sde is for --sde sbve, and pc, em "
+                             f"or ode for ouve and bbed; got {self.sampler} for {self.sde}")
+        if bridge and self.objective != "data_prediction":
+            raise ValueError("--sde sbve needs --objective data_prediction: its samplers ask "
+                             f"for x0; got {self.objective}")
+        scaling = self.c_in, self.c_out, self.c_skip, self.network_scaling
+        plain = self.objective == "score_matching" and scaling == ("1", "1", "0", "none")
+        if self.version == 1 and not plain:
+            raise ValueError("--version 1 gives the score and takes no scaling: another "
+                             "--objective, --c-in, --c-out, --c-skip or --network-scaling "
+                             "needs --version 2")
 
 
 # For short training: the network predicts x0 as a correction of y, with losses on the
@@ -400,7 +422,7 @@ def probability_flow(score, y, sde, N=30, method="heun", start=None):
         if method == "heun":
             v = (v + flow_velocity(score, x - v * dt, y, t - dt, sde)) / 2
         x = x - v * dt
-    return reverse_step(score, x, y, sde.t_eps, sde.t_eps, sde)[0]
+    return reverse_step(score, x, y, times[-1], steps[-1], sde)[0]
 
 
 def bridge_times(N, end=1e-4):
@@ -588,7 +610,8 @@ def official_config(theirs, **changes):
     version = {"ncsnpp": 1, "ncsnpp_v2": 2}[theirs["backbone"]]
     names = dict(
         t_eps="t_eps", N="N", n_fft="n_fft", hop_length="hop_length",
-        num_frames="num_frames", exponent="spec_abs_exponent", factor="spec_factor", width="nf",
+        num_frames="num_frames", exponent="spec_abs_exponent", factor="spec_factor",
+        width="nf",
         channel_mults="ch_mult", num_res_blocks="num_res_blocks",
         attention_resolutions="attn_resolutions", fourier_scale="fourier_scale",
         l1_weight="l1_weight", pesq_weight="pesq_weight")

@@ -12,7 +12,7 @@ enhance(wave (B, L), peak (B, 1) of the whole recording) -> wave; where it needs
 called before training;
 where its loss can do with clean speech of other recordings than the noisy ones', also needs_pairs = False; where it
 hears several microphones or separates talkers, num_mics and num_speakers, with waves (B, M, L) in and (B, S, L) out.
-In training it finds its average as `ema`, and as `store`, where crops come again, a folder for what it need not compute
+In training it finds its average as `ema`, the number of updates to come as `steps`, and as `store`, where crops come again, a folder for what it need not compute
 twice (else None).
 
 Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was killed and resumed
@@ -58,6 +58,9 @@ class TrainConfig:
     data: str = ""                   # VoiceBank-DEMAND, or {train,valid}/{clean,noisy}, or {train,valid}/{speech,noise}
     snrs: tuple = (0.0, 5.0, 10.0, 15.0)  # dB, drawn at random when speech and noise are mixed
     babble: float = 0.0              # share of these mixtures whose noise is six talkers of the speech at once
+    made: float = 0.0                # share with rumble, hum, wind or bands of noise, made, beside the noise or alone
+    pauses: float = 0.0              # share in which the speech pauses and the noise goes on
+    coloured: float = 0.0            # share in which speech and noise pass an equaliser each
     rooms: int = 0                   # simulated rooms to mix in; 0: none, or 200 for several microphones or talkers
     room_cache: str = ""             # folder for what is simulated (default: rooms, beside the folder of the run)
     crops: int = 0                   # train on so many crops, again and again; 0: each is cut and mixed anew
@@ -86,13 +89,14 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "valid_files"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be more than 0; got {getattr(self, name)}")
-        for name in ("babble", "decay"):
+        for name in ("babble", "made", "pauses", "coloured", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is a share, 0 to 1; got {getattr(self, name)}")
 
     def identity(self, world=1):
         """What a run that is resumed must share with the one that was interrupted."""
-        names = ("snrs", "babble", "rooms", "crops", "init", "partly", "batch_size", "accumulate", "seed")
+        names = ("snrs", "babble", "made", "pauses", "coloured", "rooms", "crops", "init", "partly", "batch_size",
+                 "accumulate", "seed")
         return {name: getattr(self, name) for name in names} | {
             "data": os.path.realpath(self.data), "unpaired": self.unpaired and os.path.realpath(self.unpaired),
             "processes": world}
@@ -123,13 +127,15 @@ def fit(method, loader, config, ema=None):
     weights = [p for p in method.parameters() if p.requires_grad]
     opt = torch.optim.Adam(weights, lr=config.lr)
     method.ema = ema = ema or EMA(method, config.ema)    # for a loss with a target network
+    method.steps = config.steps                          # for one with a schedule
     last = Path(config.out) / "last.pt"
     done, before = resume(last, method, opt, ema, config.identity(world)) if last.exists() else (0, 0.0)
 
     loss = Loss(method)
     if dist.is_initialized():
         loss = torch.nn.parallel.DistributedDataParallel(loss, device_ids=[device] if device.type == "cuda" else None)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    # Without its cache: a copy of the weights that a call without gradient left there would have none, for calls with one.
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False)
     batches = iter(loader(done * config.accumulate, rank, world))
     method.train()
     started = saved = time.monotonic()
@@ -726,11 +732,12 @@ def open_datasets(method, config, device):
     options = dict(snrs=config.snrs, babble=config.babble, num_samples=method.num_samples, seed=config.seed,
                    device=device, mics=mics, talkers=talkers, rooms=rooms,
                    room_cache=config.room_cache or Path(config.out).parent / "rooms")
-    normalize = method.config.normalize
+    variety = dict(made=config.made, pauses=config.pauses, coloured=config.coloured,
+                   normalize=method.config.normalize)
     if config.unpaired:
-        dataset = data.UnpairedAudio(config.data, config.unpaired, "train", normalize=normalize, **options)
+        dataset = data.UnpairedAudio(config.data, config.unpaired, "train", **variety, **options)
     else:
-        dataset = data.open_data(config.data, "train", normalize=normalize, **options)
+        dataset = data.open_data(config.data, "train", **variety, **options)
     try:
         options |= dict(device="cpu", seed=0, rooms=min(rooms, config.valid_files))
         return dataset, data.open_data(config.data, "valid", **options)
@@ -764,7 +771,8 @@ def finish(method, ema, valid, config, log, say):
     if notes_of(last).get("step") == step:
         say(f"already finished, after step {step}: {last}. More --steps or another --out train on")
         return
-    lines = (Path(config.out) / "log.jsonl").read_text().splitlines()
+    log_file = Path(config.out) / "log.jsonl"
+    lines = log_file.read_text().splitlines() if log_file.exists() else []
     validated = any("pesq" in line for line in map(json.loads, lines) if line["step"] == step)
     if valid and config.valid_every and not validated:
         validate_and_keep(method, ema, valid, config, step, log, say)

@@ -1,8 +1,10 @@
 """consistency.py against the reference system's numbers, its closed forms in a Gaussian world, and door to door."""
 
 import functools
+import hashlib
 import json
 import math
+import shlex
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import metrics
 import nets
 import sgmse
 import train
-from helpers import check_commands, readme_variants, run_command
+from helpers import check_commands, variants, run_command
 from test_sgmse import gaussian_score, load, replay
 
 SDE = sgmse.OUVE()
@@ -312,6 +314,19 @@ def test_refinement_gives_f_the_states_that_it_was_trained_on():
         assert x.std().item() == pytest.approx(SDE.std(t[None]).item(), rel=0.03)
 
 
+@pytest.mark.parametrize("N", [1, 2, 5])
+def test_refinement_never_ends_in_its_own_noise(N):
+    """At t_eps the strict f gives back its input: it is asked at no such time."""
+    x0, sde = bins(M), sgmse.BBED()
+
+    def f(x, y, t):
+        return x if t.item() <= sde.t_eps * (1 + 1e-6) else x0
+
+    torch.testing.assert_close(consistency.multistep(f, bins(Y), sde, N), x0)
+    times = consistency.refinement_times(sde, N)
+    assert len(times) == N and times[0] == pytest.approx(0.999) and min(times) > sde.t_eps
+
+
 # ---- the model ----
 
 run = functools.partial(run_command, consistency.ConsistencyModel)
@@ -323,7 +338,7 @@ def tiny(**changes):
     return consistency.ConsistencyModel(consistency.Config(**preset | changes))
 
 
-EDM = dict(sde="ouve", form="edm", strict=False, c_in="edm")
+EDM = dict(sde="ouve", form="edm", strict=False, c_in="edm", normalize="peak")
 
 
 @pytest.fixture
@@ -395,13 +410,83 @@ def test_student_starts_as_its_teacher_and_does_not_carry_it(teacher, edm_teache
     assert model.teacher.model.config == score_model.config
 
 
-def test_teacher_of_another_kind_is_refused(teacher):
-    with pytest.raises(ValueError, match="--k 2.6"):
-        tiny(teacher=str(teacher), k=2.0).prepare(True)
+def test_teacher_that_is_missing_or_not_needed_is_refused(teacher):
     with pytest.raises(ValueError, match="needs a --teacher"):
         tiny().prepare(True)
     with pytest.raises(ValueError, match="needs no --teacher"):
         tiny(teacher=str(teacher), moves="renoise").prepare(True)
+    with pytest.raises(ValueError, match="--teacher nowhere: nowhere: no such file"):
+        tiny(teacher="nowhere").prepare(True)
+
+
+@pytest.mark.parametrize("changes, kind, flags", [
+    (dict(k=2.0), "tiny", "--k 2.6"), (dict(c=0.4), "tiny", "--c 0.51"), (dict(t_eps=0.02), "tiny", "--t-eps 0.03"),
+    (dict(sde="ouve"), "tiny", "--sde bbed"), (dict(form="edm"), "tiny", "--form data"),
+    (dict(c_in="edm"), "tiny", "--c-in 1"), (dict(n_fft=254), "tiny", "--n-fft 510"),
+    (dict(exponent=0.6), "tiny", "--exponent 0.5"), (dict(factor=0.2), "tiny", "--factor 0.15"),
+    (dict(hop_length=128), "tiny", "--hop-length 256"), (dict(width=16), "tiny", "--width 8"),
+    (dict(channel_mults=(1, 2)), "tiny", "--channel-mults 1 1 2 2 2"),
+    (dict(attention_resolutions=(16,)), "tiny", "--attention-resolutions"),
+    (dict(num_res_blocks=2), "tiny", "--num-res-blocks 1"), (dict(fourier_scale=16.0), "tiny", "--fourier-scale 1.0"),
+    (dict(theta=2.0), "edm", "--theta 1.5"), (dict(sigma_max=0.4), "edm", "--sigma-max 0.5"),
+    (dict(sigma_min=0.01), "edm", "--sigma-min 0.05"), (dict(sigma_data=0.2), "edm", "--sigma-data 0.1"),
+    (dict(form="data"), "edm", "--form edm")])
+def test_student_that_would_not_start_as_its_teacher_is_told_what_to_add(changes, kind, flags, teacher, edm_teacher):
+    path, usual = (teacher, {}) if kind == "tiny" else (edm_teacher, EDM)
+    tiny(teacher=str(path), **usual).prepare(True)
+    with pytest.raises(ValueError, match=f"; add {flags}$"):
+        tiny(teacher=str(path), **usual | changes).prepare(True)
+
+
+def test_published_student_of_an_edm_teacher_hears_its_input_unscaled(edm_teacher):
+    tiny(teacher=str(edm_teacher), **EDM | dict(c_in="1")).prepare(True)
+
+
+@pytest.mark.parametrize("changes", [
+    dict(objective="denoiser"), dict(c_skip="0"), dict(c_out="sigma"), dict(network_scaling="1/t"),
+    dict(sde="sbve", sampler="bridge_ode")])
+def test_score_model_that_can_teach_nobody_is_refused_with_the_reason(changes, tmp_path):
+    train.save_checkpoint(path := tmp_path / "t.safetensors", sgmse.ScoreSDE(sgmse.Config(
+        **sgmse.PRESETS["tiny"] | dict(num_frames=24) | changes)))
+    with pytest.raises(ValueError, match="teaches no student"):
+        tiny(teacher=str(path)).prepare(True)
+
+
+def test_what_the_refusal_prints_pastes_into_a_shell(teacher, corpus, tmp_path, capsys):
+    flags = ("train", "--data", corpus, "--preset", "small", "--num-frames", "24", "--teacher", teacher, "--steps", "1",
+             "--batch-size", "1", "--device", "cpu", "--valid-every", "0", "--out", tmp_path / "run")
+    assert run(*flags) == 2
+    added = capsys.readouterr().err.strip().rpartition("; add ")[2]
+    assert run(*flags, *shlex.split(added)) == 0
+
+
+def test_checkpoint_keeps_the_name_and_a_hash_of_its_teacher_and_not_where_it_was(teacher, tmp_path, monkeypatch):
+    model = tiny(teacher=str(teacher))
+    model.prepare(fresh=True)
+    digest = hashlib.sha256(teacher.read_bytes()).hexdigest()
+    assert model.config.teacher == f"teacher.safetensors@{digest[:16]}"
+    train.save_checkpoint(tmp_path / "student.safetensors", model)
+    again = train.load_checkpoint(tmp_path / "student.safetensors")
+    # Trained on without a teacher: the one of before is nobody's request.
+    free = train.load_checkpoint(tmp_path / "student.safetensors", moves="renoise")
+    free.prepare(fresh=False)
+    assert free.config.teacher == "" and free.teacher is None
+    # Trained on with it: found under its name; where it is not, or is another, the message asks for it.
+    monkeypatch.chdir(tmp_path)
+    again.prepare(fresh=False)
+    assert again.teacher.record == model.config.teacher
+    train.save_checkpoint(teacher, train.load_checkpoint(teacher), note="another file")
+    with pytest.raises(ValueError, match="give its file with --teacher"):
+        train.load_checkpoint("student.safetensors").prepare(fresh=False)
+    teacher.unlink()
+    with pytest.raises(ValueError, match="--teacher teacher.safetensors@.*no such file"):
+        train.load_checkpoint("student.safetensors").prepare(fresh=False)
+
+
+@pytest.mark.parametrize("changes", [dict(N=0), dict(t_eps=0.0), dict(t_eps=1.0)])
+def test_constants_out_of_range_are_refused(changes):
+    with pytest.raises(ValueError, match=f"--{next(iter(changes)).replace('_', '-')} "):
+        consistency.Config(**changes)
 
 
 @pytest.mark.parametrize("N", [1, 3])
@@ -419,7 +504,7 @@ def test_train_resume_enhance_evaluate(teacher, corpus, tmp_path, capsys):
     check_commands(run, flags, corpus, tmp_path, capsys)
 
 
-VARIANTS = readme_variants("Every variant of ROSE-CD")
+VARIANTS = variants("Every variant of ROSE-CD")
 
 
 @pytest.mark.parametrize("flags", VARIANTS)

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
+import data
 import drift
 import metrics
 import nets
@@ -343,6 +344,15 @@ def test_self_exclusion_drives_sparse_points_apart_unless_they_are_normalised(ex
 
 # ---- the loss ----
 
+@pytest.mark.parametrize("field", FIELDS)
+def test_drift_smaller_than_1e_4_is_not_blown_up_to_unit_size(field):
+    """As both released programs have it: at the target the original recipe's loss vanishes too."""
+    x, far = 1e-6 * cloud(7), 1e-6 * cloud(9, seed=1)
+    V = drift.multi_temperature_field(x, far, x, (0.5,), field=field, unit_rms=True)
+    raw = drift.multi_temperature_field(x, far, x, (0.5,), field=field)
+    close(V, raw / 1e-4, 1e-9)
+
+
 @pytest.mark.parametrize("recipe", ["driftse", "original"])
 @pytest.mark.parametrize("field", FIELDS)
 def test_gradient_of_the_loss_is_the_drift_and_its_value_the_drift_s_size(recipe, field):
@@ -418,6 +428,24 @@ def test_wavlm_is_read_too(tmp_path):
     WavLMModel(config).save_pretrained(tmp_path)
     features, = drift.SpeechLatents(str(tmp_path), (2,))(torch.rand(1, 4000))
     assert features.shape == (1, 12, 32) and features.isfinite().all()
+
+
+def test_last_layer_of_a_large_encoder_is_that_after_its_last_norm(tmp_path):
+    """hidden_states[-1] is, in one release of transformers, and is not in another."""
+    from transformers import HubertModel
+    config = encoder_config()
+    config.do_stable_layer_norm, config.feat_extract_norm = True, "layer"
+    torch.manual_seed(0)
+    model = HubertModel(config)
+    with torch.no_grad():
+        model.encoder.layer_norm.weight.mul_(3)
+    model.save_pretrained(tmp_path)
+    wave = torch.rand(2, 8000) - 0.5
+    inner, last = drift.SpeechLatents(str(tmp_path), (1, 2))(wave)
+    out = model.eval()(drift.standardised(wave), output_hidden_states=True)
+    close(last, out.last_hidden_state, 1e-3)
+    close(inner, out.hidden_states[1], 1e-3)
+    close(last.square().mean(2), torch.full((2, 24), 9.0), 0.1)            # normed, times 3
 
 
 def test_encoder_that_is_not_there_or_has_no_such_layer_is_refused(encoder_folder, tmp_path):
@@ -547,6 +575,25 @@ def test_waveform_losses_are_weighted_as_asked():
         assert (loss - 1000 * parts["drift"]).item() == pytest.approx(2 * value.item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["pesq", "si_sdr", "ccmse"])
+def test_only_losses_with_a_weight_are_computed(name):
+    """So that crops too short for PESQ train with the others."""
+    model = tiny(num_frames=16, **{f"{name}_weight": 1.0})
+    assert model.num_samples < model.pesq_loss.shortest
+    if name == "pesq":
+        with pytest.raises(ValueError, match="PESQ needs"):
+            model.loss(some_batch(model))
+    else:
+        assert set(model.loss(some_batch(model))[1]) == {"drift", name}
+
+
+@pytest.mark.parametrize("temperatures", [(0.0, 0.1), (-0.1,), (0.1, -0.1), (), (0.0, 0.0)])
+def test_temperatures_that_are_not_above_0_are_refused(temperatures):
+    with pytest.raises(ValueError, match="--temperatures are above 0"):
+        drift.Config(temperatures=temperatures)
+    assert tiny(temperatures=(0.0,)).temperatures == MIXED
+
+
 def test_direct_network_is_given_noisy_speech_plus_noise_and_the_conditional_one_both(monkeypatch):
     y, z = torch.randn(2, 3, 1, 256, 8, dtype=torch.complex64)
     sigma = torch.tensor([0.1, 0.2, 0.3])
@@ -578,7 +625,9 @@ def test_enhances_any_length_in_one_call_at_the_level_of_its_input(changes):
     model, wave = tiny(**changes), torch.randn(2, 5003) * 0.1
     out = model.enhance(wave)
     assert out.shape == wave.shape and out.isfinite().all() and model.calls == 1
-    close(out.abs().amax(1), wave.abs().amax(1), 1e-5)
+    close(data.robust_level(out), data.robust_level(wave - wave.mean(1, keepdim=True)), 1e-5)
+    model = tiny(normalize="peak", **changes)
+    close(model.enhance(wave).abs().amax(1), wave.abs().amax(1), 1e-5)
     assert model.enhance(torch.zeros(1, 4000)).abs().max() < 1e-4
 
 
@@ -590,7 +639,8 @@ def test_gain_that_the_loss_does_not_see_is_restored_and_one_that_it_sees_is_kep
         drifts, spectra = [], []
         for gain in (1, 3):                                                # of the compressed spectrum: of waves, 9
             model.net.forward = lambda y: gain * y
-            close(model.enhance(wave), 9 * wave if seen and gain == 3 else wave, 1e-4)
+            centred = wave - wave.mean()
+            close(model.enhance(wave), 9 * centred if seen and gain == 3 else centred, 1e-4)
             _, parts = model.loss(some_batch(model))
             drifts.append(parts["drift"].item())
             spectra.append(parts.get("ccmse"))

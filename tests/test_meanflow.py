@@ -1,6 +1,7 @@
 """meanflow.py against the reference system's numbers, its closed forms in a Gaussian world, and door to door."""
 
 import functools
+import itertools
 import json
 import math
 
@@ -12,7 +13,7 @@ import meanflow
 import metrics
 import nets
 import train
-from helpers import readme_variants, run_command
+from helpers import variants, run_command
 from test_sgmse import load, replay
 
 M, S, S_HAT, SIGMA = 0.5, 0.3, 0.8, 0.487                # of the Gaussian world: x0 ~ N(M, S^2)
@@ -307,6 +308,18 @@ def test_si_sdr_loss_has_a_known_value_and_is_the_metric():
     assert (-metrics.si_sdr_loss(clean, estimate)).tolist() == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("level", [0.0, 0.5])            # a constant is silence too
+def test_silent_reference_adds_nothing_to_the_si_sdr_loss_and_no_gradient(level):
+    clean = torch.randn(2, 8000)
+    clean[0] = level
+    estimate = torch.randn(2, 8000).requires_grad_()
+    loss = metrics.si_sdr_loss(clean, estimate)
+    loss.sum().backward()
+    assert loss[0] == 0 and not estimate.grad[0].any() and estimate.grad[1].abs().sum() > 0
+    quiet = metrics.si_sdr_loss(1e-4 * clean[1:], estimate[1:])
+    torch.testing.assert_close(quiet, loss[1:], atol=0.1, rtol=0)          # quiet is not silent
+
+
 def test_sa_sdr_takes_the_best_permutation_and_returns_the_estimates_in_it():
     clean = torch.tensor([[[1.0, 0, -1, 0], [0, 2, 0, -2]]])
     estimate = torch.tensor([[[0.9, 0.1, -1, 0], [0, 1.8, 0.1, -2]]])
@@ -470,8 +483,7 @@ def test_loss_is_made_of_the_functions(monkeypatch):
     clean, noisy = some_batch(model)
     loss, _ = model.loss((clean, noisy))
     r, t = meanflow.sample_times()
-    level = noisy.abs().amax(1, keepdim=True)
-    x0, y = (model.spectrogram(wave / level)[:, None] for wave in (clean, noisy))
+    x0, y = (model.spectrogram(wave)[:, None] for wave in (clean, noisy))
     u, (z, z_end) = velocity_of(model, y), draws
     xt, v = meanflow.path(x0, y, t, z), meanflow.conditional_velocity(x0, y, z)
     velocity = 0.5 * (u(xt, t, t) - v).abs().square().sum() / 2
@@ -516,6 +528,53 @@ def test_derivative_is_float32_and_gradients_arrive_under_mixed_precision():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.net.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_derivative_is_taken_without_tf32_whatever_the_training_allows(precision, monkeypatch):
+    """Seen from within the network; afterwards everything is as it was."""
+    state = lambda: (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu"))
+    before, seen = torch.get_float32_matmul_precision(), []
+    torch.set_float32_matmul_precision(precision)
+    try:
+        outside = state()
+        x, t = bins(1.0, 2.0), times(0.9, 0.9)
+        u = lambda x, r, t: seen.append(state()) or x
+        for derivative in (meanflow.difference_derivative, meanflow.exact_derivative):
+            with torch.autocast("cpu", torch.bfloat16):
+                meanflow.average_velocity_target(u, x, times(0.1, 0.1), t, x, 1.0, derivative)
+        assert len(seen) == 3 and set(seen) == {(False, "highest", False)} and state() == outside
+        with pytest.raises(ZeroDivisionError):
+            meanflow.average_velocity_target(lambda *_: 1 / 0, x, t, t, x)
+        assert state() == outside
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_schedules_span_the_steps_of_the_run_unless_they_are_given(tmp_path):
+    """Half way through four updates the average velocity has its full weight; over a thousand it has not begun."""
+    for schedule, trained in ((0, [False, True, True, True]), (1000, [False] * 4), (2, [False, True, True, True])):
+        model, seen = tiny(schedule=schedule, endpoint_weight=0.0), []
+        batch = some_batch(model)
+        config = train.TrainConfig(out=str(tmp_path / str(schedule)), steps=4, lr=0.0, save_every=1e9)
+        for _, parts in train.fit(model, lambda *_: itertools.repeat(batch), config):
+            seen.append("average" in parts)
+        assert seen == trained
+    assert all("schedule" not in preset for preset in meanflow.PRESETS.values())
+
+
+@pytest.mark.parametrize("preset", ["paper", "small"])
+def test_separator_is_trained_on_four_seconds_as_the_frozen_one_hears(preset):
+    with torch.device("meta"):
+        for separator in ("train", "frozen"):
+            config = meanflow.Config(**meanflow.PRESETS[preset] | dict(separator=separator))
+            assert meanflow.MeanFlowCorrector(config).num_samples == 4 * 16000
+
+
+@pytest.mark.parametrize("changes", [dict(N=0), dict(num_mics=0), dict(num_speakers=0), dict(t_end=1.0), dict(t_eps=0.0)])
+def test_constants_out_of_range_are_refused(changes):
+    with pytest.raises(ValueError, match=f"--{next(iter(changes)).replace('_', '-')} "):
+        meanflow.Config(**changes)
+
+
 def test_separator_is_trained_alone_and_its_output_is_the_result():
     model = tiny(separator="train", num_mics=2, num_speakers=2)
     clean, mixture = some_batch(model)
@@ -524,7 +583,9 @@ def test_separator_is_trained_alone_and_its_output_is_the_result():
     assert all(p.grad is not None for p in model.separator.parameters())
     assert not any(p.requires_grad for p in model.net.parameters())
     with torch.no_grad():
-        estimate = model.enhance(mixture)
+        leveled, level = data.levelled(mixture)
+        torch.testing.assert_close(model.enhance(mixture), model.separate(leveled) * level)
+        estimate = model.separate(mixture)
         assert -meanflow.sa_sdr_loss(clean, estimate)[0].mean() == pytest.approx(parts["sa_sdr"].item(), abs=1e-4)
 
 
@@ -541,11 +602,11 @@ def test_order_of_the_talkers_changes_no_loss(monkeypatch):
     torch.testing.assert_close(pairs(waves)[:, 1, 1:], mixture)
     level = model.level(waves)
     assert level.shape == (4, 1, 1)
-    torch.testing.assert_close(pairs(level)[..., 0, 0], best.abs().amax(-1))
+    torch.testing.assert_close(pairs(level)[..., 0], data.robust_level(best))
 
 
 def test_corrector_learns_from_a_part_of_what_the_frozen_separator_hears(monkeypatch):
-    """The same part of all signals, levelled by its own peak; other parts at other steps."""
+    """The same part of all signals, levelled by its own level; other parts at other steps."""
     model, seen = tiny(separator="frozen", num_mics=2), []
     assert model.num_samples == 8000 > (length := 23 * 256)
     assert tiny(separator="frozen", num_frames=64).num_samples == 63 * 256 and tiny().num_samples == length
@@ -558,7 +619,7 @@ def test_corrector_learns_from_a_part_of_what_the_frozen_separator_hears(monkeyp
         torch.manual_seed(seed)
         start = torch.randint(8000 - length + 1, ()).item()
         part = whole[..., start:start + length]
-        torch.testing.assert_close(seen[seed], model.spectrogram(part / part[:, 1:2].abs().amax(-1, keepdim=True)))
+        torch.testing.assert_close(seen[seed], model.spectrogram(part / data.robust_level(part[:, 1:2])))
     assert not torch.equal(*seen)
 
 
@@ -594,7 +655,10 @@ def test_nearly_silent_estimate_is_levelled_by_the_mixture():
         for p in model.separator.decoder.parameters():
             p.zero_()
     wave = some_batch(model)[1]
-    torch.testing.assert_close(model.level(model.known(wave)), 0.05 * wave.abs().amax(-1, keepdim=True))
+    torch.testing.assert_close(model.level(model.known(wave)), 0.05 * data.robust_level(wave))
+    peak = tiny(separator="frozen", normalize="peak")
+    waves = torch.cat([0.01 * wave, wave], 1)
+    torch.testing.assert_close(peak.level(waves), 0.05 * wave.abs().amax(-1, keepdim=True))
     silence = torch.zeros_like(wave)                     # around a recording that is shorter than the excerpt
     assert all(value.isfinite().all() for value in model.loss((silence, silence))[1].values())
 
@@ -602,7 +666,7 @@ def test_nearly_silent_estimate_is_levelled_by_the_mixture():
 @pytest.mark.parametrize("separator", ["none", "frozen"])
 def test_enhances_any_length_and_level_with_the_promised_calls(separator):
     """Louder by a factor of two in, out as well; silence stays silence; a window is levelled by its recording."""
-    model, wave = tiny(separator=separator, N=2), torch.randn(2, 2003) * 0.1
+    model, wave = tiny(separator=separator, N=2, normalize="peak"), torch.randn(2, 2003) * 0.1
     torch.manual_seed(1)
     out = model.enhance(wave)
     assert out.shape == wave.shape and out.isfinite().all() and model.calls == 2 + (separator == "frozen")
@@ -667,7 +731,7 @@ def separator(corpus, tmp_path_factory):
     return out / "last.safetensors"
 
 
-VARIANTS = readme_variants("A corrector behind a separator")
+VARIANTS = variants("A corrector behind a separator")
 
 
 @pytest.mark.parametrize("flags", VARIANTS)

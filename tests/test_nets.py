@@ -9,12 +9,14 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import nets
 
@@ -399,17 +401,18 @@ def test_jvp_matches_central_difference(num_times, version):
     net = lively(num_times=num_times, version=version).double()
     x, dx = (spectrogram(2, 2, 16, 12, seed=seed, dtype=torch.complex128) for seed in (1, 2))
     times = [torch.tensor([0.4, 0.8], dtype=torch.float64), torch.tensor([0.1, 0.5], dtype=torch.float64)][:num_times]
-    out, slope = torch.func.jvp(net, (x, *times), (dx, *map(torch.ones_like, times)))
     h = 1e-5
-    ahead, behind = (net(x + s * dx, *[t + s for t in times]) for s in (h, -h))
-    assert relative(slope, (ahead - behind) / (2 * h)) < 1e-5
-    assert torch.equal(out, net(x, *times))
+    with sdpa_kernel(SDPBackend.MATH):                   # fused attention has no forward mode
+        out, slope = torch.func.jvp(net, (x, *times), (dx, *map(torch.ones_like, times)))
+        ahead, behind = (net(x + s * dx, *[t + s for t in times]) for s in (h, -h))
+        assert relative(slope, (ahead - behind) / (2 * h)) < 1e-5
+        assert torch.equal(out, net(x, *times))
 
 
 @pytest.mark.parametrize("num_times, version", [(0, 2), (1, 1), (1, 2), (2, 2)])
 def test_every_trainable_parameter_gets_a_gradient(num_times, version):
     net = lively(num_times=num_times, version=version, attention_resolutions=(256,))
-    net(spectrogram(1, 2, 16, 16), *[torch.tensor([0.4])] * num_times).abs().square().mean().backward()
+    net(spectrogram(1, 2, 32, 32), *[torch.tensor([0.4])] * num_times).abs().square().mean().backward()
     for name, p in net.named_parameters():
         assert (p.grad is not None and bool(p.grad.any())) == p.requires_grad, name
 
@@ -428,6 +431,55 @@ def test_compiled_outputs_and_gradients_equal_eager():
     outs = [f(x, t) for f in (torch.compile(net, fullgraph=True, dynamic=False), net)]
     assert relative(*outs) < 1e-5
     assert relative(*(torch.autograd.grad(out.abs().square().mean(), net.stem.weight)[0] for out in outs)) < 1e-4
+
+
+# Memory and time -------------------------------------------------------------------------------------------------
+
+
+MEMORY = """
+import resource, sys, torch
+torch.set_num_threads(1)
+import nets
+{setup}
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+with torch.no_grad():
+    {run}
+print(peak() - before)
+"""
+
+
+def growth(setup, run):
+    """MiB by which the memory of a fresh process grows."""
+    out = subprocess.run([sys.executable, "-c", MEMORY.format(setup=setup, run=run)], capture_output=True, text=True,
+                         check=True, cwd=Path(nets.__file__).parent)
+    return float(out.stdout)
+
+
+def test_attention_over_8000_positions_builds_no_table_of_them():
+    """8064 x 8064 weights would be 248 MiB, and as many again for their soft-max."""
+    assert growth("layer, x = nets.Attention(16), torch.randn(1, 16, 128, 63); layer(x[..., :8, :8])", "layer(x)") < 60
+
+
+def test_tiny_enhances_thirty_seconds_in_flat_memory():
+    """1876 frames of 256 bins; the spectrogram itself is 4 MiB, and eight channels of it 15."""
+    setup = ("net, t = nets.NCSNpp(version=2, **nets.TINY), torch.tensor([0.5]); "
+             "x = torch.randn(1, 2, 256, 1876, dtype=torch.complex64); net(x[..., :16], t)")
+    assert growth(setup, "net(x, t)") < 600
+
+
+def test_tiny_is_faster_than_small():
+    times = {}
+    for name, sizes in (("tiny", nets.TINY), ("small", nets.SMALL)):
+        net, x, t = nets.NCSNpp(version=2, **sizes), spectrogram(1, 2, 256, 64), torch.tensor([0.5])
+        net(x, t)
+        best = math.inf
+        for _ in range(3):
+            started = time.process_time()
+            net(x, t)
+            best = min(best, time.process_time() - started)
+        times[name] = best
+    assert times["tiny"] < 0.7 * times["small"]
 
 
 # The door --------------------------------------------------------------------------------------------------------

@@ -246,6 +246,21 @@ def test_settings_name_the_distillation(config, loss):
     torch.testing.assert_close(model.distillation(*spectra), loss(*spectra))
 
 
+@pytest.mark.parametrize("rule", ["top_k", "positive", "both"])
+def test_all_of_the_teacher_is_all_whatever_the_rule(rule):
+    S, T, Y = noise()
+    for distance in LOSSES:
+        expected = student(distil="all", distance=distance).distillation(S, T, Y)
+        torch.testing.assert_close(student(distil="all", distance=distance, rule=rule).distillation(S, T, Y), expected)
+
+
+@pytest.mark.parametrize("changes", [dict(keep=0.0), dict(keep=1.5), dict(beta=-0.1), dict(beta=1.1), dict(low=0),
+                                     dict(high=0), dict(hidden=0), dict(layers=0)])
+def test_shares_and_sizes_out_of_range_are_refused(changes):
+    with pytest.raises(ValueError, match=f"--{next(iter(changes))} "):
+        StudentConfig(**changes)
+
+
 def test_random_patches_are_drawn_anew_and_blindly():
     S, T, Y = noise()
     random, chosen = (student(distil=name, distance="response", keep=0.5) for name in ("random", "selective"))
@@ -261,6 +276,7 @@ def test_random_patches_are_drawn_anew_and_blindly():
 def test_loss_is_the_task_s_plus_the_weighted_distillation(teacher):
     model = student(teacher=str(teacher), distil_weight=3.0, warmup=2)
     model.prepare(fresh=True)
+    assert model.config.teacher.startswith("teacher.safetensors@")
     clean, noisy = waves(model)
     loss, parts = model.loss((clean, noisy))
     loss.backward()

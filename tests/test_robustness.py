@@ -211,6 +211,66 @@ def test_the_log_is_valid_json_whatever_is_scored(tmp_path):
     assert (line["step"], line["loss"], line["pesq"], line["x"]) == (7, 0.5, None, None)
 
 
+# ---- variety ----
+
+def spectrum(wave):
+    return np.abs(np.fft.rfft(wave)) ** 2, np.fft.rfftfreq(len(wave), 1 / 16000)
+
+
+def test_made_noise_has_unit_power_comes_again_and_lies_where_streets_and_cars_are():
+    below = []
+    for seed in range(40):
+        noise = data.made_noise(32640, np.random.default_rng(seed))
+        assert noise.dtype == np.float32 and np.isfinite(noise).all() and noise.std() == pytest.approx(1, abs=1e-3)
+        assert np.array_equal(noise, data.made_noise(32640, np.random.default_rng(seed)))
+        power, hertz = spectrum(noise)
+        below.append(power[hertz < 300].sum() / power.sum())
+    assert np.median(below) > 0.5 and np.min(below) < 0.1                  # of white noise: 0.04
+
+
+def varied(root, count=24, **shares):
+    dataset = MixedAudio(root / "speech", root / "noise", num_samples=8000, snrs=(0,), **shares)
+    return dataset.batch([dataset[p] for p in range(count)])
+
+
+@pytest.fixture
+def voice_and_noise(tmp_path):
+    write(tmp_path / "speech/a.wav", sound(40000))
+    write(tmp_path / "noise/n.wav", sound(40000, seed=1))
+    return tmp_path
+
+
+def test_each_share_does_what_it_says_and_nothing_else(voice_and_noise):
+    clean, noisy = varied(voice_and_noise)
+    scale = lambda x, y: (x * y).sum(1, keepdim=True) / (y * y).sum(1, keepdim=True)
+    relative = lambda x, y: (x - scale(x, y) * y).square().sum(1) / x.square().sum(1)
+
+    made_clean, made_noisy = varied(voice_and_noise, made=0.5)
+    assert relative(made_clean, clean).max() < 1e-6                        # speech is left alone
+    changed = relative(made_noisy - made_clean, noisy - clean) > 1e-6
+    assert 6 <= changed.sum() <= 18
+
+    paused, under = varied(voice_and_noise, pauses=1.0)
+    assert relative(under - paused, noisy - clean).max() < 1e-6            # the noise goes on
+    lengths = (paused == 0).sum(1) / 8000
+    assert 0.19 < lengths.min() and lengths.max() < 0.81 and lengths.std() > 0.05
+
+    coloured, _ = varied(voice_and_noise, coloured=1.0)
+    assert relative(coloured, clean).median() > 0.05
+    for wave in coloured:                                                  # smooth: neighbouring thirds change alike
+        power, hertz = spectrum(wave.numpy())
+        bands = [decibel(np.sqrt(power[(hertz > f) & (hertz < 1.26 * f)])) for f in (1000, 1260, 1588)]
+        assert np.ptp(bands) < 12
+    for a, b in zip(varied(voice_and_noise, made=0.5, pauses=0.5, coloured=0.5),
+                    varied(voice_and_noise, made=0.5, pauses=0.5, coloured=0.5)):
+        assert torch.equal(a, b)
+
+
+def test_variety_is_refused_where_it_has_no_part(voice_and_noise, tmp_path):
+    with pytest.raises(ValueError, match="without --rooms"):
+        data.open_data(tmp_path, "train", rooms=1, made=0.1, room_cache=tmp_path / "rooms")
+
+
 # ---- rooms ----
 
 def test_noise_of_a_room_is_placed_by_its_own_length_and_may_have_more_files(tmp_path):
@@ -417,3 +477,168 @@ def test_unpaired_speech_is_none_that_validation_hears(tmp_path):
     dataset = UnpairedAudio(tmp_path, tmp_path / "clean_trainset_28spk_wav", num_samples=4000)
     assert all(Path(path).stem.startswith("p001") for source in (*dataset.sources, *dataset.noisy.sources)
                for path in source.paths)
+
+
+FLAGS = ("train", "--preset", "tiny", "--num-frames", "24", "--batch-size", "2", "--device", "cpu",
+         "--valid-files", "1", "--N", "1")
+
+
+def command(*arguments):
+    import sgmse
+    from helpers import run_command
+    return run_command(sgmse.ScoreSDE, *arguments)
+
+
+def test_a_finished_or_foreign_run_is_not_resumed_without_a_word(tmp_path, corpus, capsys):
+    flags = (*FLAGS, "--data", corpus, "--out", tmp_path / "run", "--valid-every", "0")
+    assert command(*flags, "--steps", "2") == 0
+    before = (tmp_path / "run/last.safetensors").read_bytes()
+    capsys.readouterr()
+    assert command(*flags, "--steps", "2") == 0
+    assert "already finished, after step 2" in capsys.readouterr().out
+    for changes, word in ((("--seed", "5"), "seed 0 -> 5"), (("--batch-size", "3"), "batch_size 2 -> 3"),
+                          (("--snrs", "0"), "snrs"), (("--init", "sgmse"), "init  -> sgmse"),
+                          (("--data", corpus / "train"), "data")):
+        assert command(*flags, "--steps", "3", *changes) == 2
+        assert word in capsys.readouterr().err
+    assert (tmp_path / "run/last.safetensors").read_bytes() == before
+    assert command(*flags, "--steps", "3", "--lr", "1e-5") == 0
+    assert "continues at step 2 of 3" in capsys.readouterr().out
+    assert (tmp_path / "run/last.safetensors").read_bytes() != before
+
+
+def test_the_checkpoint_is_there_before_the_validation(tmp_path, corpus, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(train, "validate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        command(*FLAGS, "--data", corpus, "--out", tmp_path / "run", "--steps", "9", "--valid-every", "3")
+    assert torch.load(tmp_path / "run/last.pt", weights_only=True)["step"] == 3
+
+
+def test_others_wait_for_a_validation_longer_than_their_time_out(tmp_path):
+    """Two processes, a collective time-out of 3 s, a validation of 6 s."""
+    script = tmp_path / "two.py"
+    script.write_text(f"""
+import datetime, sys, time, torch
+sys.path[:0] = [{str(ROOT)!r}]
+import torch.distributed as dist, train
+join = dist.init_process_group
+dist.init_process_group = lambda *a, **k: join(*a, **k, timeout=datetime.timedelta(seconds=3))
+device, rank, world, store = train.join_processes(train.TrainConfig(device="cpu"))
+for step in range(2):
+    if rank == 0:
+        time.sleep(6 * (step == 0))
+    train.wait_for_rank_0(store, rank, f"validated {{step}}")
+    x = torch.ones(1)
+    dist.all_reduce(x)
+    assert x.item() == 2
+dist.destroy_process_group()
+""")
+    import subprocess
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517",
+                           script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_training_by_the_clock_ends_as_if_the_last_step_were_done(tmp_path, corpus, capsys):
+    flags = (*FLAGS, "--data", corpus, "--out", tmp_path / "run", "--valid-every", "0",
+             "--minutes", "0.02", "--decay", "1")
+    assert command(*flags) == 0
+    state = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    assert 0 < state["step"] < 2000 and state["seconds"] >= 1.2
+    assert train.notes_of(tmp_path / "run/last.safetensors")["step"] == state["step"]
+    assert state["optimizer"]["param_groups"][0]["lr"] < 0.3e-4            # 1e-4 falls to a tenth
+    capsys.readouterr()
+    assert command(*flags) == 0
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_the_learning_rate_falls_to_a_tenth_over_the_last_share():
+    class Method(torch.nn.Linear):
+        config = train.TrainConfig()
+
+        def loss(self, batch):
+            return self(batch).sum(), {}
+    rates = []
+    import tempfile
+    with tempfile.TemporaryDirectory() as out:
+        method = Method(1, 1)
+        kept, torch.optim.Adam = torch.optim.Adam, lambda p, lr: rates.append(kept(p, lr)) or rates[0]
+        try:
+            config = train.TrainConfig(out=out, steps=30, lr=1.0, decay=1 / 3, precision="fp32", valid_every=0)
+            steps = train.fit(method, lambda *a: iter(torch.ones(40, 1)), config)
+            seen = [rates[0].param_groups[0]["lr"] for _ in steps]
+        finally:
+            torch.optim.Adam = kept
+    assert seen[:21] == [1.0] * 21 and seen[25] == pytest.approx(10 ** -0.5, rel=1e-6)
+    assert seen[29] == pytest.approx(10 ** -0.9, rel=1e-6)
+
+
+@pytest.mark.parametrize("arguments, word", [
+    (("enhance", "--device", "cuda:7"), "--device cuda:7: not to be had"),
+    (("enhance", "--device", "mps"), "not to be had"), (("enhance", "--device", "x"), "not to be had"),
+    (("enhance", "--window", "0"), "--window"), (("enhance", "--window", "inf"), "--window"),
+    (("enhance", "--window", "nan"), "--window"), (("evaluate", "--data", "CORPUS", "--every", "0"), "--every"),
+    (("evaluate", "--data", "CORPUS", "--first", "99"), "99"),
+    (("evaluate", "--data", "CORPUS", "--metrics", "pesk"), "unknown metric pesk"),
+    (("train", "--data", "CORPUS", "--batch-size", "0"), "--batch-size"),
+    (("train", "--data", "CORPUS", "--decay", "2"), "--decay")])
+def test_what_cannot_be_is_one_line_and_exit_2(corpus, capsys, arguments, word):
+    assert command(*(corpus if a == "CORPUS" else a for a in arguments)) == 2
+    out, err = capsys.readouterr()
+    assert word in err and "Traceback" not in err and "enhancing" not in err
+
+
+def test_an_older_checkpoints_output_is_never_scored_as_this_ones(tmp_path, corpus, capsys):
+    import shutil
+    shutil.copytree(corpus / "test", tmp_path / "data/test")
+    flags = ("evaluate", "--data", tmp_path / "data", "--out", tmp_path / "out", "--workers", "1", "--metrics",
+             "si_sdr", "--checkpoint", "consistency")
+    assert command(*flags) == 2                                            # another method's weights
+    from consistency import ConsistencyModel
+    from helpers import run_command
+    assert run_command(ConsistencyModel, *flags) == 0
+    noisy = sorted((tmp_path / "data/test/noisy").iterdir())
+    noisy[0].write_bytes(noisy[0].read_bytes()[:20000])
+    assert run_command(ConsistencyModel, *flags) == 1
+    rows = (tmp_path / "out/scores.csv").read_text().splitlines()
+    assert "not a readable" in rows[1] and "not a readable" not in rows[2]
+
+
+def test_eight_bit_recordings_are_enhanced_and_scored(tmp_path, corpus):
+    from consistency import ConsistencyModel
+    from helpers import run_command
+    for side in ("clean", "noisy"):
+        x = soundfile.read(corpus / f"test/{side}/0.wav")[0]
+        write(tmp_path / f"test/{side}/0.flac", x, subtype="PCM_S8")
+    assert run_command(ConsistencyModel, "evaluate", "--data", tmp_path, "--out", tmp_path / "out", "--workers", "1",
+                       "--metrics", "si_sdr") == 0
+
+
+def killer(pair):
+    """A score whose process the system ends."""
+    if pair[0] == "deadly":
+        os.kill(os.getpid(), 9)
+    return {"name": pair[0], "note": "", "error": ""}
+
+
+def test_a_killed_scorer_costs_its_own_file_alone():
+    from tqdm import tqdm
+    names = ["a", "b", "deadly", "c", "d", "e"]
+    rows = metrics.score_in_processes(killer, [(name,) for name in names], 2, tqdm(disable=True))
+    assert [row["name"] for row in rows] == names
+    assert [bool(row["error"]) for row in rows] == [name == "deadly" for name in names]
+
+
+@pytest.mark.parametrize("delay", [8, -13, 400])
+def test_a_delay_that_explains_the_distortion_is_named_and_taken_out_when_asked(delay):
+    late = np.roll(NOISY, delay)[2000:-2000]
+    clean = CLEAN[2000:-2000]
+    [plain] = metrics.evaluate([("a", clean, late)], ["si_sdr"], progress=False).rows
+    [aligned] = metrics.evaluate([("a", clean, late)], ["si_sdr"], progress=False, align=True).rows
+    word = f"{abs(delay)} samples ({abs(delay) / 16:.1f} ms) {'late' if delay > 0 else 'early'}"
+    assert word in plain["note"] and word in aligned["note"] and "see --align" in plain["note"]
+    assert aligned["si_sdr"] == pytest.approx(metrics.si_sdr(CLEAN, NOISY), abs=0.3) and plain["si_sdr"] < 5
+    [still] = metrics.evaluate([("a", CLEAN, NOISY)], ["si_sdr"], progress=False).rows
+    assert still["note"] == ""

@@ -17,6 +17,7 @@ import metrics
 import nets
 import sgmse
 import train
+from helpers import run_command
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PROCESSES = {"ouve_default": sgmse.OUVE(), "ouve_48k": sgmse.OUVE(2.0, 0.1, 1.0), "sbve_default": sgmse.SBVE(),
@@ -351,6 +352,7 @@ def small_spectrogram_model(variant):
                  sde="sde", c="c")
     config = sgmse.Config(version=2, width=8, weighting="sigma^2", n_fft=62, hop_length=16, num_frames=32,
                           channel_mults=tuple(kwargs["ch_mult"]), num_res_blocks=1, attention_resolutions=(32, 8),
+                          sampler="bridge_ode" if variant.get("sde") == "sbve" else "pc",
                           **{ours: variant[theirs] for theirs, ours in names.items() if theirs in variant})
     model = sgmse.ScoreSDE(config)
     weights = {name[2:]: torch.from_numpy(fixture[name]) for name in fixture.files if name.startswith("p/")}
@@ -611,7 +613,47 @@ def test_crp_without_its_sampler_or_a_first_stage_is_refused():
     assert tiny(sampler="pc", crp="last").enhance(torch.randn(1, 4000) * 0.1).isfinite().all()    # other uses are free
 
 
+def test_crp_in_half_precision_keeps_no_weights_from_its_calls_without_gradient(tmp_path, monkeypatch):
+    """Copies that autocast keeps from the sampling calls have no gradient: on some torch most weights would get none."""
+    model, kept = tiny(sde="bbed", crp="last", N=2, num_frames=16, pesq_weight=0), []
+    score = model.score
+    monkeypatch.setattr(model, "score", lambda *args: kept.append(torch.is_autocast_cache_enabled()) or score(*args))
+    waves = torch.randn(2, 2, model.num_samples) * 0.1
+    config = train.TrainConfig(out=str(tmp_path), steps=1, precision="bf16")
+    for _, parts in train.fit(model, lambda *_: iter([tuple(waves)]), config):
+        assert parts["gradient"].isfinite()
+    assert kept == [False, False]
+
+
 # ---- the model ----
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(N=0), "--N"), (dict(start=0.0), "--start"), (dict(start=0.02), "t_eps 0.03"), (dict(start=1.1), "--start"),
+    (dict(t_eps=0.0), "--t-eps"), (dict(sampler="bridge_ode"), "--sampler"), (dict(sampler="bridge_sde"), "ouve"),
+    (dict(sde="sbve"), "--sampler"), (dict(sde="sbve", sampler="bridge_ode"), "data_prediction"),
+    (dict(objective="denoiser"), "--version 2"), (dict(c_skip="edm"), "--version 2"), (dict(c_in="edm"), "--version 2"),
+    (dict(c_out="sigma"), "--version 2"), (dict(network_scaling="1/t"), "--version 2")])
+def test_constants_that_contradict_each_other_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        sgmse.Config(**changes)
+
+
+def test_contradictions_on_the_command_line_are_one_line_and_no_traceback(capsys):
+    for flags in ("--N 0", "--start 0", "--start 0.01", "--sampler bridge_ode"):
+        assert run_command(sgmse.ScoreSDE, "enhance", *flags.split()) == 2
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and flags.split()[0] in message
+
+
+def test_one_step_of_the_flow_goes_from_its_start_to_0():
+    """As euler_maruyama with one step, not as if the start were at t_eps."""
+    y, sde = torch.randn(2, 1, 4, 3, dtype=torch.complex128), sgmse.OUVE()
+    outs = []
+    for sampler in (sgmse.probability_flow, sgmse.euler_maruyama):
+        torch.manual_seed(1)
+        outs.append(sampler(gaussian_score(sde), y, sde, 1, start=0.5))
+    torch.testing.assert_close(*outs)
+
 
 def tiny(**changes):
     torch.manual_seed(0)
@@ -721,11 +763,36 @@ def test_released_checkpoint_gives_the_averaged_network(tmp_path, sde, theirs, p
     assert (score - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_released_checkpoint_that_is_not_covered_says_so(tmp_path):
-    path = tmp_path / "m4.ckpt"
-    official_checkpoint(path, OFFICIAL | dict(backbone="edm2"), official_weights())
-    with pytest.raises(train.CheckpointError, match="edm2"):
+@pytest.mark.parametrize("theirs", [
+    dict(backbone="edm2"), dict(backbone="ncsnpp_48k"), dict(sde="vp"), dict(sr=48000), dict(T_sampling=0.5),
+    dict(output_scale="sigma"), dict(window="sqrthann"), dict(transform_type="log"), dict(normalize="clean"),
+    dict(centered=False)])
+def test_released_checkpoint_that_is_not_covered_names_the_key_and_the_file(theirs, tmp_path):
+    path, (key, value) = tmp_path / "m4.ckpt", *theirs.items()
+    official_checkpoint(path, OFFICIAL | theirs, official_weights())
+    with pytest.raises(train.CheckpointError, match=f"m4.ckpt: {key} {value} is not covered"):
         train.load_checkpoint(path, sgmse.ScoreSDE)
+
+
+def test_released_checkpoint_with_a_scaling_of_another_name_is_refused(tmp_path):
+    path = tmp_path / "m.ckpt"
+    official_checkpoint(path, OFFICIAL | dict(backbone="ncsnpp_v2", loss_type="score_matching", c_skip="1"),
+                        official_weights())
+    with pytest.raises(train.CheckpointError, match="m.ckpt: --c-skip is one of .*; got 1"):
+        train.load_checkpoint(path, sgmse.ScoreSDE)
+
+
+@pytest.mark.parametrize("theirs, ours", [
+    (dict(N=None, sde_n=1000), dict(N=30, sampler="pc", start=1.0)),       # before October 2024
+    (dict(N=50, sde_n=1000), dict(N=50)),
+    (dict(sde="bbed", k=2.6, theta=0.52, sde_n=1000, N=None), dict(N=30, c=0.52)),
+    (dict(sde="bbed", k=2.6, theta=0.52, sde_n=30, N=None, output_scale="time", inference_N=2, inference_start=0.5),
+     dict(sampler="em", N=2, start=0.5))])                                 # CRP
+def test_released_checkpoint_says_how_it_is_sampled_and_sde_n_does_not(theirs, ours, tmp_path):
+    path = tmp_path / "epoch=1.ckpt"
+    official_checkpoint(path, OFFICIAL | theirs, official_weights())
+    config = train.load_checkpoint(path, sgmse.ScoreSDE).config
+    assert {name: getattr(config, name) for name in ours} == ours
 
 
 class Payload:

@@ -1,5 +1,9 @@
 """nets.SpatialNet: its sizes, what each part may look at, its door, and that it learns to separate."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +22,45 @@ def compact(num_mics=4, num_speakers=2, bins=BINS):
 def some(num_mics=4, frames=11, n=2):
     torch.manual_seed(1)
     return torch.randn(n, num_mics, BINS, frames, dtype=torch.complex64)
+
+
+def official():
+    """The reference's tensors, the sizes of its network in our names, its input and its output."""
+    fixture = np.load(Path(__file__).parent / "fixtures/spatialnet_b.npz")
+    weights = {name[2:]: torch.from_numpy(fixture[name]) for name in fixture.files if name.startswith("p/")}
+    Y, out, grad = (torch.from_numpy(fixture[key]) for key in ("Y", "out", "grad_full_weight"))
+    return weights, json.loads(str(fixture["kwargs_json"])), Y, out, grad
+
+
+@pytest.mark.parametrize("prefix", ["", "arch."])
+def test_outputs_and_gradient_equal_the_reference(prefix):
+    """Its level, norms, convolutions, full-band map, attention and decoder, with random weights everywhere."""
+    weights, sizes, Y, expected, grad = official()
+    weights = {prefix + name: tensor for name, tensor in weights.items()}
+    net = nets.SpatialNet.from_official(weights, **sizes)
+    assert nets.SpatialNet.official_sizes(weights) | dict(heads=sizes["heads"]) == sizes
+    assert (net(Y) - expected).abs().max() < 1e-5 * expected.abs().max()
+    out = net.double()(Y.to(torch.complex128))
+    assert (out - expected).abs().max() < 2e-7 * expected.abs().max()      # the fixture is kept in single precision
+    out.abs().square().mean().backward()
+    assert (net.full_band.weight.grad - grad).abs().max() < 2e-7 * grad.abs().max()
+
+
+def test_tensors_of_other_sizes_or_names_are_refused():
+    weights, sizes, *_ = official()
+    for changes in (dict(layers=4), dict(width=32, groups=4), dict(num_mics=3)):
+        with pytest.raises(ValueError, match="not those of a SpatialNet of these sizes"):
+            nets.SpatialNet.from_official(weights, **sizes | changes)
+    with pytest.raises(ValueError, match="layers.0.other.weight"):
+        nets.SpatialNet.from_official(weights | {"layers.0.other.weight": torch.zeros(1)}, **sizes)
+
+
+def test_full_band_map_starts_as_small_as_the_original_s():
+    """Uniform up to 1 / F, not 1 / sqrt(F) as a dense layer of F inputs."""
+    torch.manual_seed(0)
+    full_band = nets.FullBand(8, 257)
+    for p in full_band.parameters():
+        assert 0.99 / 257 < p.abs().max() <= 1 / 257
 
 
 LARGE = dict(layers=12, width=192, hidden=384, squeezed=16)
