@@ -110,7 +110,7 @@ def build(source, anew=False):
                        resources={"metadata": {"path": str(source.parent)}}).execute()
         for cell in notebook.cells:
             if cell.cell_type == "code":
-                cell.outputs = [tidy(output, source.name) for output in cell.outputs]
+                cell.outputs = joined([tidy(output, source.name) for output in cell.outputs])
     for number, cell in enumerate(notebook.cells):
         cell.id = f"{number:03}"
         cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
@@ -141,6 +141,17 @@ def tidy(output, name):
         if "text/html" in output.data or "text/markdown" in output.data:
             output.data.pop("text/plain", None)
     return output
+
+
+def joined(outputs):
+    """What was printed in a row as one output: a kernel cuts it where its clock says so."""
+    kept = []
+    for output in outputs:
+        if kept and output.output_type == kept[-1].output_type == "stream":
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 def smaller(png):
@@ -189,6 +200,7 @@ pre code { background: none; padding: 0; font-size: .78rem; overflow-wrap: norma
 .text pre { background: none; border: 1px solid var(--line); color: #24492e; white-space: pre-wrap; }
 .scroll { overflow-x: auto; }
 img { max-width: 100%; height: auto; display: block; margin: .9rem 0; }
+td code { white-space: nowrap; }
 table { border-collapse: collapse; margin: .8rem 0; font-size: .92rem; }
 th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: middle; }
 th { border-bottom: 2px solid #c9d0d8; font-weight: 600; }
@@ -197,7 +209,8 @@ math { font-size: 1.06em; } math[display=block] { margin: .7rem 0; overflow-x: a
 details { border: 1px solid var(--line); border-radius: 7px; padding: .4rem .9rem; margin: .6rem 0; }
 summary { cursor: pointer; color: var(--accent); }
 @media (max-width: 600px) { body { font-size: 16px; } main { padding: 1rem .9rem 4rem; } h1 { font-size: 1.6rem; }
-  th, td { padding: .32rem .4rem; } table { font-size: .86rem; } audio { width: 52vw; } }
+  th, td { padding: .32rem .4rem; } table { font-size: .86rem; } audio { width: 52vw; }
+  .scroll img { max-width: none; height: auto; max-height: 19rem; } .scroll img { min-width: min(100%, 30rem); } }
 """
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -249,8 +262,8 @@ def page(notebook, before="", after=""):
         for output in cell["outputs"]:
             content = output.get("data", {})
             if "image/png" in content:
-                body.append(f'<img alt="{html.escape(title)}: the picture that this cell draws" '
-                            f'src="data:image/png;base64,{content["image/png"].strip()}">')
+                body.append(f'<div class="scroll"><img alt="{html.escape(title)}: the picture that this cell draws" '
+                            f'src="data:image/png;base64,{content["image/png"].strip()}"></div>')
             elif "text/html" in content:
                 body.append(f'<div class="scroll">{"".join(content["text/html"])}</div>')
             elif "text/markdown" in content:
@@ -260,7 +273,7 @@ def page(notebook, before="", after=""):
                 body.append(f'<div class="text"><pre>{html.escape(text)}</pre></div>')
     body = re.sub(r"(<table>.*?</table>)", r'<div class="scroll">\1</div>', "".join(body), flags=re.S)
     nav = f'<nav><span>{before}</span><a href="index.html">all notebooks</a><span>{after}</span></nav>'
-    style = STYLE + HtmlFormatter(style="friendly").get_style_defs("pre")
+    style = HtmlFormatter(style="friendly").get_style_defs("pre") + STYLE
     return PAGE.format(title=html.escape(re.sub(r"[$`]", "", title)), style=style, body=nav + body + nav)
 
 
