@@ -14,8 +14,7 @@ import metrics
 import nets
 import sgmse
 import train
-from helpers import check_commands, readme_variants, run_command
-from test_sgmse import gaussian_score, load, replay
+from helpers import check_commands, gaussian_score, load, readme_variants, replay, run_command
 
 SDE = sgmse.OUVE()
 M, S, Y = 1.2 + 0.3j, 0.1, 2 - 1j                        # of the Gaussian world: x0 | y ~ N(M, S^2)

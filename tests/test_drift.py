@@ -10,13 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
-import data
 import drift
 import metrics
 import nets
 import train
-from helpers import check_commands, run_command
-from test_sgmse import load, replay
+from helpers import check_commands, load, replay, run_command
 
 FIELDS = {"joint": drift.drifting_field, "separate": drift.mean_shift_field}
 MIXED = (0.1, 0.5, 1.0)

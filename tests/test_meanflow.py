@@ -13,8 +13,7 @@ import meanflow
 import metrics
 import nets
 import train
-from helpers import readme_variants, run_command
-from test_sgmse import load, replay
+from helpers import load, readme_variants, replay, run_command
 
 M, S, S_HAT, SIGMA = 0.5, 0.3, 0.8, 0.487                # of the Gaussian world: x0 ~ N(M, S^2)
 INF = float("inf")

@@ -1,12 +1,8 @@
 """sgmse.py against its closed forms, against the reference systems' numbers, and door to door."""
 
-import dataclasses
 import json
 import math
 import os
-import sys
-import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,22 +13,11 @@ import metrics
 import nets
 import sgmse
 import train
-from helpers import run_command
+from helpers import (S, M, Y, ExactStart, ExactStartBBED, gaussian_marginal, gaussian_score, load, official_checkpoint,
+                     replay, run_command)
 
-FIXTURES = Path(__file__).parent / "fixtures"
 PROCESSES = {"ouve_default": sgmse.OUVE(), "ouve_48k": sgmse.OUVE(2.0, 0.1, 1.0), "sbve_default": sgmse.SBVE(),
              "bbed_default": sgmse.BBED(c=0.52), "bbed_theta051": sgmse.BBED()}
-
-
-def load(name):
-    return np.load(FIXTURES / f"{name}.npz")
-
-
-def replay(monkeypatch, draws):
-    """Let torch.randn_like return these, in order."""
-    draws = iter(draws)
-    monkeypatch.setattr(torch, "randn_like", lambda x: torch.as_tensor(next(draws)).to(x.dtype))
-    return draws
 
 
 # ---- processes ----
@@ -116,38 +101,7 @@ def test_monte_carlo_of_the_forward_process_has_its_mean_and_std():
     assert x.std().item() == pytest.approx(sde.std(t).item(), rel=0.01)
 
 
-# ---- a Gaussian world: x0 | y ~ N(m, s^2), so every score and every sampler is affine and can be solved ----
-
-M, S, Y = 1.2 + 0.3j, 0.4, 2 - 1j
-
-
-@dataclasses.dataclass(frozen=True)
-class ExactStart(sgmse.OUVE):
-    """The prior y + std z leaves out what x_T still knows of x0; here the reverse process starts from its true law."""
-
-    def prior(self, y, t=None):
-        t = torch.full((len(y),), self.T if t is None else t, dtype=y.real.dtype)
-        mean, var = gaussian_marginal(self, y, t)
-        return mean + var.sqrt() * torch.randn_like(y)
-
-
-class ExactStartBBED(sgmse.BBED):
-    prior = ExactStart.prior
-
-
-def gaussian_marginal(sde, y, t):
-    """Mean and variance of x_t given y."""
-    m = torch.full_like(y, M)
-    a = (sde.mean(torch.ones_like(y), torch.zeros_like(y), t)).real
-    return sde.mean(m, y, t), a ** 2 * S ** 2 + sgmse.per_bin(sde.std(t)) ** 2
-
-
-def gaussian_score(sde):
-    def score(x, y, t):
-        mean, var = gaussian_marginal(sde, y, t)
-        return -(x - mean) / var
-    return score
-
+# ---- a Gaussian world: every score and every sampler is affine and can be solved ----
 
 def after_last_step(sde, y, mean, variance):
     """Mean and variance after the one noiseless step of the reverse SDE from t_eps to 0: an affine map of this world."""
@@ -718,22 +672,6 @@ def test_same_seed_same_wave_other_seed_other_wave():
 
 
 # ---- released checkpoints ----
-
-def official_checkpoint(path, hyper_parameters, weights, payload=None):
-    """A file in the layout of the reference's Lightning runs, class reference included."""
-    module = types.ModuleType("sgmse.data_module")
-    module.SpecsDataModule = type("SpecsDataModule", (), {"__module__": "sgmse.data_module"})
-    sys.modules["sgmse.data_module"] = module
-    try:
-        torch.save({
-            "state_dict": {f"dnn.{name}": torch.zeros_like(w) for name, w in weights.items()},
-            "ema": {"decay": 0.999, "num_updates": 9000, "shadow_params": list(weights.values()),
-                    "collected_params": None},
-            "hyper_parameters": {**hyper_parameters, "data_module_cls": module.SpecsDataModule},
-            "callbacks": {"best": np.float64(3.0)}, "epoch": 115, "payload": payload}, path)
-    finally:
-        del sys.modules["sgmse.data_module"]
-
 
 OFFICIAL = dict(backbone="ncsnpp", sde="ouve", theta=1.5, sigma_min=0.05, sigma_max=0.5, N=30, t_eps=0.03, lr=1e-4,
                 loss_type="mse", ch_mult=[1, 1, 2], num_res_blocks=2, attn_resolutions=[8], nf=8, n_fft=62,
