@@ -842,14 +842,18 @@ class MixedAudio(Crops):
     """Speech and noise from any two folders, mixed at a ratio drawn from `snrs` (dB), differently every epoch.
 
     Every second of noise is equally likely; a noise shorter than a crop repeats. In a share `babble` of the mixtures
-    the noise is six talkers of the speech folder at once. Raises FileNotFoundError for a folder without audio,
-    AudioError where no file in it can be used. without: resolved paths of speech that is left out, of babble too.
+    the noise is six talkers of the speech folder at once. In a share `made` of the crops a `made_noise` takes the place
+    of the recorded one, or is added to it 0 to 10 dB below; in a share `pauses` the speech pauses while the noise goes
+    on; in a share `coloured` speech and noise pass an equaliser each. Raises FileNotFoundError for a folder without
+    audio, AudioError where no file in it can be used. without: resolved paths of speech that is left out, of babble
+    too.
     """
 
     loops, must_sound = (False, True), (0, 1)
 
     def __init__(self, speech_dir, noise_dir, snrs=(0, 5, 10, 15), num_samples=32640, seed=0, device="cpu",
-                 resident=None, babble=0.0, without=(), normalize="peak"):
+                 resident=None, babble=0.0, without=(), normalize="peak", made=0.0, pauses=0.0, coloured=0.0):
+        self.shares = made, pauses, coloured
         paths = [path for path in list_audio(speech_dir) if path.resolve() not in without], list_audio(noise_dir)
         resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
         speech, noise = (Recordings(p, device, resident) for p in paths)
@@ -861,7 +865,7 @@ class MixedAudio(Crops):
     def draw(self, index, rng, length):
         start = random_start(self.sources[0].lengths[index], length, rng)
         noise, noise_start = self.draw_noise(rng, length)
-        return (index, noise), (start, noise_start), float(rng.choice(self.snrs))
+        return (index, noise), (start, noise_start), (float(rng.choice(self.snrs)), float(rng.integers(1 << 24)))
 
     def draw_noise(self, rng, length):
         """A file of noise, with the probability of its length, and where in it `length` samples begin."""
@@ -872,8 +876,12 @@ class MixedAudio(Crops):
         spare = max(int(self.sources[-1].lengths[noise]) - length, 0)
         return noise, int(rng.integers(spare + 1))
 
-    def combine(self, speech, noise, snr_db):
-        return speech, mix_at_snr(speech, noise, snr_db)
+    def combine(self, speech, noise, choices):
+        """Crops (B, L) of both, choices (B, 2) of `draw`: SNR in dB, seed -> (clean, noisy)."""
+        if any(self.shares):
+            varied = [vary(s, n, int(seed), *self.shares) for s, n, (_, seed) in zip(speech, noise, choices.tolist())]
+            speech, noise = map(torch.stack, zip(*varied))
+        return speech, mix_at_snr(speech, noise, choices[:, 0])
 
     def utterance(self, number):
         """A whole recording and its mixture, the same at every call: (name, clean (L,), noisy (L,)).
@@ -884,9 +892,70 @@ class MixedAudio(Crops):
         indices, _, choices, crops, problems = self.draw_sounding(self.files[number % len(self)], rng, whole=True)
         self.note(problems)
         crops = [torch.from_numpy(crop)[None].to(source.device) for crop, source in zip(crops, self.sources)]
-        clean, noisy = (wave[0].cpu() for wave in self.combine(*crops, torch.tensor([choices], device=crops[0].device)))
+        choices = torch.tensor([choices], device=crops[0].device)
+        clean, noisy = (wave[0].cpu() for wave in self.combine(*crops, choices))
         peak = max(1.0, noisy.abs().max().item())        # a file would clip
         return self.sources[0].paths[indices[0]].stem, clean / peak, noisy / peak
+
+
+def vary(speech, noise, seed, made, pauses, coloured):
+    """What MixedAudio does to a crop of speech and one of noise (L,), each with its probability; see there."""
+    rng = np.random.default_rng([seed, 5])
+    whether = rng.random(3) < (made, pauses, coloured)
+    if whether[0]:
+        artificial = torch.from_numpy(made_noise(len(noise), rng)).to(noise)
+        alone = rng.random() < 0.5
+        noise = artificial if alone else mix_at_snr(noise, artificial, float(rng.uniform(0, 10)))
+    if whether[1]:
+        length = int(rng.uniform(0.2, 0.8) * len(speech))
+        start = int(rng.integers(len(speech) - length + 1))
+        paused = speech.clone()
+        paused[start:start + length] = 0
+        if robust_level(paused) > QUIET * robust_level(speech):            # something is left to hear
+            speech = paused
+    if whether[2]:
+        speech, noise = equalised(speech, rng), equalised(noise, rng)
+    return speech, noise
+
+
+def equalised(wave, rng, decibels=5):
+    """A wave (L,) through a random smooth equaliser: gains of that standard deviation at 8 frequencies, in octaves."""
+    hertz = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
+    gain = np.interp(np.log2(hertz.clip(62.5)), np.arange(6, 14), rng.normal(0, decibels, 8))
+    response = torch.from_numpy(10 ** (gain / 20)).to(wave)
+    return torch.fft.irfft(torch.fft.rfft(wave) * response, len(wave))
+
+
+def made_noise(length, rng):
+    """Noise of streets, cars and rooms, made: float32 (length,) of unit power.
+
+    Broad-band noise whose level falls by 0 to 8 dB an octave; a band of it; hum or an engine with harmonics; wind in
+    gusts. Levels wander slowly.
+    """
+    def wandering(hertz):
+        """Unit-variance noise that changes so often a second."""
+        points = rng.standard_normal(int(length / SAMPLE_RATE * hertz) + 3)
+        return np.interp(np.arange(length) * hertz / SAMPLE_RATE, np.arange(len(points)), points)
+
+    frequency = np.fft.rfftfreq(length, 1 / SAMPLE_RATE).clip(20)          # Hz
+    kind = rng.integers(4)                                                 # broad, band, hum, wind
+    response = frequency ** -rng.uniform(0, 1.3)
+    if kind == 1:
+        low = 2 ** rng.uniform(np.log2(20), np.log2(2000))
+        high = low * 2 ** rng.uniform(0.5, 3)
+        response = response / np.sqrt((1 + (low / frequency) ** 6) * (1 + (frequency / high) ** 6))
+    if kind == 3:
+        response = frequency ** -1.3 / np.sqrt(1 + (frequency / rng.uniform(100, 600)) ** 4)
+    noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(length)) * response, length)
+    noise = noise / noise.std() * np.exp((0.8 if kind == 3 else rng.uniform(0, 0.4)) * wandering(2))
+    if kind == 2:
+        base = 2 ** rng.uniform(np.log2(40), np.log2(250))                 # Hz
+        phase = 2 * np.pi * np.cumsum(base * (1 + rng.uniform(0, 0.03) * wandering(1))) / SAMPLE_RATE
+        order = np.arange(1, min(24, int(7000 / base)) + 1)[:, None]
+        waves = np.sin(order * phase + rng.uniform(0, 2 * np.pi, order.shape))
+        hum = (order ** -rng.uniform(0.5, 2) * waves).sum(0) * np.exp(rng.uniform(0, 0.3) * wandering(1))
+        noise = hum / hum.std() + 10 ** (rng.uniform(-30, -6) / 20) * noise / noise.std()
+    return (noise / noise.std()).astype(np.float32)
 
 
 def make_babble(speech, rng, talkers=6, minutes=10):
@@ -983,7 +1052,8 @@ def speech_of(root, split):
     return {path.resolve() for path in paths}
 
 
-def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, mics=1, talkers=1, rooms=0, room_cache="rooms", **options):
+def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, mics=1, talkers=1, rooms=0, room_cache="rooms",
+              made=0.0, pauses=0.0, coloured=0.0, **options):
     """PairedAudio, or MixedAudio where SPLIT/speech and SPLIT/noise (or speech and noise) stand in `root`.
 
     What has no splits serves training and test, and no validation. rooms: so many simulated ones make it RoomMixtures,
@@ -995,11 +1065,14 @@ def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, mics=1, talkers=1, r
     for folder in (root / split, root)[:1 if split == "valid" else 2]:
         if (folder / "speech").is_dir() and (folder / "noise").is_dir():
             mixed = options | dict(speech_dir=folder / "speech", noise_dir=folder / "noise", snrs=snrs, babble=babble)
+            varied = dict(made=made, pauses=pauses, coloured=coloured)
             if rooms:
+                if any(varied.values()):
+                    raise ValueError("--made, --pauses and --coloured are for mixtures without --rooms")
                 return RoomMixtures(config=RoomConfig(mics, talkers), rooms=rooms, cache=room_cache,
                                     first_room=10 ** 6 * ("train", "valid", "test").index(split), **mixed)
             if not (folder / "pairs").is_dir():
-                return MixedAudio(**mixed)
+                return MixedAudio(**mixed, **varied)
     if rooms:
         raise FileNotFoundError(f"{root}: rooms are simulated around recordings of speech and of noise. Looked for the "
                                 f"folders {split}/speech + {split}/noise; speech + noise")

@@ -58,6 +58,9 @@ class TrainConfig:
     data: str = ""                   # VoiceBank-DEMAND, or {train,valid}/{clean,noisy}, or {train,valid}/{speech,noise}
     snrs: tuple = (0.0, 5.0, 10.0, 15.0)  # dB, drawn at random when speech and noise are mixed
     babble: float = 0.0              # share of these mixtures whose noise is six talkers of the speech at once
+    made: float = 0.0                # share with rumble, hum, wind or bands of noise, made, beside the noise or alone
+    pauses: float = 0.0              # share in which the speech pauses and the noise goes on
+    coloured: float = 0.0            # share in which speech and noise pass an equaliser each
     rooms: int = 0                   # simulated rooms to mix in; 0: none, or 200 for several microphones or talkers
     room_cache: str = ""             # folder for what is simulated (default: rooms, beside the folder of the run)
     crops: int = 0                   # train on so many crops, again and again; 0: each is cut and mixed anew
@@ -86,13 +89,14 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "valid_files"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be more than 0; got {getattr(self, name)}")
-        for name in ("babble", "decay"):
+        for name in ("babble", "made", "pauses", "coloured", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is a share, 0 to 1; got {getattr(self, name)}")
 
     def identity(self, world=1):
         """What a run that is resumed must share with the one that was interrupted."""
-        names = ("snrs", "babble", "rooms", "crops", "init", "partly", "batch_size", "accumulate", "seed")
+        names = ("snrs", "babble", "made", "pauses", "coloured", "rooms", "crops", "init", "partly", "batch_size",
+                 "accumulate", "seed")
         return {name: getattr(self, name) for name in names} | {
             "data": os.path.realpath(self.data), "unpaired": self.unpaired and os.path.realpath(self.unpaired),
             "processes": world}
@@ -728,11 +732,12 @@ def open_datasets(method, config, device):
     options = dict(snrs=config.snrs, babble=config.babble, num_samples=method.num_samples, seed=config.seed,
                    device=device, mics=mics, talkers=talkers, rooms=rooms,
                    room_cache=config.room_cache or Path(config.out).parent / "rooms")
-    normalize = method.config.normalize
+    variety = dict(made=config.made, pauses=config.pauses, coloured=config.coloured,
+                   normalize=method.config.normalize)
     if config.unpaired:
-        dataset = data.UnpairedAudio(config.data, config.unpaired, "train", normalize=normalize, **options)
+        dataset = data.UnpairedAudio(config.data, config.unpaired, "train", **variety, **options)
     else:
-        dataset = data.open_data(config.data, "train", normalize=normalize, **options)
+        dataset = data.open_data(config.data, "train", **variety, **options)
     try:
         options |= dict(device="cpu", seed=0, rooms=min(rooms, config.valid_files))
         return dataset, data.open_data(config.data, "valid", **options)

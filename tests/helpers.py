@@ -27,10 +27,10 @@ def replay(monkeypatch, draws):
     return draws
 
 
-def readme_variants(title):
-    """The flags of each row of the README's table of variants in the section `title`."""
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    section = text[text.index(f"### {title}"):].split("\n##")[0]
+def variants(title):
+    """The flags of each row of the table of variants in the section `title` of the experiments' page."""
+    text = (Path(__file__).parents[1] / "tutorials/experiments/README.md").read_text()
+    section = text[text.index(f"## {title}"):].split("\n##")[0]
     return re.findall(r"^\|[^|]*\| `(--[^`]*)`", section, re.M)
 
 

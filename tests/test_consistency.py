@@ -14,7 +14,7 @@ import metrics
 import nets
 import sgmse
 import train
-from helpers import check_commands, gaussian_score, load, readme_variants, replay, run_command
+from helpers import check_commands, gaussian_score, load, variants, replay, run_command
 
 SDE = sgmse.OUVE()
 M, S, Y = 1.2 + 0.3j, 0.1, 2 - 1j                        # of the Gaussian world: x0 | y ~ N(M, S^2)
@@ -503,7 +503,7 @@ def test_train_resume_enhance_evaluate(teacher, corpus, tmp_path, capsys):
     check_commands(run, flags, corpus, tmp_path, capsys)
 
 
-VARIANTS = readme_variants("Every variant of ROSE-CD")
+VARIANTS = variants("Every variant of ROSE-CD")
 
 
 @pytest.mark.parametrize("flags", VARIANTS)

@@ -559,7 +559,7 @@ def test_mixtures_come_out_at_the_ratios_asked_for(corpus, resident):
     dataset = mixtures(corpus, snrs=(-3, 4, 11), resident=resident)
     clean, noisy = first_batch(dataset, 30)
     measured = decibel(clean.square().mean(1) / (noisy - clean).square().mean(1))
-    drawn = [dataset[p][2] for p in range(30)]
+    drawn = [dataset[p][2][0] for p in range(30)]
     assert measured == pytest.approx(drawn, abs=0.01) and set(drawn) == {-3, 4, 11}
     assert noisy.abs().amax(1).tolist() == pytest.approx([1] * 30)
 

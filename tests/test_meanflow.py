@@ -13,7 +13,7 @@ import meanflow
 import metrics
 import nets
 import train
-from helpers import load, readme_variants, replay, run_command
+from helpers import load, variants, replay, run_command
 
 M, S, S_HAT, SIGMA = 0.5, 0.3, 0.8, 0.487                # of the Gaussian world: x0 ~ N(M, S^2)
 INF = float("inf")
@@ -730,7 +730,7 @@ def separator(corpus, tmp_path_factory):
     return out / "last.safetensors"
 
 
-VARIANTS = readme_variants("A corrector behind a separator")
+VARIANTS = variants("A corrector behind a separator")
 
 
 @pytest.mark.parametrize("flags", VARIANTS)

@@ -1,12 +1,21 @@
-"""What the README promises about the files beside it."""
+"""What the pages promise about the files beside them."""
 
+import os
 import re
+import runpy
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
+import train
+
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+NAMES = "README.md", "pretrained/README.md", "tests/README.md", "tutorials/experiments/README.md"
+PAGES = {ROOT / name: (ROOT / name).read_text() for name in NAMES}
+METHODS = "sgmse.py", "consistency.py", "meanflow.py", "drift.py"
+README = PAGES[ROOT / "README.md"]
 
 
 @pytest.mark.parametrize("name, file, line", sorted(set(re.findall(r"\[`(\w+)`\]\((\w+\.py)#L(\d+)\)", README))))
@@ -14,17 +23,59 @@ def test_link_leads_to_the_definition(name, file, line):
     assert re.match(rf"(def|class) {name}\b", (ROOT / file).read_text().splitlines()[int(line) - 1])
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\((?!http)([^)#]+)", README))))
-def test_linked_file_exists(path):
-    assert (ROOT / path).exists()
+@pytest.mark.parametrize("page, path", sorted({(str(page.relative_to(ROOT)), path) for page, text in PAGES.items()
+                                               for path in re.findall(r"\]\((?!http)([^)#]+)", text)}))
+def test_linked_file_exists(page, path):
+    assert ((ROOT / page).parent / path).exists()
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+)`", README))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+)`", "".join(PAGES.values())))))
 def test_named_test_exists(name):
     assert any(f"def {name}(" in path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+
+
+def test_the_front_door_is_one_screen():
+    assert len(README.encode()) <= 9000 and 100 <= README.count("\n") <= 150
 
 
 def test_continuous_integration_runs_the_second_command():
     commands = re.findall(r"^python3 -m venv .*$", README, re.M)
     assert len(commands) == 2
     assert commands[1].replace("install -r", "install -q -r") in (ROOT / ".ci/run").read_text()
+
+
+def commands():
+    """Each command of a method on the pages, variables of the block filled in: (page, arguments from the script on)."""
+    for page, text in PAGES.items():
+        for block in re.findall(r"```sh\n(.*?)```", text, re.S):
+            variables = {}
+            for line in block.splitlines():
+                line = re.sub(r"\$(\w+)", lambda found: variables.get(found[1], found[0]), line)
+                if assigned := re.match(r'(\w+)="(.*)"$', line):
+                    variables[assigned[1]] = assigned[2]
+                words = shlex.split(line, comments=True)
+                starts = [i for i, word in enumerate(words) if word in METHODS]
+                if starts and not assigned:
+                    yield str(page.relative_to(ROOT)), words[starts[0]:]
+
+
+COMMANDS = list(commands())
+
+
+def test_the_pages_have_commands():
+    assert len(COMMANDS) > 40
+
+
+@pytest.mark.parametrize("page, words", COMMANDS, ids=lambda x: x if isinstance(x, str) else " ".join(x)[:60])
+def test_every_command_of_the_pages_is_understood(page, words, monkeypatch):
+    seen = []
+    for name in ("train_command", "enhance_command", "evaluate_command"):
+        monkeypatch.setattr(train, name, lambda Method, args: seen.append(args))
+    if words[1] == "train-encoder":
+        return                                           # its command is not in train.py; test_drift.py runs it
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    assert stop.value.code == 0 and len(seen) == 1
+    assert "$" not in " ".join(words)

@@ -211,6 +211,66 @@ def test_the_log_is_valid_json_whatever_is_scored(tmp_path):
     assert (line["step"], line["loss"], line["pesq"], line["x"]) == (7, 0.5, None, None)
 
 
+# ---- variety ----
+
+def spectrum(wave):
+    return np.abs(np.fft.rfft(wave)) ** 2, np.fft.rfftfreq(len(wave), 1 / 16000)
+
+
+def test_made_noise_has_unit_power_comes_again_and_lies_where_streets_and_cars_are():
+    below = []
+    for seed in range(40):
+        noise = data.made_noise(32640, np.random.default_rng(seed))
+        assert noise.dtype == np.float32 and np.isfinite(noise).all() and noise.std() == pytest.approx(1, abs=1e-3)
+        assert np.array_equal(noise, data.made_noise(32640, np.random.default_rng(seed)))
+        power, hertz = spectrum(noise)
+        below.append(power[hertz < 300].sum() / power.sum())
+    assert np.median(below) > 0.5 and np.min(below) < 0.1                  # of white noise: 0.04
+
+
+def varied(root, count=24, **shares):
+    dataset = MixedAudio(root / "speech", root / "noise", num_samples=8000, snrs=(0,), **shares)
+    return dataset.batch([dataset[p] for p in range(count)])
+
+
+@pytest.fixture
+def voice_and_noise(tmp_path):
+    write(tmp_path / "speech/a.wav", sound(40000))
+    write(tmp_path / "noise/n.wav", sound(40000, seed=1))
+    return tmp_path
+
+
+def test_each_share_does_what_it_says_and_nothing_else(voice_and_noise):
+    clean, noisy = varied(voice_and_noise)
+    scale = lambda x, y: (x * y).sum(1, keepdim=True) / (y * y).sum(1, keepdim=True)
+    relative = lambda x, y: (x - scale(x, y) * y).square().sum(1) / x.square().sum(1)
+
+    made_clean, made_noisy = varied(voice_and_noise, made=0.5)
+    assert relative(made_clean, clean).max() < 1e-6                        # speech is left alone
+    changed = relative(made_noisy - made_clean, noisy - clean) > 1e-6
+    assert 6 <= changed.sum() <= 18
+
+    paused, under = varied(voice_and_noise, pauses=1.0)
+    assert relative(under - paused, noisy - clean).max() < 1e-6            # the noise goes on
+    lengths = (paused == 0).sum(1) / 8000
+    assert 0.19 < lengths.min() and lengths.max() < 0.81 and lengths.std() > 0.05
+
+    coloured, _ = varied(voice_and_noise, coloured=1.0)
+    assert relative(coloured, clean).median() > 0.05
+    for wave in coloured:                                                  # smooth: neighbouring thirds change alike
+        power, hertz = spectrum(wave.numpy())
+        bands = [decibel(np.sqrt(power[(hertz > f) & (hertz < 1.26 * f)])) for f in (1000, 1260, 1588)]
+        assert np.ptp(bands) < 12
+    for a, b in zip(varied(voice_and_noise, made=0.5, pauses=0.5, coloured=0.5),
+                    varied(voice_and_noise, made=0.5, pauses=0.5, coloured=0.5)):
+        assert torch.equal(a, b)
+
+
+def test_variety_is_refused_where_it_has_no_part(voice_and_noise, tmp_path):
+    with pytest.raises(ValueError, match="without --rooms"):
+        data.open_data(tmp_path, "train", rooms=1, made=0.1, room_cache=tmp_path / "rooms")
+
+
 # ---- rooms ----
 
 def test_noise_of_a_room_is_placed_by_its_own_length_and_may_have_more_files(tmp_path):

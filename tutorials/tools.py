@@ -1,0 +1,131 @@
+"""What the notebooks share: showing a function, playing sound, checking a number, drawing a spectrogram, training for
+a minute. The methods themselves stand in the files above this folder, which this module puts on the path.
+"""
+
+import base64
+import dataclasses
+import inspect
+import io
+import os
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+os.environ["TQDM_DISABLE"] = "1"                         # read when tqdm is imported: import this module first
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import matplotlib.pyplot as plt
+import numpy as np
+import soundfile
+import torch
+from IPython.display import HTML, Markdown, display
+
+import data
+import train
+
+FAST = bool(os.environ.get("TUTORIALS_FAST"))            # the tests run every notebook so, short and without its players
+RECORDINGS = ("windmill", "waterfall", "cheer")          # 5, 2.5 and 7.5 dB
+
+plt.rcParams.update({
+    "figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 9.5,
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.5,
+    "legend.frameon": False, "legend.fontsize": 8.5, "image.origin": "lower", "image.aspect": "auto"})
+
+
+def fast(full, short):
+    """`full`, or in the tests `short`."""
+    return short if FAST else full
+
+
+def show(*functions):
+    """The source text of functions, methods or classes, each with its file."""
+    for function in functions:
+        file, code = Path(inspect.getfile(inspect.unwrap(function))), textwrap.dedent(inspect.getsource(function))
+        link = os.path.relpath(file, ROOT / "tutorials")
+        display(Markdown(f"[{file.name}]({link}): `{function.__qualname__}`\n\n```python\n{code.rstrip()}\n```"))
+
+
+def play(**waves):
+    """A player for each wave (L,) at 16 kHz, by name. GitHub shows none: open the notebook, or its HTML page."""
+    rows = []
+    for name, wave in waves.items():
+        file = io.BytesIO()
+        soundfile.write(file, np.asarray(wave).clip(-1, 1), data.SAMPLE_RATE, format="MP3", compression_level=0.0)
+        sound = base64.b64encode(file.getvalue()).decode()
+        rows.append(f'<tr><td>{name.replace("_", " ")}</td><td><audio controls preload="none" '
+                    f'src="data:audio/mpeg;base64,{sound}"></audio></td></tr>')
+    if not FAST:
+        display(HTML(f"<table>{''.join(rows)}</table>"))
+
+
+def check(what, measured, expected, tolerance, trained=False):
+    """Print a number beside what it should be, and fail where it is further away than the tolerance.
+
+    trained: it is the outcome of a training, which the tests cut short: there it is printed only.
+    """
+    print(f"{what}: {measured:.6g}, expected {expected:.6g} within {tolerance:.2g}")
+    assert abs(measured - expected) <= tolerance or trained and FAST, f"{what}: {measured} is not {expected}"
+
+
+def below(what, measured, limit, trained=False):
+    """As `check`, for what must be smaller than a limit."""
+    print(f"{what}: {measured:.3g}, below {limit:.3g}")
+    assert measured < limit or trained and FAST, f"{what}: {measured} is not below {limit}"
+
+
+def pretrained(name, **changes):
+    """The model of a checkpoint in pretrained/."""
+    return train.load_checkpoint(name, **changes)
+
+
+def recording(name):
+    """(clean, noisy) of a recording in tutorials/audio, float32 (L,); in the tests its first 1.5 s."""
+    waves = (data.load_audio(ROOT / "tutorials" / "audio" / side / f"{name}.flac")[0][0] for side in ("clean", "noisy"))
+    return [wave[:fast(len(wave), 24000)] for wave in waves]
+
+
+def enhance(method, noisy, seed=0):
+    """(L,) -> (L,), with the noise that the seed gives."""
+    train.seed_everything(seed)
+    with torch.no_grad():
+        return method.enhance(noisy[None])[0]
+
+
+def spectrogram(axis, wave, title="", high=8):
+    """Draw a wave (L,): kHz over seconds, dB below the loudest bin. Returns the image, for a colour bar."""
+    power = torch.stft(wave, 512, 128, window=torch.hann_window(512), return_complex=True).abs().square()
+    level = 10 * (power / power.max()).clamp(min=1e-8).log10()
+    image = axis.imshow(level.numpy(), vmin=-70, vmax=0, cmap="magma",
+                        extent=(0, len(wave) / data.SAMPLE_RATE, 0, data.SAMPLE_RATE / 2000))
+    axis.set(title=title, ylabel="kHz", ylim=(0, high))
+    return image
+
+
+def tiny(Method, **changes):
+    """An untrained model of the preset `small` with the smallest network that still works on spectrograms."""
+    network = dict(width=8, channel_mults=(1, 1, 2, 2, 2), num_res_blocks=1, attention_resolutions=(), num_frames=64)
+    fields = {field.name for field in dataclasses.fields(Method.Config)}
+    values = Method.presets["small"] | network | changes
+    return Method(Method.Config(**{name: value for name, value in values.items() if name in fields}))
+
+
+def train_small(method, steps, batch_size=4, lr=1e-3, **options):
+    """Train on the three recordings for so many steps: the logged numbers of each step, by name, as arrays."""
+    logged = []
+    with tempfile.TemporaryDirectory() as out:
+        config = train.TrainConfig(out=out, steps=steps, batch_size=batch_size, lr=lr, **options)
+        pairs = data.open_data(ROOT / "tutorials" / "audio", "train", num_samples=method.num_samples)
+        train.seed_everything(config.seed)
+        loader = lambda step, rank, world: data.batches(pairs, batch_size, step, rank, world)
+        for _, parts in train.fit(method, loader, config):
+            logged.append({name: float(value) for name, value in parts.items()})
+    method.eval()
+    return {name: np.array([row[name] for row in logged if name in row]) for name in logged[-1]}
+
+
+def fifths(values):
+    """(mean of the first fifth, mean of the last fifth): what a training did."""
+    n = max(1, len(values) // 5)
+    return float(np.mean(values[:n])), float(np.mean(values[-n:]))
