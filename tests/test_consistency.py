@@ -14,7 +14,7 @@ import metrics
 import nets
 import sgmse
 import train
-from helpers import check_commands, gaussian_score, load, variants, replay, run_command
+from helpers import check_commands, gaussian_score, lively, load, replay, run_command, variants
 
 SDE = sgmse.OUVE()
 M, S, Y = 1.2 + 0.3j, 0.1, 2 - 1j                        # of the Gaussian world: x0 | y ~ N(M, S^2)
@@ -334,7 +334,7 @@ run = functools.partial(run_command, consistency.ConsistencyModel)
 def tiny(**changes):
     torch.manual_seed(0)
     preset = consistency.PRESETS["tiny"] | dict(num_frames=24)
-    return consistency.ConsistencyModel(consistency.Config(**preset | changes))
+    return lively(consistency.ConsistencyModel(consistency.Config(**preset | changes)))
 
 
 EDM = dict(sde="ouve", form="edm", strict=False, c_in="edm", normalize="peak")

@@ -13,7 +13,7 @@ import meanflow
 import metrics
 import nets
 import train
-from helpers import load, variants, replay, run_command
+from helpers import lively, load, replay, run_command, variants
 
 M, S, S_HAT, SIGMA = 0.5, 0.3, 0.8, 0.487                # of the Gaussian world: x0 ~ N(M, S^2)
 INF = float("inf")
@@ -430,7 +430,7 @@ run = functools.partial(run_command, meanflow.MeanFlowCorrector)
 def tiny(**changes):
     torch.manual_seed(0)
     preset = meanflow.PRESETS["tiny"] | dict(num_frames=24, separator_seconds=0.5)
-    return meanflow.MeanFlowCorrector(meanflow.Config(**preset | changes))
+    return lively(meanflow.MeanFlowCorrector(meanflow.Config(**preset | changes)))
 
 
 def some_batch(model, n=2):
@@ -490,7 +490,7 @@ def test_loss_is_made_of_the_functions(monkeypatch):
     x_r = 0.5 * (0.8 * (u(xt, r, t) - target)[0]).abs().square().sum() / 2
     end = y + 0.487 * z_end - 0.97 * u(y + 0.487 * z_end, torch.full((2,), 0.03), torch.ones(2))
     enhanced = model.spectrogram.inverse(end[:, 0], clean.shape[1])
-    si_sdr = sum(metrics.si_sdr((c - c.mean()), (e - e.mean())) for c, e in zip(clean, enhanced.detach())) / 2
+    si_sdr = -metrics.si_sdr_loss(clean, enhanced).mean()
     assert loss.item() == pytest.approx((0.75 * velocity + 0.25 * x_r - 2 * si_sdr).item(), rel=1e-4)
     draws.clear()
     mean = tiny(reduction="mean", **constants)

@@ -13,8 +13,8 @@ import metrics
 import nets
 import sgmse
 import train
-from helpers import (S, M, Y, ExactStart, ExactStartBBED, gaussian_marginal, gaussian_score, load, official_checkpoint,
-                     replay, run_command)
+from helpers import (ExactStart, ExactStartBBED, M, S, Y, gaussian_marginal, gaussian_score, lively, load,
+                     official_checkpoint, replay, run_command)
 
 PROCESSES = {"ouve_default": sgmse.OUVE(), "ouve_48k": sgmse.OUVE(2.0, 0.1, 1.0), "sbve_default": sgmse.SBVE(),
              "bbed_default": sgmse.BBED(c=0.52), "bbed_theta051": sgmse.BBED()}
@@ -611,7 +611,7 @@ def test_one_step_of_the_flow_goes_from_its_start_to_0():
 
 def tiny(**changes):
     torch.manual_seed(0)
-    return sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | changes)).eval()
+    return lively(sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | changes))).eval()
 
 
 SAMPLERS = {"pc": 10, "em": 5, "ode": 9, "bridge_ode": 5, "bridge_sde": 5}
