@@ -26,6 +26,7 @@ runs from t = 0, clean, to t = T, noisy. (In shapes, T counts frames.)
     ... sampled       N steps between even times          reverse_grid, euler_maruyama
     ... corrected     Langevin steps in between           langevin_step, predictor_corrector
     its ODE           dx = (f - g^2 s / 2) dt             flow_velocity, probability_flow
+    no sampler        E[x0 | x_t, y]                      posterior_mean
     bridge            exponential integrators             bridge_ode, bridge_sde
 
 Where we differ. The default is the released code's behaviour, with which the published
@@ -71,8 +72,8 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     l1_weight: float = 0.001         # data_prediction: weight of the waveform term
     pesq_weight: float = 0.0        # data_prediction: of the PESQ disturbance; bridge: 5e-4
     crp: Literal["none", "last", "random"] = "none"  # second stage: which step it trains
-    sampler: Literal["pc", "em", "ode", "bridge_ode",
-                     "bridge_sde"] = "pc"  # em: pc without its corrector
+    sampler: Literal["pc", "em", "ode", "direct", "bridge_ode",
+                     "bridge_sde"] = "pc"  # em: pc without its corrector; direct: one call
     N: int = 30                      # reverse steps
     snr: float = 0.5                 # r, step length of the corrector
     start: float = 1.0               # reverse starting point; for BBED at most 0.999
@@ -88,8 +89,9 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
                              f"start <= 1; got start {self.start}, t_eps {self.t_eps}")
         bridge = self.sde == "sbve"
         if bridge != self.sampler.startswith("bridge"):
-            raise ValueError("--sampler bridge_ode or bridge_sde is for --sde sbve, and pc, em "
-                             f"or ode for ouve and bbed; got {self.sampler} for {self.sde}")
+            raise ValueError("--sampler bridge_ode or bridge_sde is for --sde sbve, and pc, "
+                             "em, ode or direct for ouve and bbed; got "
+                             f"{self.sampler} for {self.sde}")
         if bridge and self.objective != "data_prediction":
             raise ValueError("--sde sbve needs --objective data_prediction: its samplers ask "
                              f"for x0; got {self.objective}")
@@ -425,6 +427,20 @@ def probability_flow(score, y, sde, N=30, method="heun", start=None):
     return reverse_step(score, x, y, times[-1], steps[-1], sde)[0]
 
 
+def posterior_mean(score, x, y, t, sde):
+    """E[x0 | x_t, y] by Tweedie's formula: x + std^2 s is the mean of the process, from which
+    x0 follows, as it is linear in it.
+
+    At T it is what the network makes of the noisy speech without any sampler: the control of
+    everything that enhances in one call.
+    """
+    t = each(t, x)
+    mean = x + per_bin(sde.std(t)) ** 2 * score(x, y, t)
+    of_y = sde.mean(torch.zeros_like(x), y, t)
+    of_one = sde.mean(torch.ones_like(x), torch.zeros_like(y), t)
+    return (mean - of_y) / of_one
+
+
 def bridge_times(N, end=1e-4):
     """The N + 1 even times from 1 to `end` that N steps of a bridge join: (N + 1,),
     float64.
@@ -576,6 +592,9 @@ class ScoreSDE(nn.Module):
             return euler_maruyama(self.score, y, sde, config.N, config.start)
         if config.sampler == "ode":
             return probability_flow(self.score, y, sde, config.N, start=config.start)
+        if config.sampler == "direct":
+            start = min(config.start, sde.T)
+            return posterior_mean(self.score, sde.prior(y, start), y, start, sde)
         bridge = {"bridge_ode": bridge_ode, "bridge_sde": bridge_sde}[config.sampler]
         return bridge(self, y, sde, config.N)
 

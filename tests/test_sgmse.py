@@ -103,6 +103,20 @@ def test_monte_carlo_of_the_forward_process_has_its_mean_and_std():
 
 # ---- a Gaussian world: every score and every sampler is affine and can be solved ----
 
+@pytest.mark.parametrize("process", [sgmse.OUVE, sgmse.BBED])
+@pytest.mark.parametrize("t", [0.03, 0.5, 0.9])
+def test_posterior_mean_is_the_regression_of_x0_on_the_state(process, t):
+    """x0 ~ N(M, S^2), x_t = a x0 + b y + std z: E[x0 | x_t] = M + a S^2 (x_t - a M - b y) / (a^2 S^2 + std^2)."""
+    sde, x = process(), torch.randn(3, 1, 2, 2, dtype=torch.complex128)
+    y = torch.full_like(x, Y)
+    times = torch.full((3,), t, dtype=torch.float64)
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    a, b = sde.mean(one, zero, times), sde.mean(zero, y, times)
+    std = sgmse.per_bin(sde.std(times))
+    expected = M + a * S ** 2 * (x - a * M - b) / (a ** 2 * S ** 2 + std ** 2)
+    torch.testing.assert_close(sgmse.posterior_mean(gaussian_score(sde), x, y, t, sde), expected, atol=1e-9, rtol=0)
+
+
 def after_last_step(sde, y, mean, variance):
     """Mean and variance after the one noiseless step of the reverse SDE from t_eps to 0: an affine map of this world."""
     score = gaussian_score(sde)
@@ -614,7 +628,7 @@ def tiny(**changes):
     return lively(sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | changes))).eval()
 
 
-SAMPLERS = {"pc": 10, "em": 5, "ode": 9, "bridge_ode": 5, "bridge_sde": 5}
+SAMPLERS = {"pc": 10, "em": 5, "ode": 9, "direct": 1, "bridge_ode": 5, "bridge_sde": 5}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

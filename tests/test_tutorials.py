@@ -1,5 +1,6 @@
-"""The scripts in tutorials/ do what the README shows."""
+"""The scripts in tutorials/experiments/ do what the README shows."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,18 +9,19 @@ import pytest
 import torch
 
 import consistency
+import data
 import drift
 import sgmse
 import train
 
-TUTORIALS = Path(__file__).parents[1] / "tutorials"
+EXPERIMENTS = Path(__file__).parents[1] / "tutorials" / "experiments"
 
 
 def test_quality_over_calls_is_tabled_drawn_and_kept(tmp_path, corpus):
     for name in ("first", "second"):
         config = sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=24))
         train.save_checkpoint(tmp_path / f"{name}.safetensors", sgmse.ScoreSDE(config))
-    command = [sys.executable, TUTORIALS / "nfe.py", "--data", corpus, "--calls", "1", "2", "--workers", "1",
+    command = [sys.executable, EXPERIMENTS / "nfe.py", "--data", corpus, "--calls", "1", "2", "--workers", "1",
                "--scores", tmp_path / "scores", "--out", tmp_path / "nfe.png",
                "one=first.safetensors", "two=second.safetensors@3"]
     outputs = []
@@ -34,11 +36,37 @@ def test_quality_over_calls_is_tabled_drawn_and_kept(tmp_path, corpus):
     assert (tmp_path / "nfe.png").stat().st_size > 5000
 
 
+def test_other_weights_or_recordings_under_an_old_label_are_scored_anew(tmp_path, corpus):
+    """Kept scores belong to the checkpoint, the recordings and the flags, not to what somebody called them."""
+    root = tmp_path / "corpus"
+    shutil.copytree(corpus / "test", root / "test")
+    config = sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=24))
+    train.save_checkpoint(tmp_path / "model.safetensors", sgmse.ScoreSDE(config))
+    command = [sys.executable, EXPERIMENTS / "nfe.py", "--data", root, "--calls", "1", "--workers", "1",
+               "--scores", tmp_path / "scores", "--out", tmp_path / "nfe.png", "one=model.safetensors"]
+
+    def rows(*flags):
+        done = subprocess.run(list(map(str, [*command, *flags])), cwd=tmp_path, capture_output=True, text=True, check=True)
+        return [line for line in done.stdout.splitlines() if line.startswith(("| noisy", "| one"))]
+
+    first = rows()
+    torch.manual_seed(1)
+    train.save_checkpoint(tmp_path / "model.safetensors", sgmse.ScoreSDE(config))
+    second = rows()
+    assert second[0] == first[0] and second[1] != first[1]                 # other weights
+    assert rows("--every", "2") != second                                  # fewer files
+    for path in (root / "test" / "noisy").iterdir():
+        clean, _ = data.load_audio(root / "test" / "clean" / path.name)
+        data.save_audio(path, clean + 0.1 * torch.randn_like(clean), 16000, "PCM_16")
+    third = rows()
+    assert third[0] != second[0] and third[1] != second[1]                 # other recordings of the same names
+
+
 @pytest.mark.slow
 def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus):
     teacher = consistency.Student(consistency.StudentConfig(distil="none", hidden=16))
     train.save_checkpoint(tmp_path / "teacher.safetensors", teacher)
-    command = [sys.executable, TUTORIALS / "patches.py", "--data", corpus, "--teacher", "teacher.safetensors",
+    command = [sys.executable, EXPERIMENTS / "patches.py", "--data", corpus, "--teacher", "teacher.safetensors",
                "--seeds", "3", "--workers", "1", "--", "--steps", "1", "--batch-size", "1", "--num-frames", "60",
                "--hidden", "4", "--valid-every", "0"]
     outputs = []
@@ -47,21 +75,25 @@ def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus
         outputs.append(done.stdout)
     tables = [out[out.index("\nn = 2, 1 seeds"):] for out in outputs]
     assert tables[0] == tables[1] and "student alone, seed 3" in outputs[0] and "seed 3\n" not in outputs[1]
+    train.save_checkpoint(tmp_path / "teacher.safetensors", consistency.Student(teacher.config))
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "student alone, seed 3\n" in done.stdout                       # another teacher: all anew
     rows = {line.split("|")[1].strip() for line in tables[0].splitlines() if line.startswith("|")}
     assert {"noisy", "teacher", "student alone", "random patches", "DISPatch", "DISPatch + MSSP",
             "DISPatch - random patches"} <= rows
-    config = train.load_checkpoint(tmp_path / "runs/patches/DISPatch-+-MSSP,-seed-3/last.safetensors").config
+    student = next((tmp_path / "runs/patches").glob("DISPatch-+-MSSP,-seed-3,-*/last.safetensors"))
+    config = train.load_checkpoint(student).config
     assert (config.distil, config.low, config.high) == ("selective", 10, 40)
 
 
 def test_latents_are_tabled(corpus, monkeypatch):
     """A frame finds itself; among frames of noise alone it finds its own time by chance."""
-    command = [sys.executable, TUTORIALS / "latents.py", "mel", "--data", corpus, "--crops", "16", "--snrs", "5"]
+    command = [sys.executable, EXPERIMENTS / "latents.py", "mel", "--data", corpus, "--crops", "16", "--snrs", "5"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     rows = [line.split("|")[1:4] for line in done.stdout.splitlines() if line.startswith("| mel")]
     assert [row[1].strip() for row in rows] == list("01234") and all(0 < float(row[2].split()[0]) <= 1 for row in rows)
 
-    monkeypatch.syspath_prepend(str(TUTORIALS))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
     import latents
     torch.manual_seed(0)
     mel, clean = drift.SpeechLatents("mel", (0, 3)), torch.randn(4, 16000)

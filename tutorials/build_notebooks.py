@@ -44,10 +44,11 @@ def calls(tree, name):
             yield from node.args
 
 
-def built_from(source):
-    """SHA-256 of all that a notebook is made of; see above."""
+def built_from(source, code_only=False):
+    """SHA-256 of all that a notebook is made of, see above; code_only: of all that its outputs are made of."""
     text = Path(source).read_text()
-    tree, parts = ast.parse(text), [text.encode()]
+    tree = ast.parse(text)
+    parts = [(ast.unparse(tree) if code_only else text).encode()]
     parts += [(HERE / name).read_bytes() for name in ("tools.py", "toy.py")]
     sys.path[:0] = [str(ROOT), str(HERE)]
     try:
@@ -85,24 +86,36 @@ def redefined(source):
 
 # ------------------------------------------------------------------------------------------------ running
 
-def build(source):
-    """Run a source from top to bottom in a fresh kernel; its notebook as text. Raises BuildError, CellExecutionError."""
+def build(source, anew=False):
+    """Run a source from top to bottom in a fresh kernel; its notebook as text. Raises BuildError, CellExecutionError.
+
+    Where nothing but its Markdown has changed, the outputs are kept, unless `anew`.
+    """
     import jupytext
     from nbclient import NotebookClient
     source = Path(source)
     if names := redefined(source):
         raise BuildError(f"{source.name} defines {', '.join(names)}, which a module has: import it")
-    notebook, digest = jupytext.read(source), built_from(source)
-    NotebookClient(notebook, timeout=900, kernel_name="python3", record_timing=False,
-                   extra_arguments=["--log-level=ERROR"],
-                   resources={"metadata": {"path": str(source.parent)}}).execute()
+    notebook, before = jupytext.read(source), source.with_suffix(".ipynb")
+    digests = {"built_from": built_from(source), "ran_from": built_from(source, code_only=True)}
+    old = json.loads(before.read_text()) if before.exists() and not anew else {"cells": [], "metadata": {}}
+    if old["metadata"].get("ran_from") == digests["ran_from"]:             # only the text around the code has changed
+        ran = iter([cell for cell in old["cells"] if cell["cell_type"] == "code"])
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell |= {key: value for key, value in next(ran).items() if key in ("outputs", "execution_count")}
+    else:
+        NotebookClient(notebook, timeout=900, kernel_name="python3", record_timing=False,
+                       extra_arguments=["--log-level=ERROR"],
+                       resources={"metadata": {"path": str(source.parent)}}).execute()
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs = [tidy(output, source.name) for output in cell.outputs]
     for number, cell in enumerate(notebook.cells):
         cell.id = f"{number:03}"
         cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
-        if cell.cell_type == "code":
-            cell.outputs = [tidy(output, source.name) for output in cell.outputs]
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-                         "language_info": {"name": "python"}, "built_from": digest}
+                         "language_info": {"name": "python"}, **digests}
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     text = json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     for trace in (" at 0x", str(ROOT), str(Path.home()) + "/"):
@@ -217,8 +230,14 @@ def page(notebook, before="", after=""):
     """A notebook as one HTML page that needs nothing else."""
     from pygments.formatters import HtmlFormatter
     render, body, title = markdown(), [], "Notebook"
-    # What leads to other files leads nowhere from a page that stands alone.
-    text_of = lambda text: re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", "".join(text))
+
+    def text_of(lines):
+        """Markdown with its pictures inside. What leads to other files leads nowhere from a page that stands alone."""
+        picture = lambda m: (f"![{m[1]}](data:image/png;base64,"
+                             f"{base64.b64encode((HERE / m[2]).read_bytes()).decode()})")
+        text = re.sub(r"!\[([^\]]*)\]\((?!https?:)([^)]*)\)", picture, "".join(lines))
+        return re.sub(r"(?<!!)\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
@@ -282,7 +301,7 @@ def main():
             continue
         print(source.name, flush=True)
         try:
-            text = build(source)
+            text = build(source, args.all)
         except BuildError as error:
             sys.exit(f"not built: {error}")
         source.with_suffix(".ipynb").write_text(text)

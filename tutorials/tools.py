@@ -111,14 +111,18 @@ def tiny(Method, **changes):
     return Method(Method.Config(**{name: value for name, value in values.items() if name in fields}))
 
 
-def train_small(method, steps, batch_size=4, lr=1e-3, **options):
-    """Train on the three recordings for so many steps: the logged numbers of each step, by name, as arrays."""
+def train_small(method, steps, batch_size=4, lr=1e-3, dataset=None, crops=0, **options):
+    """Train for so many steps: the logged numbers of each step, by name, as arrays.
+
+    dataset: by default the three recordings. crops: so many, again and again; 0: each is cut anew.
+    """
     logged = []
     with tempfile.TemporaryDirectory() as out:
         config = train.TrainConfig(out=out, steps=steps, batch_size=batch_size, lr=lr, **options)
-        pairs = data.open_data(ROOT / "tutorials" / "audio", "train", num_samples=method.num_samples)
+        dataset = dataset or data.open_data(ROOT / "tutorials" / "audio", "train", num_samples=method.num_samples,
+                                            normalize=method.config.normalize)
         train.seed_everything(config.seed)
-        loader = lambda step, rank, world: data.batches(pairs, batch_size, step, rank, world)
+        loader = lambda step, rank, world: data.batches(dataset, batch_size, step, rank, world, crops=crops)
         for _, parts in train.fit(method, loader, config):
             logged.append({name: float(value) for name, value in parts.items()})
     method.eval()

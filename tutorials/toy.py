@@ -17,6 +17,7 @@ import tools                                             # puts the methods on t
 import consistency
 import drift
 import meanflow
+import metrics
 import sgmse
 from data import per_bin
 
@@ -76,13 +77,14 @@ def velocity(x, t):
     return (r * (Y - places + (t * SIGMA ** 2 - (1 - t) * SPREAD ** 2) / V * d)).sum(-1, keepdim=True)
 
 
-def flow(v, x, times):
+def flow(v, x, times, tolerance=1e-6):
     """Solve dx/dt = v(x, t) from times[0] on, adaptively: the states at all times, complex128 (times, B, 1, 1, 1)."""
     def real(t, flat):
         state = per_bin(torch.view_as_complex(torch.from_numpy(flat).reshape(-1, 2)))
         return torch.view_as_real(v(state, torch.full((len(state),), t, dtype=torch.float64)).flatten()).numpy().ravel()
     start = torch.view_as_real(x.to(torch.complex128).flatten()).numpy().ravel()
-    y = scipy.integrate.solve_ivp(real, (times[0], times[-1]), start, t_eval=times, rtol=1e-6, atol=1e-6).y
+    y = scipy.integrate.solve_ivp(real, (times[0], times[-1]), start, t_eval=times, rtol=tolerance,
+                                  atol=tolerance).y
     return torch.view_as_complex(torch.from_numpy(y.T.copy()).reshape(len(times), -1, 2))[..., None, None, None]
 
 
@@ -243,7 +245,7 @@ def learn_meanflow(c=1.0, steps=2000):
         xt, v = meanflow.path(x0, y, t, z), meanflow.conditional_velocity(x0, y, z)
         now = u(xt, t, t)
         target = meanflow.average_velocity_target(u, xt, r, t, v, c, along=now)
-        return meanflow.half_square(now - v) + meanflow.half_square(u(xt, r, t) - target)
+        return metrics.half_square(now - v) + metrics.half_square(u(xt, r, t) - target)
     return u, fit(net, loss, steps)
 
 

@@ -1,7 +1,7 @@
 """What a latent space is worth to drifts: how often is the clean frame nearest to a noisy frame that of its own time?
 
     python drift.py encoder --data CORPUS --out runs/encoder
-    python tutorials/latents.py --data CORPUS mel runs/encoder
+    python tutorials/experiments/latents.py --data CORPUS mel runs/encoder
 
 A drift pulls a frame towards the clean frames that are near it, so it can only help where these are the right ones.
 Crops of 1 s of the validation split, mixed at each SNR, 16 crops at a time as in a training step; the frames of all of
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import drift
 import metrics

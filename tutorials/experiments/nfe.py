@@ -1,44 +1,22 @@
 """Quality over the number of network calls, of any number of score models on one test set: table and plot.
 
-    python tutorials/nfe.py --data CORPUS "stage 1=sgmse_stage1" "CRP for 5 calls=sgmse" "CRP for 1 call=sgmse_crp1@1"
+    python tutorials/experiments/nfe.py --data CORPUS "stage 1=sgmse_stage1" "CRP for 5 calls=sgmse" "CRP for 1 call=sgmse_crp1@1"
 
 Every model runs by Euler-Maruyama steps from its own starting point; after @ may stand its own numbers of calls. Scores
-per file are kept in --scores, so that a command which was interrupted goes on, and a new model adds its curve without
-running the others again.
+per file are kept in --scores under what they were computed from, so that a command which was interrupted goes on, and a
+new model adds its curve without running the others again.
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
 import matplotlib
-import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import metrics
-import sgmse
-import train
-
-COLUMNS = {"pesq": "WB-PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR (dB)"}
-
-
-def scores(path, pairs, workers):
-    """Results of (name, clean, other) pairs, from the file `path` where there is one."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        metrics.evaluate(pairs, COLUMNS, workers).save_csv(path)
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [{key: float(value) if key in COLUMNS else value for key, value in row.items()}
-                for row in csv.DictReader(file)]
-    return metrics.Results(rows, list(COLUMNS))
-
-
-def cell(results, column):
-    low, high = metrics.bootstrap_interval(results.values(column))
-    return f"{results.mean(column):.3f} [{low:.3f}, {high:.3f}]"
-
+from scoring import COLUMNS, cell, enhanced_and_scored, noisy_scored
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,28 +26,20 @@ def main():
     parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     parser.add_argument("--scores", type=Path, default=Path("evaluated/nfe"), help="folder (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
-    parser.add_argument("--out", default="tutorials/nfe.png", help="(default: %(default)s)")
+    parser.add_argument("--out", default="tutorials/experiments/nfe.png", help="(default: %(default)s)")
     args = parser.parse_args()
 
     clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, "test"))
-    names = [path.stem for path in noisy]
-    before = scores(args.scores / "noisy.csv", zip(names, clean, noisy), args.workers)
+    recordings = [(path.stem, *pair) for path, pair in zip(noisy, zip(clean, noisy))]
+    before = noisy_scored(args.scores, recordings, args.workers)
     curves = {}
     for label, checkpoint in (model.split("=", 1) for model in args.models):
         checkpoint, _, own = checkpoint.partition("@")
         for calls in [int(calls) for calls in own.split(",")] if own else args.calls:
-            folder = args.scores / f"{label}-{calls}"
-            enhanced = [folder / f"{name}.wav" for name in names]
-            if not (folder / "scores.csv").exists():
-                print(f"{label}, {calls} calls")
-                method = train.load_checkpoint(checkpoint, sgmse.ScoreSDE, sampler="em", N=calls)
-                method.to("cuda" if torch.cuda.is_available() else "cpu")
-                if train.enhance_all(method, list(zip(noisy, enhanced)), seed=0, window=30):
-                    sys.exit(f"some recordings of {args.data} could not be enhanced; nothing is scored")
-            results = scores(folder / "scores.csv", zip(names, clean, enhanced), args.workers)
+            results = enhanced_and_scored(checkpoint, args.scores, recordings, args.workers, sampler="em", N=calls)
             curves.setdefault(label, {})[calls] = results
 
-    print(f"\nn = {len(names)}, mean [95 % interval]\n\n| | calls | {' | '.join(COLUMNS.values())} |")
+    print(f"\nn = {len(recordings)}, mean [95 % interval]\n\n| | calls | {' | '.join(COLUMNS.values())} |")
     print("|---|---|" + "---|" * len(COLUMNS))
     print(f"| noisy | | {' | '.join(cell(before, column) for column in COLUMNS)} |")
     for label, curve in curves.items():

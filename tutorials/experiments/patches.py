@@ -1,10 +1,10 @@
 """Distillation of selected patches against its controls: trains and scores each row with several seeds.
 
     python consistency.py train-student --preset teacher --data CORPUS --out runs/teacher
-    python tutorials/patches.py --data CORPUS --teacher runs/teacher/last.safetensors -- --steps 400 --lr 3e-3
+    python tutorials/experiments/patches.py --data CORPUS --teacher runs/teacher/last.safetensors -- --steps 400 --lr 3e-3
 
-What follows -- are flags of every student's `consistency.py train-student`. Students and scores are kept in --out, so that a
-command which was interrupted goes on. The intervals are over the recordings, each scored as the mean over the seeds.
+What follows -- are flags of every student's `consistency.py train-student`. Students and scores are kept in --out under what they were made from, so
+that a command which was interrupted goes on. The intervals are over the recordings, each scored as the mean over the seeds.
 """
 
 import argparse
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import metrics
 import train
-from nfe import COLUMNS, cell, scores
+from scoring import COLUMNS, cell, enhanced_and_scored, files, identity, noisy_scored, sha256
 
 ROWS = {
     "student alone": ["none"],
@@ -29,17 +29,6 @@ ROWS = {
 }
 PAIRS = [("all of the teacher", "student alone"), ("DISPatch", "student alone"), ("DISPatch", "all of the teacher"),
          ("DISPatch", "random patches"), ("DISPatch + MSSP", "DISPatch"), ("DISPatch + MSSP", "random patches")]
-
-
-def enhanced_and_scored(checkpoint, folder, recordings, workers):
-    """Results of a checkpoint on (name, clean, noisy) recordings; kept in `folder`."""
-    outputs = [folder / f"{name}.wav" for name, _, _ in recordings]
-    if not (folder / "scores.csv").exists():
-        method = train.load_checkpoint(checkpoint).to(train.pick_device("auto"))
-        if train.enhance_all(method, [(noisy, out) for (_, _, noisy), out in zip(recordings, outputs)], 0, 30):
-            sys.exit("some recordings could not be enhanced; nothing is scored")
-    pairs = [(name, clean, out) for (name, clean, _), out in zip(recordings, outputs)]
-    return scores(folder / "scores.csv", pairs, workers)
 
 
 def mean_over(runs):
@@ -62,12 +51,13 @@ def main():
 
     clean, noisy = data.paired_paths(args.data, "test")
     recordings = [(path.stem, a, path) for a, path in zip(clean, noisy)]
-    noisy = scores(args.out / "noisy.csv", recordings, args.workers)
+    noisy = noisy_scored(args.out, recordings, args.workers)
     teacher = enhanced_and_scored(args.teacher, args.out / "teacher", recordings, args.workers)
+    learnt_from = identity(files(data.list_audio(args.data)), sha256(args.teacher), args.flags)
     results = {label: [] for label in ROWS}
     for seed in args.seeds:                              # outermost: a table of fewer seeds is there early
         for label, flags in ROWS.items():
-            run = args.out / f"{label}, seed {seed}".replace(" ", "-")
+            run = args.out / f"{label}, seed {seed}, {learnt_from}".replace(" ", "-")
             if not (run / "last.safetensors").exists():
                 print(f"{label}, seed {seed}")
                 subprocess.run([sys.executable, train.HERE / "consistency.py", "train-student", "--distil", *flags,

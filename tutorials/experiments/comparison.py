@@ -1,0 +1,71 @@
+"""All shipped checkpoints on one test set, as a table that notebook 8 reads: scores with intervals, calls, cost.
+
+    python tutorials/experiments/comparison.py --data CORPUS [--every 3]
+
+A row names the checkpoint by its SHA-256. Enhanced waves and scores are kept in --scores, so that a command which was
+interrupted goes on. The cost is seconds of one core for a second of sound, measured on the first recordings.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import data
+import metrics
+import train
+from scoring import COLUMNS, enhanced_and_scored, noisy_scored, sha256
+
+CHECKPOINTS = ("sgmse_stage1", "sgmse", "sgmse_crp1", "consistency", "meanflow", "drift", "drift_dagger")
+
+
+def cost(checkpoint, paths):
+    """(network calls for a recording, seconds of one core for a second of sound)."""
+    method, seconds = train.load_checkpoint(checkpoint), 0
+    waves = [data.load_audio(path)[0] for path in paths]
+    method.enhance(waves[0])                             # warm
+    method.calls, started = 0, time.process_time()
+    with torch.no_grad():
+        for wave in waves:
+            method.enhance(wave)
+            seconds += wave.shape[1] / data.SAMPLE_RATE
+    return method.calls // len(waves), (time.process_time() - started) / seconds
+
+
+def row(name, results, **rest):
+    values = {"checkpoint": name, "n": len(results.rows), **rest}
+    for column in COLUMNS:
+        low, high = metrics.bootstrap_interval(results.values(column))
+        values |= {column: f"{results.mean(column):.4f}", f"{column}_low": f"{low:.4f}", f"{column}_high": f"{high:.4f}"}
+    return values
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with a test set, as for evaluate")
+    parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
+    parser.add_argument("--scores", type=Path, default=Path("evaluated/comparison"), help="folder (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
+    parser.add_argument("--out", default="tutorials/experiments/comparison.csv", help="(default: %(default)s)")
+    args = parser.parse_args()
+
+    clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, "test"))
+    recordings = [(path.stem, *pair) for path, pair in zip(noisy, zip(clean, noisy))]
+    rows = [row("noisy", noisy_scored(args.scores, recordings, args.workers), sha256="", calls=0, core_seconds="0")]
+    for checkpoint in CHECKPOINTS:
+        results = enhanced_and_scored(checkpoint, args.scores / checkpoint, recordings, args.workers)
+        calls, seconds = cost(checkpoint, noisy[:3])
+        rows.append(row(checkpoint, results, sha256=sha256(checkpoint), calls=calls, core_seconds=f"{seconds:.4f}"))
+    with open(args.out, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(Path(args.out).read_text())
+
+
+if __name__ == "__main__":
+    main()

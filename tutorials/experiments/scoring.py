@@ -1,0 +1,68 @@
+"""What the experiments share: scores that are kept, and known by what they were computed from."""
+
+import csv
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import metrics
+import train
+
+COLUMNS = {"pesq": "WB-PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR (dB)"}
+
+
+def identity(*parts):
+    """A short name for anything that JSON can hold: equal for equal parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def files(paths):
+    """What tells recordings from others of the same names: path, size and time of change."""
+    return [(os.path.realpath(path), (info := os.stat(path)).st_size, info.st_mtime_ns) for path in paths]
+
+
+def sha256(checkpoint):
+    """Of a checkpoint's file; `checkpoint`: a file, or the name of one in pretrained/."""
+    return hashlib.sha256(train.checkpoint_path(checkpoint).read_bytes()).hexdigest()
+
+
+def scores(path, pairs, workers):
+    """Results of (name, clean, other) pairs, from the file `path` where there is one."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metrics.evaluate(pairs, COLUMNS, workers).save_csv(path)
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [{key: float(value) if key in COLUMNS else value for key, value in row.items()}
+                for row in csv.DictReader(file)]
+    return metrics.Results(rows, list(COLUMNS))
+
+
+def enhanced_and_scored(checkpoint, folder, recordings, workers, **changes):
+    """Results of a checkpoint, with these fields of its config changed, on (name, clean, noisy) recordings.
+
+    Waves and scores are kept in `folder`, under the identity of checkpoint, changes and recordings.
+    """
+    waves = files(path for _, *pair in recordings for path in pair)
+    folder = folder / identity(sha256(checkpoint), changes, waves)
+    outputs = [folder / f"{name}.wav" for name, _, _ in recordings]
+    if not (folder / "scores.csv").exists():
+        print(f"{checkpoint} {changes or ''}")
+        method = train.load_checkpoint(checkpoint, **changes).to(train.pick_device("auto"))
+        if train.enhance_all(method, [(noisy, out) for (_, _, noisy), out in zip(recordings, outputs)], 0, 30):
+            sys.exit("some recordings could not be enhanced; nothing is scored")
+    pairs = [(name, clean, out) for (name, clean, _), out in zip(recordings, outputs)]
+    return scores(folder / "scores.csv", pairs, workers)
+
+
+def noisy_scored(folder, recordings, workers):
+    """Results of the noisy recordings themselves, kept likewise."""
+    waves = files(path for _, *pair in recordings for path in pair)
+    return scores(folder / f"noisy-{identity(waves)}.csv", recordings, workers)
+
+
+def cell(results, column):
+    low, high = metrics.bootstrap_interval(results.values(column))
+    return f"{results.mean(column):.3f} [{low:.3f}, {high:.3f}]"
