@@ -177,10 +177,13 @@ def test_field_changes_what_it_is_for(method, field):
     ("consistency", dict(moves="mix"), dict(moves="euler")), ("consistency", dict(weight="snr"), dict(weight="snr+1")),
     ("consistency", dict(weight="truncated-snr"), dict(weight="snr+1")),
     ("student", dict(distance="response"), dict(keep=0.3, low=5, exact=False, rule="both")),
-    ("meanflow", dict(derivative="exact"), dict(derivative_clip=0.1)), ("drift", {}, dict(sigma_max=0.3))])
-def test_choice_beside_it_changes_the_loss(method, changes, fields):
+    ("meanflow", dict(derivative="exact"), dict(derivative_clip=0.1)), ("drift", {}, dict(sigma_max=0.3)),
+    ("sgmse enhance", dict(sampler="em"), dict(start=0.5, N=3)), ("sgmse enhance", dict(sampler="ode"), dict(start=0.5, N=3)),
+    ("sgmse enhance", DATA | dict(sde="sbve", sampler="bridge_ode"), dict(N=3, sampler="bridge_sde", k=2.0, c=0.3))])
+def test_choice_beside_it_changes_the_loss_or_the_output(method, changes, fields):
+    method, _, what = method.partition(" ")
     for field, value in fields.items():
-        before, after = (observed(method, "loss", frozen(c)) for c in (changes, changes | {field: value}))
+        before, after = (observed(method, what or "loss", frozen(c)) for c in (changes, changes | {field: value}))
         assert not torch.equal(before, after), field
 
 

@@ -722,6 +722,14 @@ def test_network_s_sign_and_interval():
     assert (t.item(), delta.item()) == pytest.approx((0.9, 0.7))
 
 
+def test_interval_that_a_difference_makes_negative_counts_as_0():
+    """r = t: the step behind it would ask for t - r < 0."""
+    model, x, y = tiny(), *torch.randn(2, 1, 1, 256, 16, dtype=torch.complex64)
+    t = torch.tensor([0.5])
+    torch.testing.assert_close(model(x, y, t + 0.2, t), model(x, y, t, t))
+    assert not torch.allclose(model(x, y, t - 0.2, t), model(x, y, t, t))
+
+
 @pytest.fixture(scope="module")
 def separator(corpus, tmp_path_factory):
     """An untrained one."""
