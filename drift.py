@@ -14,7 +14,8 @@ enter: that the clean frames belong to the same utterances helps, but nothing te
 which clean frame is its own.
 
     (8)     exp(-|x - y| / temperature), Deng et al. (12)  distances
-    (7)     mean of real - mean of generated, by (8)      separate_weights, mean_shift_field
+    (7)     mean of real - mean of generated               separate_weights
+                                                           mean_shift_field
     Deng et al., Algorithm 2: the two compete in one
             soft-max; what published systems compute       joint_weights, drifting_field
     either  for several temperatures, in blocks            multi_temperature_field
@@ -73,10 +74,10 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     recipe: Literal["driftse", "original"] = "driftse"  # scales of features and drift
     temperatures: tuple = (0.0,)     # kernel widths, of the feature scale; 0: the recipe's
     exclude_self: bool = True        # a generated frame does not repel itself
-    sigma_max: float = 0.3     # largest std of a bin of noise added to y; 0: none
+    sigma_max: float = 0.3           # largest std of the noise added to y; 0: none
     sigma: float = 0.0               # std of the noise added to y at inference
-    conditional: bool = False   # noise in, y beside it, instead of y in
-    mask: bool = False     # a gain in (0, 2) for y, which keeps its phase (ours)
+    conditional: bool = False        # noise in, y beside it, instead of y in
+    mask: bool = False               # a gain in (0, 2) for y, which keeps its phase (ours)
     drift_weight: float = 1.0        # of the drifting loss, a mean over feature entries
     pesq_weight: float = 0.0         # of the PESQ disturbance; dagger: 1e-4
     si_sdr_weight: float = 0.0       # of the negative SI-SDR, per dB; dagger: 1e-4
@@ -337,10 +338,10 @@ class SpeechLatents:
 @dataclass(frozen=True)
 class EncoderConfig:
     """A small HuBERT; the defaults train on a CPU in minutes."""
-    hidden: int = 128    # width of the transformer; frames of all its layers have this size
+    hidden: int = 128                # width of the transformer, size of its frames
     depth: int = 2                   # its layers
     channels: int = 64               # width of the convolutions before it
-    clusters: int = 64             # of mel frames, by k-means: what the network tells apart
+    clusters: int = 64               # of mel frames, by k-means: what is told apart
     mask_start: float = 0.08         # probability that a frame begins a masked span
     mask_length: int = 10            # frames of a span: 0.2 s
 

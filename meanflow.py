@@ -80,19 +80,19 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     separator_seconds: float = 4.0   # of the excerpt it hears; the corrector learns a part
     num_mics: int = 1                # microphones of the mixture
     num_speakers: int = 1            # talkers in it
-    sigma_max: float = 0.487    # std of the noise at t = 1, per complex bin; at t = 0: none
+    sigma_max: float = 0.487         # std of the noise at t = 1, per complex bin
     t_eps: float = 0.03              # smallest process time in training
-    c: float = 0.5                # of u = v - c (t - r) du/dt; 1: u is the average velocity
+    c: float = 0.5                   # of u = v - c (t - r) du/dt; 1: u is the average
     derivative: Literal["difference", "exact"] = "difference"  # how du/dt is taken
     derivative_clip: float = 5.0     # largest norm of du/dt of an example; 0: no limit
     along: Literal["conditional", "own"] = "conditional"  # du/dt along v, or u(x_t, t, t)
-    displacement: bool = True       # weight (t - r)^2: MeCo's x_r-loss; MeanFlowSE has none
+    displacement: bool = True        # weight (t - r)^2: the x_r-loss; MeanFlowSE: none
     endpoint_weight: float = 1.0     # of the Endpoint loss, per dB; MeanFlowSE: 0
     reduction: Literal["sum", "mean"] = "sum"  # of the loss over an example's bins
-    schedule: int = 0               # updates that the schedules span; 0: as many as --steps
+    schedule: int = 0                # updates of the schedules; 0: as many as --steps
     N: int = 1                       # network calls at inference
     t_end: float = 0.03              # process time at which inference stops
-    sigma_data: float = 0.0        # rms of x0 - s_hat over |mixture|; > 0: scaled as in EDM
+    sigma_data: float = 0.0          # rms of x0 - s_hat over |mixture|; > 0: as in EDM
     fourier_scale: float = 16.0      # std of the random frequencies of the times
     hop_length: int = 64             # samples; MeanFlowSE: 128
 

@@ -369,7 +369,7 @@ class NCSNpp(nn.Module):
             if official not in weights:
                 raise ValueError(f"the checkpoint has no '{official}' (our {name}): are "
                                  "width, channel_mults, num_res_blocks, "
-                                 "attention_resolutions and num_times those of its training?")
+                                 "attention_resolutions and num_times as in its training?")
             tensor = weights.pop(official)
             if ".NIN_" in official and official.endswith("W"):
                 tensor = tensor.T[:, :, None, None]      # stored as (in, out)

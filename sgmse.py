@@ -58,9 +58,9 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     theta: float = 1.5               # OUVE: stiffness, how fast x_t is pulled towards y
     sigma_min: float = 0.05          # OUVE: noise scale at t = 0, per complex bin
     sigma_max: float = 0.5           # OUVE: at t = 1
-    k: float = 2.6               # BBED, SBVE: base of the diffusion coefficient sqrt(c) k^t
+    k: float = 2.6                   # BBED, SBVE: base of the diffusion, sqrt(c) k^t
     c: float = 0.51                  # BBED, SBVE (there 0.4): its scale
-    t_eps: float = 0.03      # smallest process time in training; samplers step from it to 0
+    t_eps: float = 0.03              # smallest process time that is trained
     objective: Literal["score_matching", "denoiser", "precond_denoiser",
                        "data_prediction"] = "score_matching"  # what the network gives
     weighting: Literal["1", "sigma^2", "edm"] = "1"  # of the denoisers' squared error
@@ -70,14 +70,14 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     c_skip: Literal["0", "edm", "y"] = "0"  # version 2: of x_t; y adds y: ours
     sigma_data: float = 0.1          # rms of a clean bin, for the edm coefficients
     l1_weight: float = 0.001         # data_prediction: weight of the waveform term
-    pesq_weight: float = 0.0        # data_prediction: of the PESQ disturbance; bridge: 5e-4
+    pesq_weight: float = 0.0         # data_prediction: of PESQLoss; the bridge: 5e-4
     crp: Literal["none", "last", "random"] = "none"  # second stage: which step it trains
     sampler: Literal["pc", "em", "ode", "direct", "bridge_ode",
                      "bridge_sde"] = "pc"  # em: pc without its corrector; direct: one call
     N: int = 30                      # reverse steps
     snr: float = 0.5                 # r, step length of the corrector
     start: float = 1.0               # reverse starting point; for BBED at most 0.999
-    version: Literal[1, 2] = 1     # of NCSN++: 1 gives -score, over t; 2 is scaled as above
+    version: Literal[1, 2] = 1       # of NCSN++: 1 gives -score over t; 2 is scaled
     fourier_scale: float = 16.0      # std of the random frequencies of log t
 
     def __post_init__(self):
