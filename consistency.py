@@ -530,12 +530,14 @@ class ConsistencyModel(nn.Module):
         return loss, parts
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_levelled."""
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_levelled."""
         def sample(y):
             return multistep(self, y, self.sde, self.config.N)
 
         def enhance(wave):
-            return in_spectrogram(sample, wave, self.spectrogram, self.net.multiple, self.config.pad_mode)
+            return in_spectrogram(sample, wave, self.spectrogram, self.net.multiple,
+                                  self.config.pad_mode)
+
         with torch.no_grad():
             return enhance_levelled(enhance, wave, self.config.normalize, peak)
 
@@ -680,7 +682,8 @@ class Student(nn.Module):
 
     def in_spectrogram(self, wave):
         """Waves of level 1 (B, L) -> enhanced, likewise."""
-        return in_spectrogram(self, wave, self.spectrogram, self.net.multiple, self.config.pad_mode)
+        return in_spectrogram(self, wave, self.spectrogram, self.net.multiple,
+                              self.config.pad_mode)
 
     def distillation(self, S, T, Y):
         """Distillation loss between spectra of student, teacher and clean, complex (B, F,
@@ -717,7 +720,7 @@ class Student(nn.Module):
         return loss, parts | {"distilled": distilled.detach()}
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_levelled."""
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_levelled."""
         with torch.no_grad():
             return enhance_levelled(self.in_spectrogram, wave, self.config.normalize, peak)
 

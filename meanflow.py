@@ -389,12 +389,12 @@ class MeanFlowCorrector(nn.Module):
             estimate = self.separate(mixture)
         else:
             estimate = sa_sdr_loss(clean, self.separate_once(mixture))[1]
-        estimate, mixture = estimate.flatten(0, 1)[:, None], mixture.repeat_interleave(estimate.shape[1], dim=0)
-        return torch.cat([estimate, mixture], dim=1)
+        mixture = mixture.repeat_interleave(estimate.shape[1], dim=0)      # (B S, M, L)
+        return torch.cat([estimate.flatten(0, 1)[:, None], mixture], dim=1)
 
     def level(self, waves):
-        """Level of s_hat, but at least 0.05 times that of the mixture at microphone 0: (B S,
-        C, L) -> (B S, 1, 1). Without a separator both are one, and at level 1 already.
+        """Level of s_hat, but at least 0.05 times that of the mixture at microphone 0:
+        (B S, C, L) -> (B S, 1, 1). Without a separator both are one, at level 1 already.
         """
         if self.separator is None:
             return waves.new_ones(1, 1, 1)
@@ -483,8 +483,9 @@ class MeanFlowCorrector(nn.Module):
         """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L), see data.enhance_levelled;
         (B, M, L) -> (B, S, L).
         """
-        out = enhance_levelled(self.enhance_at_level_1, wave if wave.ndim == 3 else wave[:, None],
-                               self.config.normalize, peak)
+        mixture = wave if wave.ndim == 3 else wave[:, None]                # (B, M, L)
+        out = enhance_levelled(self.enhance_at_level_1, mixture, self.config.normalize,
+                               peak)
         return out if wave.ndim == 3 else out[:, 0]
 
     def enhance_at_level_1(self, mixture):
@@ -493,9 +494,9 @@ class MeanFlowCorrector(nn.Module):
             return self.separate(mixture)
         waves = self.known(mixture)                                        # (B S, C, L)
         level = self.level(waves)
-        out = in_spectrogram(self.correct, waves / level, self.spectrogram, self.net.multiple, self.config.pad_mode)
+        out = in_spectrogram(self.correct, waves / level, self.spectrogram,
+                             self.net.multiple, self.config.pad_mode)
         return (out * level[:, 0]).unflatten(0, (len(mixture), -1))        # (B, S, L)
-
 
     @classmethod
     def from_official(cls, checkpoint, **changes):

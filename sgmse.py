@@ -89,12 +89,12 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
                              f"start <= 1; got start {self.start}, t_eps {self.t_eps}")
         bridge = self.sde == "sbve"
         if bridge != self.sampler.startswith("bridge"):
-            raise ValueError("--sampler bridge_ode or bridge_sde is for --sde sbve, and pc, "
+            raise ValueError("--sampler bridge_ode or bridge_sde is for --sde sbve, pc, "
                              "em, ode or direct for ouve and bbed; got "
                              f"{self.sampler} for {self.sde}")
         if bridge and self.objective != "data_prediction":
-            raise ValueError("--sde sbve needs --objective data_prediction: its samplers ask "
-                             f"for x0; got {self.objective}")
+            raise ValueError("--sde sbve needs --objective data_prediction: its samplers "
+                             f"ask for x0; got {self.objective}")
         scaling = self.c_in, self.c_out, self.c_skip, self.network_scaling
         plain = self.objective == "score_matching" and scaling == ("1", "1", "0", "none")
         if self.version == 1 and not plain:
@@ -428,11 +428,11 @@ def probability_flow(score, y, sde, N=30, method="heun", start=None):
 
 
 def posterior_mean(score, x, y, t, sde):
-    """E[x0 | x_t, y] by Tweedie's formula: x + std^2 s is the mean of the process, from which
-    x0 follows, as it is linear in it.
+    """E[x0 | x_t, y] by Tweedie's formula: x + std^2 s is the mean of the process, from
+    which x0 follows, as it is linear in it.
 
-    At T it is what the network makes of the noisy speech without any sampler: the control of
-    everything that enhances in one call.
+    At T it is what the network makes of the noisy speech without any sampler: the control
+    of everything that enhances in one call.
     """
     t = each(t, x)
     mean = x + per_bin(sde.std(t)) ** 2 * score(x, y, t)
@@ -599,9 +599,11 @@ class ScoreSDE(nn.Module):
         return bridge(self, y, sde, config.N)
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_levelled."""
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_levelled."""
         def enhance(wave):
-            return in_spectrogram(self.sample, wave, self.spectrogram, self.net.multiple, self.config.pad_mode)
+            return in_spectrogram(self.sample, wave, self.spectrogram, self.net.multiple,
+                                  self.config.pad_mode)
+
         return enhance_levelled(enhance, wave, self.config.normalize, peak)
 
     @classmethod

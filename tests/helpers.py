@@ -34,6 +34,18 @@ def variants(title):
     return re.findall(r"^\|[^|]*\| `(--[^`]*)`", section, re.M)
 
 
+def lively(model, scale=0.1):
+    """The model with random parameters in its network: at initialisation half of the branches of NCSN++ add nothing, and
+    its output hardly depends on input or time.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.net.parameters():
+            if p.requires_grad:
+                p += scale * torch.randn(p.shape, generator=generator)
+    return model
+
+
 def run_command(Method, *arguments):
     """A command line of a method in this process, so that files and devices stay warm: its exit code."""
     before = sys.argv

@@ -120,6 +120,7 @@ def test_student_of_rose_cd_gives_the_reference_s_estimate(files):
 def test_teacher_of_rose_cd_is_a_preconditioned_score_model_and_can_teach(files):
     config = train.load_checkpoint(files["ROSE-CD's teacher"]).config
     assert (config.objective, config.c_in, config.c_out, config.c_skip) == ("precond_denoiser", "edm", "edm", "edm")
+    assert (config.weighting, config.N, config.sigma_data) == ("edm", 2, 0.1)
     student = consistency.ConsistencyModel(consistency.Config(
         teacher=str(files["ROSE-CD's teacher"]), n_fft=62, hop_length=16, num_frames=32, width=8, channel_mults=(1, 2, 2, 2),
         num_res_blocks=1, attention_resolutions=(32, 8)))

@@ -1,5 +1,6 @@
 """sgmse.py against its closed forms, against the reference systems' numbers, and door to door."""
 
+import dataclasses
 import json
 import math
 import os
@@ -13,8 +14,8 @@ import metrics
 import nets
 import sgmse
 import train
-from helpers import (S, M, Y, ExactStart, ExactStartBBED, gaussian_marginal, gaussian_score, load, official_checkpoint,
-                     replay, run_command)
+from helpers import (ExactStart, ExactStartBBED, M, S, Y, gaussian_marginal, gaussian_score, lively, load,
+                     official_checkpoint, replay, run_command)
 
 PROCESSES = {"ouve_default": sgmse.OUVE(), "ouve_48k": sgmse.OUVE(2.0, 0.1, 1.0), "sbve_default": sgmse.SBVE(),
              "bbed_default": sgmse.BBED(c=0.52), "bbed_theta051": sgmse.BBED()}
@@ -625,7 +626,7 @@ def test_one_step_of_the_flow_goes_from_its_start_to_0():
 
 def tiny(**changes):
     torch.manual_seed(0)
-    return sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | changes)).eval()
+    return lively(sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | changes))).eval()
 
 
 SAMPLERS = {"pc": 10, "em": 5, "ode": 9, "direct": 1, "bridge_ode": 5, "bridge_sde": 5}
@@ -651,6 +652,15 @@ def test_every_objective_gives_one_finite_number_and_reaches_every_weight(object
     loss.backward()
     assert loss.ndim == 0 and loss.isfinite()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("sde, T", [("ouve", 1.0), ("bbed", 0.999)])
+def test_each_example_of_a_batch_is_trained_at_a_time_of_its_own_between_t_eps_and_T(sde, T, monkeypatch):
+    model, seen = tiny(sde=sde, objective="precond_denoiser", num_frames=16, t_eps=0.1), []
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.tensor([0.0, 0.5, 1.0]).reshape(shape))
+    model.net.register_forward_hook(lambda net, args, out: seen.append(args[1]))
+    model.loss(tuple(torch.randn(2, 3, model.num_samples) * 0.1))
+    assert seen[0].tolist() == pytest.approx([0.1, (0.1 + T) / 2, T])
 
 
 BRIDGE = dict(sde="sbve", c=0.4, t_eps=1e-4, sampler="bridge_ode")
@@ -701,12 +711,14 @@ def official_weights():
 @pytest.mark.parametrize("sde, theirs, process", [
     ("ouve", dict(theta=2.0), sgmse.OUVE(theta=2.0)),
     ("bbed", dict(k=2.6, theta=0.52, sde_n=30), sgmse.BBED(c=0.52)),
-    ("bbve", dict(sigma_min=1.0, sigma_max=2.6, theta=0.51), sgmse.BBED(c=0.51))])
+    ("bbve", dict(sigma_min=1.0, sigma_max=2.6, theta=0.51), sgmse.BBED(c=0.51)),
+    ("bbve", dict(sigma_min=0.5, sigma_max=1.5, theta=0.4), sgmse.BBED(k=3.0, c=0.1))])
 def test_released_checkpoint_gives_the_averaged_network(tmp_path, sde, theirs, process):
     path, weights = tmp_path / "epoch=115.ckpt", official_weights()
     official_checkpoint(path, OFFICIAL | dict(sde=sde) | theirs, weights)
     model = train.load_checkpoint(path, sgmse.ScoreSDE)
-    assert model.sde == process and model.config.N == 30
+    assert dataclasses.astuple(model.sde) == pytest.approx(dataclasses.astuple(process)) and type(model.sde) is type(process)
+    assert model.config.N == 30
     fixture = load("net_crp_ncsnpp")
     x, y, t = (torch.from_numpy(fixture[key]) for key in ("x0", "y0", "t0"))
     with torch.no_grad():
