@@ -432,6 +432,22 @@ def test_odd_names_and_kinds_are_named_and_the_others_done(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == [good.name]
 
 
+def test_names_beyond_ascii_cost_an_ascii_terminal_nothing(tmp_path):
+    import subprocess
+    for side in ("clean", "enhanced"):
+        write(tmp_path / side / "gr\u00fc\u00df.wav", sound(16000))
+        write(tmp_path / side / "\u97f3.wav", np.zeros(16000))
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, ROOT / "metrics.py", tmp_path / "clean", tmp_path / "enhanced", "--metrics",
+                           "si_sdr", "--csv", tmp_path / "s.csv"], env=environment, capture_output=True)
+    assert done.returncode == 1 and b"Traceback" not in done.stderr
+    assert b"\\u97f3: enhanced is silent" in done.stdout or b"\\u97f3: clean is silent" in done.stdout
+    assert "gr\u00fc\u00df" in (tmp_path / "s.csv").read_text(encoding="utf-8")
+    done = subprocess.run([sys.executable, ROOT / "sgmse.py", "enhance", tmp_path / "gr\u00fc\u00df.wav", "--out",
+                           tmp_path / "out"], env=environment, capture_output=True)
+    assert done.returncode == 2 and b"no file or folder" in done.stderr and b"Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("format, subtype, kept", [
     ("RF64", "PCM_24", "PCM_24"), ("RF64", "FLOAT", "FLOAT"), ("WAV", "IMA_ADPCM", "PCM_16"), ("WAV", "ULAW", "ULAW"),
     ("WAV", "PCM_U8", "PCM_U8"), ("W64", "PCM_24", "PCM_24"), ("AU", "FLOAT", "FLOAT"), ("CAF", "PCM_24", "PCM_24")])

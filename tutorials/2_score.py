@@ -43,7 +43,7 @@ for axis in axes:
 figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 
 # %% [markdown]
-# More calls do not raise these scores, they lower them a little: each call adds fresh noise that the next ones must remove again, and one more plausible voice is further from the one that was recorded than a careful average. Scores like SI-SDR reward the average. Keep that in mind for all that follows.
+# More calls do not raise these scores, they lower them a little. Scores like SI-SDR compare with the one voice that was recorded and reward an average of the likely ones, and more steps are a better sample, not a better average. (That this is the reason has not been tested.)
 #
 # ## Key equations
 #

@@ -37,7 +37,7 @@ for axis in axes[1]:
 figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 
 # %% [markdown]
-# On this recording `drift` is *worse* than its input, in SI-SDR and to the ear. On 110 test recordings it gains 0.14 PESQ and 2.2 dB and loses 0.04 ESTOI ([README](../README.md)). That is what drifts alone bought us in ten minutes of training.
+# On this recording `drift` is *worse* than its input, in SI-SDR and to the ear. On 110 test recordings it gains 0.14 PESQ and 2.2 dB and loses 0.04 ESTOI ([model card](../pretrained/README.md)). That is what drifts alone bought in ten minutes of training.
 #
 # ## Key equations
 #
@@ -66,11 +66,11 @@ def move(steps, temperatures):
 
 
 states, reference = move(200, (0.1, 0.5, 1.0)), toy.clean(2000)
-distances = [toy.energy_distance(x, reference) for x in states]
 axes = toy.panels(4, 2)
 for axis, step in zip(axes, (0, 10, 50, 200)):
-    toy.draw(axis, states[step], paths=states[:step + 1], title=f"{step} steps: {distances[step]:.3f}")
-below("energy distance after 200 steps", distances[200], 0.01)
+    distance = toy.energy_distance(states[step], reference)
+    toy.draw(axis, states[step], paths=states[:step + 1], title=f"{step} steps: {distance:.3f}")
+below("energy distance after 200 steps", distance, 0.01)
 print("shares", [round(share, 2) for share in toy.shares(states[200])], "of", toy.WEIGHTS)
 
 # %% [markdown]
@@ -98,7 +98,7 @@ axes[1].legend();
 # The double expectation is the kernel-weighted mean of the clean points minus that of the generated ones, and that is how it is computed.
 
 # %%
-show(drift.distances, drift.mean_shift_field)
+show(drift.distances, drift.separate_weights, drift.field_of, drift.mean_shift_field)
 
 # %%
 x, p, q = torch.randn(3, 40, 2, dtype=torch.float64)
@@ -119,7 +119,7 @@ check("equal sets: no field", drift.mean_shift_field(x, p, p, 0.5, exclude_self=
 # $d$ holds the distances to clean *and* generated points, $A^+$ and $A^-$ are its two halves and $S^\pm$ their row sums. This is **not** Eq. (7): the sets compete with each other, the points compete for a reference, and the result is multiplied by $S^+S^-$.
 
 # %%
-show(drift.drifting_field)
+show(drift.joint_weights, drift.drifting_field)
 
 # %%
 x = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)

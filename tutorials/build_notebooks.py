@@ -11,6 +11,7 @@ tagged `export-NAME` puts its picture into tutorials/NAME.png, too.
 import argparse
 import ast
 import base64
+import contextlib
 import functools
 import hashlib
 import html
@@ -20,6 +21,7 @@ import io
 import json
 import re
 import sys
+import unicodedata
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -110,7 +112,7 @@ def build(source, anew=False):
                        resources={"metadata": {"path": str(source.parent)}}).execute()
         for cell in notebook.cells:
             if cell.cell_type == "code":
-                cell.outputs = [tidy(output, source.name) for output in cell.outputs]
+                cell.outputs = joined([tidy(output, source.name) for output in cell.outputs])
     for number, cell in enumerate(notebook.cells):
         cell.id = f"{number:03}"
         cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
@@ -143,6 +145,17 @@ def tidy(output, name):
     return output
 
 
+def joined(outputs):
+    """What was printed in a row as one output: a kernel cuts it where its clock says so."""
+    kept = []
+    for output in outputs:
+        if kept and output.output_type == kept[-1].output_type == "stream":
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
+
+
 def smaller(png):
     from PIL import Image
     image, file = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
@@ -170,7 +183,7 @@ STYLE = """
 body { margin: 0; background: var(--paper); color: var(--ink); font: 17px/1.6 system-ui, "Segoe UI", Roboto,
        "Helvetica Neue", sans-serif; }
 main { max-width: 63rem; margin: 0 auto; padding: 1.5rem 1.25rem 5rem; }
-section > *, .prose { max-width: 47rem; }
+section > * { max-width: 47rem; } section > .math { max-width: none; }
 nav { font-size: .85rem; color: var(--soft); border-bottom: 1px solid var(--line); padding-bottom: .6rem; display: flex;
       gap: 1rem; justify-content: space-between; flex-wrap: wrap; }
 a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
@@ -189,6 +202,7 @@ pre code { background: none; padding: 0; font-size: .78rem; overflow-wrap: norma
 .text pre { background: none; border: 1px solid var(--line); color: #24492e; white-space: pre-wrap; }
 .scroll { overflow-x: auto; }
 img { max-width: 100%; height: auto; display: block; margin: .9rem 0; }
+td code { white-space: nowrap; }
 table { border-collapse: collapse; margin: .8rem 0; font-size: .92rem; }
 th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: middle; }
 th { border-bottom: 2px solid #c9d0d8; font-weight: 600; }
@@ -196,8 +210,11 @@ audio { height: 34px; width: min(21rem, 56vw); vertical-align: middle; }
 math { font-size: 1.06em; } math[display=block] { margin: .7rem 0; overflow-x: auto; overflow-y: hidden; padding: .2rem; }
 details { border: 1px solid var(--line); border-radius: 7px; padding: .4rem .9rem; margin: .6rem 0; }
 summary { cursor: pointer; color: var(--accent); }
+.input details { border: 0; border-left: 3px solid #b9c4d0; border-radius: 0 7px 7px 0; background: var(--shade);
+                 padding: .1rem .9rem; font-size: .85rem; } .input details pre { border: 0; padding: .3rem 0; }
 @media (max-width: 600px) { body { font-size: 16px; } main { padding: 1rem .9rem 4rem; } h1 { font-size: 1.6rem; }
-  th, td { padding: .32rem .4rem; } table { font-size: .86rem; } audio { width: 52vw; } }
+  th, td { padding: .32rem .4rem; } table { font-size: .86rem; } audio { width: 52vw; }
+  .scroll img { max-width: none; height: auto; max-height: 19rem; } .scroll img { min-width: min(100%, 30rem); } }
 """
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -219,8 +236,16 @@ def markdown():
     def code(text, language, _):
         return highlight(text, get_lexer_by_name(language or "text"), HtmlFormatter(nowrap=True))
 
+    def letter(match):
+        """A script or double-struck letter as the character that it is: browsers know no other mathvariant by now."""
+        kind = {"script": "SCRIPT", "double-struck": "DOUBLE-STRUCK"}[match[1]]
+        for name in (f"{kind} CAPITAL {match[2]}", f"MATHEMATICAL {kind} CAPITAL {match[2]}"):
+            with contextlib.suppress(KeyError):
+                return f"<mi>{unicodedata.lookup(name)}</mi>"
+
     def math(text, options):
-        return latex2mathml.converter.convert(text, display="block" if options["display_mode"] else "inline")
+        drawn = latex2mathml.converter.convert(text, display="block" if options["display_mode"] else "inline")
+        return re.sub(r'<mi mathvariant="(script|double-struck)">([A-Z])</mi>', letter, drawn)
 
     return MarkdownIt("commonmark", {"html": True, "highlight": code}).enable("table").use(
         dollarmath_plugin, renderer=math, allow_space=False, double_inline=True).render
@@ -245,12 +270,16 @@ def page(notebook, before="", after=""):
                 title = heading[1]
             body.append(f"<section>{render(text_of(text))}</section>")
             continue
-        body.append(f'<div class="input">{render(f"```python{chr(10)}{text}{chr(10)}```")}</div>')
+        lines = text.count("\n") + 1
+        code = render(f"```python\n{text}\n```")
+        if lines > 12:                                   # who looks sees the outcome first
+            code = f"<details><summary>the code of this cell, {lines} lines</summary>{code}</details>"
+        body.append(f'<div class="input">{code}</div>')
         for output in cell["outputs"]:
             content = output.get("data", {})
             if "image/png" in content:
-                body.append(f'<img alt="{html.escape(title)}: the picture that this cell draws" '
-                            f'src="data:image/png;base64,{content["image/png"].strip()}">')
+                body.append(f'<div class="scroll"><img alt="{html.escape(title)}: the picture that this cell draws" '
+                            f'src="data:image/png;base64,{content["image/png"].strip()}"></div>')
             elif "text/html" in content:
                 body.append(f'<div class="scroll">{"".join(content["text/html"])}</div>')
             elif "text/markdown" in content:
@@ -260,7 +289,7 @@ def page(notebook, before="", after=""):
                 body.append(f'<div class="text"><pre>{html.escape(text)}</pre></div>')
     body = re.sub(r"(<table>.*?</table>)", r'<div class="scroll">\1</div>', "".join(body), flags=re.S)
     nav = f'<nav><span>{before}</span><a href="index.html">all notebooks</a><span>{after}</span></nav>'
-    style = STYLE + HtmlFormatter(style="friendly").get_style_defs("pre")
+    style = HtmlFormatter(style="friendly").get_style_defs("pre") + STYLE
     return PAGE.format(title=html.escape(re.sub(r"[$`]", "", title)), style=style, body=nav + body + nav)
 
 

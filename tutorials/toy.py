@@ -102,8 +102,8 @@ def points(x):
 
 def energy_distance(a, b):
     """2 E|a - b| - E|a - a'| - E|b - b'|: 0 for equal distributions."""
-    a, b = (x.flatten().to(torch.complex128) for x in (a, b))
-    apart = lambda p, q: (p[:, None] - q).abs().mean().item()
+    a, b = (rows(x).double() for x in (a, b))
+    apart = lambda p, q: torch.cdist(p, q).mean().item()
     return 2 * apart(a, b) - apart(a, a) - apart(b, b)
 
 
