@@ -392,12 +392,13 @@ def test_target_has_the_averaged_weights_and_the_student_its_own():
     assert not torch.allclose(model(x, y, torch.ones(1)), before)
 
 
-def test_loss_is_made_of_the_functions(monkeypatch):
+@pytest.mark.parametrize("moves", ["renoise_shared", "renoise"])
+def test_loss_is_made_of_the_functions(moves, monkeypatch):
     """The total, term by term from the draws that it used: target of the averaged weights, at the next time, with the
-    noise of x_t; each weight on its own term; disturbance and SI-SDR of the estimate against clean.
+    noise of x_t or another; each weight on its own term; disturbance and SI-SDR of the estimate against clean.
     """
-    model, asked = tiny(moves="renoise_shared", weight="snr", consistency_weight=2.0, pesq_weight=0.3, si_sdr_weight=0.7), []
-    averaged = tiny(moves="renoise_shared")
+    model, asked = tiny(moves=moves, weight="snr", consistency_weight=2.0, pesq_weight=0.3, si_sdr_weight=0.7), []
+    averaged = tiny(moves=moves)
     model.ema = train.EMA(averaged)
     with torch.no_grad():
         for p in model.net.parameters():
@@ -406,14 +407,15 @@ def test_loss_is_made_of_the_functions(monkeypatch):
     monkeypatch.setattr(torch, "randint", lambda *args, **_: asked.append(args) or i)
     clean, noisy = some_batch(model)
     x0, y = (model.spectrogram(wave)[:, None] for wave in (clean, noisy))
-    z = torch.randn_like(x0)
-    monkeypatch.setattr(torch, "randn_like", lambda x: z)
+    z, other = torch.randn_like(x0), torch.randn_like(x0)
+    replay(monkeypatch, [z] if moves == "renoise_shared" else [z, other])
     loss, parts = model.loss((clean, noisy))
     assert asked == [(29, (2,))]                         # every interval of the thirty times
     grid, sde = consistency.time_grid(model.sde), model.sde
     t, r = grid[i], grid[i + 1]
     estimate = model(sde.mean(x0, y, t) + sgmse.per_bin(sde.std(t)) * z, y, t)
-    target = averaged(sde.mean(x0, y, r) + sgmse.per_bin(sde.std(r)) * z, y, r)
+    later = z if moves == "renoise_shared" else other
+    target = averaged(sde.mean(x0, y, r) + sgmse.per_bin(sde.std(r)) * later, y, r)
     error = (t ** -2 * (estimate - target).abs().square().mean((1, 2, 3))).mean()
     reference, enhanced = (model.spectrogram.inverse(s[:, 0], model.num_samples) for s in (x0, estimate))
     pesq, si_sdr = metrics.PESQLoss()(reference, enhanced).mean(), metrics.si_sdr_loss(reference, enhanced).mean()

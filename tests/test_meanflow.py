@@ -93,6 +93,13 @@ def test_one_jump_by_the_average_velocity_is_the_whole_flow():
     assert meanflow.sample(instantaneous, s_hat, z).item() == pytest.approx(0.523610, abs=1e-6)
 
 
+def test_euler_steps_of_the_instantaneous_velocity_converge_at_first_order():
+    end = lambda N: meanflow.sample(instantaneous, bins(S_HAT), bins(1), N, average=False).item()
+    errors = [abs(end(N) - 0.800367) for N in (25, 50, 100)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.2)
+    assert math.log2(errors[1] / errors[2]) == pytest.approx(1, abs=0.2)
+
+
 def test_jumps_take_the_interval_and_euler_steps_none():
     seen = []
 

@@ -220,6 +220,14 @@ def test_bridge_sde_reaches_the_posterior_at_first_order(monkeypatch):
     assert orders(np.transpose(errors)[1]) == pytest.approx(1, abs=0.3)
 
 
+def test_bridge_ode_converges_at_first_order():
+    """To where 8192 steps end, from y itself; it draws nothing."""
+    sde, y = sgmse.SBVE(), torch.full((1, 1, 1, 1), Y, dtype=torch.complex128)
+    end = lambda N: sgmse.bridge_ode(gaussian_predictor(sde), y, sde, N).item()
+    limit = end(8192)
+    assert orders([abs(end(N) - limit) for N in (64, 128, 256)]) == pytest.approx(1, abs=0.25)
+
+
 @pytest.mark.parametrize("N", [1, 5, 50])
 def test_bridge_ode_with_a_perfect_prediction_ends_at_it(N):
     """A x0 + B y with A = 0.999966, B = 0.000598 whatever N."""
