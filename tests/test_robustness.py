@@ -632,6 +632,26 @@ def test_eight_bit_recordings_are_enhanced_and_scored(tmp_path, corpus):
                        "--metrics", "si_sdr") == 0
 
 
+def test_recordings_without_a_clean_twin_are_enhanced_and_scored_without(tmp_path, corpus, monkeypatch, capsys):
+    from consistency import ConsistencyModel
+    from helpers import run_command
+    write(tmp_path / "real/deep/a.wav", NOISY[:20000])
+    write(tmp_path / "real/b.wav", NOISY[20000:44000])
+    flags = ("evaluate", "--data", tmp_path / "real", "--out", tmp_path / "out", "--workers", "1")
+    loudness = (["rms"], lambda s, s_hat, n: [float(np.sqrt(np.mean(s_hat ** 2)))], [], "")
+    monkeypatch.setitem(metrics.METRICS, "dnsmos", loudness)
+    monkeypatch.setitem(metrics.METRICS, "distillmos", (["mos"], None, ["no_such_package"], "pip install x"))
+    assert run_command(ConsistencyModel, *flags) == 0
+    out = capsys.readouterr().out
+    assert "So 2 recordings are enhanced and scored without clean ones" in out
+    noisy, after, _ = (float(line.split()[2]) for line in out.splitlines() if line.startswith("rms"))
+    assert noisy == pytest.approx(np.mean([np.sqrt(np.mean(NOISY[a:b] ** 2)) for a, b in ((0, 20000), (20000, 44000))]),
+                                  abs=2e-3) and after < noisy
+    monkeypatch.setitem(metrics.METRICS, "dnsmos", (["mos"], None, ["no_such_package"], "pip install y"))
+    assert run_command(ConsistencyModel, *flags) == 2
+    assert "dnsmos needs: pip install y" in capsys.readouterr().err
+
+
 def killer(pair):
     """A score whose process the system ends."""
     if pair[0] == "deadly":
