@@ -67,15 +67,15 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     teacher: str = ""            # checkpoint of a score model to learn from and to start as
     moves: Literal["pc", "euler", "heun", "mix", "renoise",
                    "renoise_shared"] = "pc"  # to the next time: by a teacher; two without
-    move_noise: bool = True    # keep the noise of the teacher's move: randomised trajectory
+    move_noise: bool = True          # keep the noise of the teacher's move, as published
     snr: float = 0.5                 # r, step length of the corrector in the move pc
     weight: Literal["1", "snr", "snr+1", "truncated-snr",
                     "karras"] = "1"  # of the consistency loss over time
     consistency_weight: float = 1.0  # of the consistency loss
-    pesq_weight: float = 5e-4     # of the PESQ disturbance; the authors' second model: 1e-3
+    pesq_weight: float = 5e-4        # of PESQLoss; the authors' second model: 1e-3
     si_sdr_weight: float = 5e-5      # of the negative SI-SDR, per dB
     form: Literal["edm", "data"] = "edm"  # f: c_skip x_t + c_out F; data: see forward
-    strict: bool = False            # boundary f(x, y, t_eps) = x exactly; published: nearly
+    strict: bool = False             # boundary f(x, y, t_eps) = x; published: nearly
     c_in: Literal["1", "edm"] = "1"  # input scale; published: 1
     sigma_data: float = 0.1          # rms of a clean bin
     N: int = 1                       # network calls at inference
@@ -530,12 +530,14 @@ class ConsistencyModel(nn.Module):
         return loss, parts
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_levelled."""
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_levelled."""
         def sample(y):
             return multistep(self, y, self.sde, self.config.N)
 
         def enhance(wave):
-            return in_spectrogram(sample, wave, self.spectrogram, self.net.multiple, self.config.pad_mode)
+            return in_spectrogram(sample, wave, self.spectrogram, self.net.multiple,
+                                  self.config.pad_mode)
+
         with torch.no_grad():
             return enhance_levelled(enhance, wave, self.config.normalize, peak)
 
@@ -597,12 +599,12 @@ class StudentConfig(nets.NetworkConfig, SpectrogramConfig):
     distil: Literal["selective", "random", "all", "none"] = "selective"  # patches
     teacher: str = ""                # checkpoint of any method
     distance: Literal["frequency", "response"] = "frequency"  # DFKD's, or of magnitudes
-    distil_weight: float = 5.0  # of the distillation; the task is the negative SI-SDR in dB
-    warmup: int = 0           # steps of the task alone, before the first patches are ranked
+    distil_weight: float = 5.0       # of the distillation; the task is -SI-SDR in dB
+    warmup: int = 0                  # steps of the task alone, before patches are ranked
     keep: float = 0.8                # share of the patches that is distilled
     rule: Literal["top_k", "positive", "both"] = "top_k"  # see select
     low: int = 20                    # bins of a patch
-    high: int = 20  # above the teacher's split; multi-scale patches (MSSP): low 10, high 40
+    high: int = 20                   # those above the split; multi-scale (MSSP): 10, 40
     beta: float = 0.5                # share of the cosine distance above the split
     exact: bool = True               # means and bands as released
     network: Literal["mask", "ncsnpp"] = "mask"  # a compact recurrent network, or the U-Net
@@ -680,7 +682,8 @@ class Student(nn.Module):
 
     def in_spectrogram(self, wave):
         """Waves of level 1 (B, L) -> enhanced, likewise."""
-        return in_spectrogram(self, wave, self.spectrogram, self.net.multiple, self.config.pad_mode)
+        return in_spectrogram(self, wave, self.spectrogram, self.net.multiple,
+                              self.config.pad_mode)
 
     def distillation(self, S, T, Y):
         """Distillation loss between spectra of student, teacher and clean, complex (B, F,
@@ -717,7 +720,7 @@ class Student(nn.Module):
         return loss, parts | {"distilled": distilled.detach()}
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_levelled."""
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_levelled."""
         with torch.no_grad():
             return enhance_levelled(self.in_spectrogram, wave, self.config.normalize, peak)
 

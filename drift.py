@@ -14,7 +14,8 @@ enter: that the clean frames belong to the same utterances helps, but nothing te
 which clean frame is its own.
 
     (8)     exp(-|x - y| / temperature), Deng et al. (12)  distances
-    (7)     mean of real - mean of generated, by (8)       separate_weights, mean_shift_field
+    (7)     mean of real - mean of generated               separate_weights
+                                                           mean_shift_field
     Deng et al., Algorithm 2: the two compete in one
             soft-max; what published systems compute       joint_weights, drifting_field
     either  for several temperatures, in blocks            multi_temperature_field
@@ -60,8 +61,8 @@ from tqdm import tqdm
 import metrics
 import nets
 import train
-from data import (Spectrogram, SpectrogramConfig, batches, enhance_levelled, in_spectrogram, open_data, per_bin,
-                  robust_level)
+from data import (Spectrogram, SpectrogramConfig, batches, enhance_levelled,
+                  in_spectrogram, open_data, per_bin, robust_level)
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     recipe: Literal["driftse", "original"] = "driftse"  # scales of features and drift
     temperatures: tuple = (0.0,)     # kernel widths, of the feature scale; 0: the recipe's
     exclude_self: bool = True        # a generated frame does not repel itself
-    sigma_max: float = 0.3     # largest std of a bin of noise added to y; 0: none
+    sigma_max: float = 0.3           # largest std of the noise added to y; 0: none
     sigma: float = 0.0               # std of the noise added to y at inference
-    conditional: bool = False   # noise in, y beside it, instead of y in
-    mask: bool = False     # a gain in (0, 2) for y, which keeps its phase (ours)
+    conditional: bool = False        # noise in, y beside it, instead of y in
+    mask: bool = False               # a gain in (0, 2) for y, which keeps its phase (ours)
     drift_weight: float = 1.0        # of the drifting loss, a mean over feature entries
     pesq_weight: float = 0.0         # of the PESQ disturbance; dagger: 1e-4
     si_sdr_weight: float = 0.0       # of the negative SI-SDR, per dB; dagger: 1e-4
@@ -86,8 +87,8 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
         super().__post_init__()
         widths = self.temperatures
         if widths != (0.0,) and not (widths and min(widths) > 0):
-            raise ValueError("--temperatures are above 0, or a single 0 for the recipe's; got "
-                             f"{' '.join(map(str, widths))}")
+            raise ValueError("--temperatures are above 0, or a single 0 for the recipe's; "
+                             f"got {' '.join(map(str, widths))}")
         if not self.layers:
             raise ValueError("--layers: give one or more")
 
@@ -311,9 +312,9 @@ class SpeechLatents:
                     self.encoder = AutoModel.from_pretrained(encoder)
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"the encoder {encoder} could not be loaded ({train.one_line(error)}). Give "
-                    "--encoder a local folder with its files, or --encoder mel, which needs "
-                    "none") from None
+                    f"the encoder {encoder} could not be loaded ({train.one_line(error)}). "
+                    "Give --encoder a local folder with its files, or --encoder mel, which "
+                    "needs none") from None
             self.encoder.float().eval().requires_grad_(False)
             count = self.encoder.config.num_hidden_layers + 1
         if not all(0 <= layer < count for layer in layers):
@@ -337,10 +338,10 @@ class SpeechLatents:
 @dataclass(frozen=True)
 class EncoderConfig:
     """A small HuBERT; the defaults train on a CPU in minutes."""
-    hidden: int = 128    # width of the transformer; frames of all its layers have this size
+    hidden: int = 128                # width of the transformer, size of its frames
     depth: int = 2                   # its layers
     channels: int = 64               # width of the convolutions before it
-    clusters: int = 64             # of mel frames, by k-means: what the network tells apart
+    clusters: int = 64               # of mel frames, by k-means: what is told apart
     mask_start: float = 0.08         # probability that a frame begins a masked span
     mask_length: int = 10            # frames of a span: 0.2 s
 
@@ -570,7 +571,8 @@ class DriftSE(nn.Module):
             return self(y, y.real.new_full((len(y),), self.config.sigma))
 
         def enhance(wave):
-            out = in_spectrogram(sample, wave, self.spectrogram, self.net.multiple, self.config.pad_mode)
+            out = in_spectrogram(sample, wave, self.spectrogram, self.net.multiple,
+                                 self.config.pad_mode)
             if self.config.ccmse_weight:
                 return out
             if self.config.normalize == "robust":        # wave has level 1
@@ -579,7 +581,6 @@ class DriftSE(nn.Module):
             return out * (target / own.clamp(min=1e-8))
         with torch.no_grad():
             return enhance_levelled(enhance, wave, self.config.normalize, peak)
-
 
     @classmethod
     def from_official(cls, checkpoint, **changes):

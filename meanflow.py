@@ -80,19 +80,19 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     separator_seconds: float = 4.0   # of the excerpt it hears; the corrector learns a part
     num_mics: int = 1                # microphones of the mixture
     num_speakers: int = 1            # talkers in it
-    sigma_max: float = 0.487    # std of the noise at t = 1, per complex bin; at t = 0: none
+    sigma_max: float = 0.487         # std of the noise at t = 1, per complex bin
     t_eps: float = 0.03              # smallest process time in training
-    c: float = 0.5                # of u = v - c (t - r) du/dt; 1: u is the average velocity
+    c: float = 0.5                   # of u = v - c (t - r) du/dt; 1: u is the average
     derivative: Literal["difference", "exact"] = "difference"  # how du/dt is taken
     derivative_clip: float = 5.0     # largest norm of du/dt of an example; 0: no limit
     along: Literal["conditional", "own"] = "conditional"  # du/dt along v, or u(x_t, t, t)
-    displacement: bool = True       # weight (t - r)^2: MeCo's x_r-loss; MeanFlowSE has none
+    displacement: bool = True        # weight (t - r)^2: the x_r-loss; MeanFlowSE: none
     endpoint_weight: float = 1.0     # of the Endpoint loss, per dB; MeanFlowSE: 0
     reduction: Literal["sum", "mean"] = "sum"  # of the loss over an example's bins
-    schedule: int = 0               # updates that the schedules span; 0: as many as --steps
+    schedule: int = 0                # updates of the schedules; 0: as many as --steps
     N: int = 1                       # network calls at inference
     t_end: float = 0.03              # process time at which inference stops
-    sigma_data: float = 0.0        # rms of x0 - s_hat over |mixture|; > 0: scaled as in EDM
+    sigma_data: float = 0.0          # rms of x0 - s_hat over |mixture|; > 0: as in EDM
     fourier_scale: float = 16.0      # std of the random frequencies of the times
     hop_length: int = 64             # samples; MeanFlowSE: 128
 
@@ -389,12 +389,12 @@ class MeanFlowCorrector(nn.Module):
             estimate = self.separate(mixture)
         else:
             estimate = sa_sdr_loss(clean, self.separate_once(mixture))[1]
-        estimate, mixture = estimate.flatten(0, 1)[:, None], mixture.repeat_interleave(estimate.shape[1], dim=0)
-        return torch.cat([estimate, mixture], dim=1)
+        mixture = mixture.repeat_interleave(estimate.shape[1], dim=0)      # (B S, M, L)
+        return torch.cat([estimate.flatten(0, 1)[:, None], mixture], dim=1)
 
     def level(self, waves):
-        """Level of s_hat, but at least 0.05 times that of the mixture at microphone 0: (B S,
-        C, L) -> (B S, 1, 1). Without a separator both are one, and at level 1 already.
+        """Level of s_hat, but at least 0.05 times that of the mixture at microphone 0:
+        (B S, C, L) -> (B S, 1, 1). Without a separator both are one, at level 1 already.
         """
         if self.separator is None:
             return waves.new_ones(1, 1, 1)
@@ -483,8 +483,9 @@ class MeanFlowCorrector(nn.Module):
         """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L), see data.enhance_levelled;
         (B, M, L) -> (B, S, L).
         """
-        out = enhance_levelled(self.enhance_at_level_1, wave if wave.ndim == 3 else wave[:, None],
-                               self.config.normalize, peak)
+        mixture = wave if wave.ndim == 3 else wave[:, None]                # (B, M, L)
+        out = enhance_levelled(self.enhance_at_level_1, mixture, self.config.normalize,
+                               peak)
         return out if wave.ndim == 3 else out[:, 0]
 
     def enhance_at_level_1(self, mixture):
@@ -493,9 +494,9 @@ class MeanFlowCorrector(nn.Module):
             return self.separate(mixture)
         waves = self.known(mixture)                                        # (B S, C, L)
         level = self.level(waves)
-        out = in_spectrogram(self.correct, waves / level, self.spectrogram, self.net.multiple, self.config.pad_mode)
+        out = in_spectrogram(self.correct, waves / level, self.spectrogram,
+                             self.net.multiple, self.config.pad_mode)
         return (out * level[:, 0]).unflatten(0, (len(mixture), -1))        # (B, S, L)
-
 
     @classmethod
     def from_official(cls, checkpoint, **changes):

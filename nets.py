@@ -166,10 +166,10 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all F T positions of a (B, C, F, T) map, one head, with a residual.
+    """Self-attention over all F T positions of a (B, C, F, T) map, one head and a residual.
 
-    torch.func.jvp wants it within sdpa_kernel(SDPBackend.MATH): fused kernels have no forward
-    mode.
+    torch.func.jvp wants it within sdpa_kernel(SDPBackend.MATH): fused kernels have no
+    forward mode.
     """
 
     def __init__(self, channels):
@@ -265,7 +265,7 @@ class NCSNpp(nn.Module):
         in_channels=2,             # complex signals in: the state x_t, conditions such as y
         out_channels=1,                          # complex signals out
         width=128,                               # channels at full resolution
-        channel_mults=(1, 1, 2, 2, 2, 2, 2),     # channels per level in widths; each halves F, T
+        channel_mults=(1, 1, 2, 2, 2, 2, 2),     # per level, in widths; each halves F, T
         num_res_blocks=2,                     # per resolution on the way down; up, one more
         attention_resolutions=(16,),      # frequency heights with it; the bottleneck has it
         image_size=256,                          # F that attention_resolutions refers to
@@ -368,8 +368,8 @@ class NCSNpp(nn.Module):
         for official, name in net.official_names():
             if official not in weights:
                 raise ValueError(f"the checkpoint has no '{official}' (our {name}): are "
-                                 "width, channel_mults, num_res_blocks, attention_resolutions "
-                                 "and num_times those it was trained with?")
+                                 "width, channel_mults, num_res_blocks, "
+                                 "attention_resolutions and num_times as in its training?")
             tensor = weights.pop(official)
             if ".NIN_" in official and official.endswith("W"):
                 tensor = tensor.T[:, :, None, None]      # stored as (in, out)

@@ -26,6 +26,7 @@ runs from t = 0, clean, to t = T, noisy. (In shapes, T counts frames.)
     ... sampled       N steps between even times          reverse_grid, euler_maruyama
     ... corrected     Langevin steps in between           langevin_step, predictor_corrector
     its ODE           dx = (f - g^2 s / 2) dt             flow_velocity, probability_flow
+    no sampler        E[x0 | x_t, y]                      posterior_mean
     bridge            exponential integrators             bridge_ode, bridge_sde
 
 Where we differ. The default is the released code's behaviour, with which the published
@@ -57,9 +58,9 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     theta: float = 1.5               # OUVE: stiffness, how fast x_t is pulled towards y
     sigma_min: float = 0.05          # OUVE: noise scale at t = 0, per complex bin
     sigma_max: float = 0.5           # OUVE: at t = 1
-    k: float = 2.6               # BBED, SBVE: base of the diffusion coefficient sqrt(c) k^t
+    k: float = 2.6                   # BBED, SBVE: base of the diffusion, sqrt(c) k^t
     c: float = 0.51                  # BBED, SBVE (there 0.4): its scale
-    t_eps: float = 0.03      # smallest process time in training; samplers step from it to 0
+    t_eps: float = 0.03              # smallest process time that is trained
     objective: Literal["score_matching", "denoiser", "precond_denoiser",
                        "data_prediction"] = "score_matching"  # what the network gives
     weighting: Literal["1", "sigma^2", "edm"] = "1"  # of the denoisers' squared error
@@ -69,14 +70,14 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     c_skip: Literal["0", "edm", "y"] = "0"  # version 2: of x_t; y adds y: ours
     sigma_data: float = 0.1          # rms of a clean bin, for the edm coefficients
     l1_weight: float = 0.001         # data_prediction: weight of the waveform term
-    pesq_weight: float = 0.0        # data_prediction: of the PESQ disturbance; bridge: 5e-4
+    pesq_weight: float = 0.0         # data_prediction: of PESQLoss; the bridge: 5e-4
     crp: Literal["none", "last", "random"] = "none"  # second stage: which step it trains
-    sampler: Literal["pc", "em", "ode", "bridge_ode",
-                     "bridge_sde"] = "pc"  # em: pc without its corrector
+    sampler: Literal["pc", "em", "ode", "direct", "bridge_ode",
+                     "bridge_sde"] = "pc"  # em: pc without its corrector; direct: one call
     N: int = 30                      # reverse steps
     snr: float = 0.5                 # r, step length of the corrector
     start: float = 1.0               # reverse starting point; for BBED at most 0.999
-    version: Literal[1, 2] = 1     # of NCSN++: 1 gives -score, over t; 2 is scaled as above
+    version: Literal[1, 2] = 1       # of NCSN++: 1 gives -score over t; 2 is scaled
     fourier_scale: float = 16.0      # std of the random frequencies of log t
 
     def __post_init__(self):
@@ -88,11 +89,12 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
                              f"start <= 1; got start {self.start}, t_eps {self.t_eps}")
         bridge = self.sde == "sbve"
         if bridge != self.sampler.startswith("bridge"):
-            raise ValueError("--sampler bridge_ode or bridge_sde is for --sde sbve, and pc, em "
-                             f"or ode for ouve and bbed; got {self.sampler} for {self.sde}")
+            raise ValueError("--sampler bridge_ode or bridge_sde is for --sde sbve, pc, "
+                             "em, ode or direct for ouve and bbed; got "
+                             f"{self.sampler} for {self.sde}")
         if bridge and self.objective != "data_prediction":
-            raise ValueError("--sde sbve needs --objective data_prediction: its samplers ask "
-                             f"for x0; got {self.objective}")
+            raise ValueError("--sde sbve needs --objective data_prediction: its samplers "
+                             f"ask for x0; got {self.objective}")
         scaling = self.c_in, self.c_out, self.c_skip, self.network_scaling
         plain = self.objective == "score_matching" and scaling == ("1", "1", "0", "none")
         if self.version == 1 and not plain:
@@ -425,6 +427,20 @@ def probability_flow(score, y, sde, N=30, method="heun", start=None):
     return reverse_step(score, x, y, times[-1], steps[-1], sde)[0]
 
 
+def posterior_mean(score, x, y, t, sde):
+    """E[x0 | x_t, y] by Tweedie's formula: x + std^2 s is the mean of the process, from
+    which x0 follows, as it is linear in it.
+
+    At T it is what the network makes of the noisy speech without any sampler: the control
+    of everything that enhances in one call.
+    """
+    t = each(t, x)
+    mean = x + per_bin(sde.std(t)) ** 2 * score(x, y, t)
+    of_y = sde.mean(torch.zeros_like(x), y, t)
+    of_one = sde.mean(torch.ones_like(x), torch.zeros_like(y), t)
+    return (mean - of_y) / of_one
+
+
 def bridge_times(N, end=1e-4):
     """The N + 1 even times from 1 to `end` that N steps of a bridge join: (N + 1,),
     float64.
@@ -576,13 +592,18 @@ class ScoreSDE(nn.Module):
             return euler_maruyama(self.score, y, sde, config.N, config.start)
         if config.sampler == "ode":
             return probability_flow(self.score, y, sde, config.N, start=config.start)
+        if config.sampler == "direct":
+            start = min(config.start, sde.T)
+            return posterior_mean(self.score, sde.prior(y, start), y, start, sde)
         bridge = {"bridge_ode": bridge_ode, "bridge_sde": bridge_sde}[config.sampler]
         return bridge(self, y, sde, config.N)
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_levelled."""
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_levelled."""
         def enhance(wave):
-            return in_spectrogram(self.sample, wave, self.spectrogram, self.net.multiple, self.config.pad_mode)
+            return in_spectrogram(self.sample, wave, self.spectrogram, self.net.multiple,
+                                  self.config.pad_mode)
+
         return enhance_levelled(enhance, wave, self.config.normalize, peak)
 
     @classmethod

@@ -14,8 +14,7 @@ import metrics
 import nets
 import sgmse
 import train
-from helpers import check_commands, variants, run_command
-from test_sgmse import gaussian_score, load, replay
+from helpers import check_commands, gaussian_score, lively, load, replay, run_command, variants
 
 SDE = sgmse.OUVE()
 M, S, Y = 1.2 + 0.3j, 0.1, 2 - 1j                        # of the Gaussian world: x0 | y ~ N(M, S^2)
@@ -335,7 +334,7 @@ run = functools.partial(run_command, consistency.ConsistencyModel)
 def tiny(**changes):
     torch.manual_seed(0)
     preset = consistency.PRESETS["tiny"] | dict(num_frames=24)
-    return consistency.ConsistencyModel(consistency.Config(**preset | changes))
+    return lively(consistency.ConsistencyModel(consistency.Config(**preset | changes)))
 
 
 EDM = dict(sde="ouve", form="edm", strict=False, c_in="edm", normalize="peak")
@@ -391,6 +390,53 @@ def test_target_has_the_averaged_weights_and_the_student_its_own():
             p.mul_(1.1)
     torch.testing.assert_close(model.target(x, y, torch.ones(1)), before)
     assert not torch.allclose(model(x, y, torch.ones(1)), before)
+
+
+@pytest.mark.parametrize("moves", ["renoise_shared", "renoise"])
+def test_loss_is_made_of_the_functions(moves, monkeypatch):
+    """The total, term by term from the draws that it used: target of the averaged weights, at the next time, with the
+    noise of x_t or another; each weight on its own term; disturbance and SI-SDR of the estimate against clean.
+    """
+    model, asked = tiny(moves=moves, weight="snr", consistency_weight=2.0, pesq_weight=0.3, si_sdr_weight=0.7), []
+    averaged = tiny(moves=moves)
+    model.ema = train.EMA(averaged)
+    with torch.no_grad():
+        for p in model.net.parameters():
+            p.mul_(1.1)
+    i = torch.tensor([0, 28])
+    monkeypatch.setattr(torch, "randint", lambda *args, **_: asked.append(args) or i)
+    clean, noisy = some_batch(model)
+    x0, y = (model.spectrogram(wave)[:, None] for wave in (clean, noisy))
+    z, other = torch.randn_like(x0), torch.randn_like(x0)
+    replay(monkeypatch, [z] if moves == "renoise_shared" else [z, other])
+    loss, parts = model.loss((clean, noisy))
+    assert asked == [(29, (2,))]                         # every interval of the thirty times
+    grid, sde = consistency.time_grid(model.sde), model.sde
+    t, r = grid[i], grid[i + 1]
+    estimate = model(sde.mean(x0, y, t) + sgmse.per_bin(sde.std(t)) * z, y, t)
+    later = z if moves == "renoise_shared" else other
+    target = averaged(sde.mean(x0, y, r) + sgmse.per_bin(sde.std(r)) * later, y, r)
+    error = (t ** -2 * (estimate - target).abs().square().mean((1, 2, 3))).mean()
+    reference, enhanced = (model.spectrogram.inverse(s[:, 0], model.num_samples) for s in (x0, estimate))
+    pesq, si_sdr = metrics.PESQLoss()(reference, enhanced).mean(), metrics.si_sdr_loss(reference, enhanced).mean()
+    torch.testing.assert_close(loss, 2 * error + 0.3 * pesq + 0.7 * si_sdr, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parts["si_sdr"], -si_sdr.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(parts["pesq"], pesq.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_student_that_goes_on_keeps_its_own_weights(teacher):
+    model = tiny(teacher=str(teacher))
+    before = {name: p.clone() for name, p in model.net.state_dict().items()}
+    model.prepare(fresh=False)
+    assert all(torch.equal(before[name], p) for name, p in model.net.state_dict().items())
+    model = tiny(teacher=str(teacher))
+    model.prepare(fresh=True)
+    assert not all(torch.equal(before[name], p) for name, p in model.net.state_dict().items())
+
+
+def test_grid_of_the_bridge_starts_at_its_latest_time():
+    grid = consistency.time_grid(sgmse.BBED())
+    assert grid[0] == pytest.approx(0.999) and len(grid) == 30
 
 
 def test_student_starts_as_its_teacher_and_does_not_carry_it(teacher, edm_teacher):

@@ -13,8 +13,7 @@ import meanflow
 import metrics
 import nets
 import train
-from helpers import variants, run_command
-from test_sgmse import load, replay
+from helpers import lively, load, replay, run_command, variants
 
 M, S, S_HAT, SIGMA = 0.5, 0.3, 0.8, 0.487                # of the Gaussian world: x0 ~ N(M, S^2)
 INF = float("inf")
@@ -92,6 +91,13 @@ def test_one_jump_by_the_average_velocity_is_the_whole_flow():
     assert euler == pytest.approx(0.800367, abs=1e-3)
     assert meanflow.sample(half, s_hat, z).item() == pytest.approx(0.669556, abs=1e-6)
     assert meanflow.sample(instantaneous, s_hat, z).item() == pytest.approx(0.523610, abs=1e-6)
+
+
+def test_euler_steps_of_the_instantaneous_velocity_converge_at_first_order():
+    end = lambda N: meanflow.sample(instantaneous, bins(S_HAT), bins(1), N, average=False).item()
+    errors = [abs(end(N) - 0.800367) for N in (25, 50, 100)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.2)
+    assert math.log2(errors[1] / errors[2]) == pytest.approx(1, abs=0.2)
 
 
 def test_jumps_take_the_interval_and_euler_steps_none():
@@ -431,7 +437,7 @@ run = functools.partial(run_command, meanflow.MeanFlowCorrector)
 def tiny(**changes):
     torch.manual_seed(0)
     preset = meanflow.PRESETS["tiny"] | dict(num_frames=24, separator_seconds=0.5)
-    return meanflow.MeanFlowCorrector(meanflow.Config(**preset | changes))
+    return lively(meanflow.MeanFlowCorrector(meanflow.Config(**preset | changes)))
 
 
 def some_batch(model, n=2):
@@ -491,7 +497,7 @@ def test_loss_is_made_of_the_functions(monkeypatch):
     x_r = 0.5 * (0.8 * (u(xt, r, t) - target)[0]).abs().square().sum() / 2
     end = y + 0.487 * z_end - 0.97 * u(y + 0.487 * z_end, torch.full((2,), 0.03), torch.ones(2))
     enhanced = model.spectrogram.inverse(end[:, 0], clean.shape[1])
-    si_sdr = sum(metrics.si_sdr((c - c.mean()), (e - e.mean())) for c, e in zip(clean, enhanced.detach())) / 2
+    si_sdr = -metrics.si_sdr_loss(clean, enhanced).mean()
     assert loss.item() == pytest.approx((0.75 * velocity + 0.25 * x_r - 2 * si_sdr).item(), rel=1e-4)
     draws.clear()
     mean = tiny(reduction="mean", **constants)
@@ -721,6 +727,14 @@ def test_network_s_sign_and_interval():
     torch.testing.assert_close(u, -out)
     torch.testing.assert_close(joined, torch.cat([x, y], dim=1))
     assert (t.item(), delta.item()) == pytest.approx((0.9, 0.7))
+
+
+def test_interval_that_a_difference_makes_negative_counts_as_0():
+    """r = t: the step behind it would ask for t - r < 0."""
+    model, x, y = tiny(), *torch.randn(2, 1, 1, 256, 16, dtype=torch.complex64)
+    t = torch.tensor([0.5])
+    torch.testing.assert_close(model(x, y, t + 0.2, t), model(x, y, t, t))
+    assert not torch.allclose(model(x, y, t - 0.2, t), model(x, y, t, t))
 
 
 @pytest.fixture(scope="module")

@@ -433,6 +433,26 @@ def test_compiled_outputs_and_gradients_equal_eager():
     assert relative(*(torch.autograd.grad(out.abs().square().mean(), net.stem.weight)[0] for out in outs)) < 1e-4
 
 
+@torch.no_grad()
+def test_times_below_1e_4_count_as_that():
+    net, x = lively(), spectrogram(1, 2, 16, 16)
+    at = lambda t: net(x, torch.tensor([t]))
+    assert torch.equal(at(1e-5), at(1e-4)) and torch.equal(at(0.0), at(1e-4)) and not torch.equal(at(2e-4), at(1e-4))
+
+
+@torch.no_grad()
+def test_what_blocks_add_up_stays_in_single_precision_under_autocast():
+    net, seen = lively(attention_resolutions=(256,)), []
+    for module in net.modules():
+        if isinstance(module, (nets.ResBlock, nets.Attention)):
+            module.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+        if isinstance(module, nets.Decoder) and module.grow:
+            module.grow.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        net(spectrogram(1, 2, 32, 32), torch.tensor([0.5]))
+    assert len(seen) > 20 and set(seen) == {torch.float32}
+
+
 # Memory and time -------------------------------------------------------------------------------------------------
 
 

@@ -99,6 +99,11 @@ def test_band_split():
     assert band_split(torch.tensor([0.1, 0.2, 1, 0.5, 1.5])[None, :, None]).item() == 1
 
 
+def test_band_split_takes_the_rise_relative_to_what_is_below():
+    """From 0.1 to 0.5 the maximum is five times as large, from 0.5 to 1.5 three times, though that step is larger."""
+    assert band_split(torch.tensor([0.1, 0.5, 1.5, 1.0])[None, :, None]).item() == 0
+
+
 def full_example():
     T = spectrum([[.1, .5], [.2, .6], [1, 2.4], [.5, 1], [1.5, .3], [.2, .1]])
     Y = spectrum([[.1, .4], [.3, .6], [1.2, 2], [.5, 1.2], [1.5, .2], [.1, .1]])
@@ -122,6 +127,23 @@ def test_split_bin_is_in_both_bands_as_released_and_in_one_as_recommended():
     for exact, first in ((True, 1), (False, 2)):
         expected = d[:2].mean() + (0.3 * d + 0.7 * m)[first:].mean()
         assert selective_frequency_loss(S, T, Y, 1, 1, 1, 0.3, exact=exact).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("high", [2, 3, 4])
+def test_recommended_means_are_over_the_bins_of_the_band(high):
+    """By loops: bins 2 to 5 of both frames are above the split; zeros of the other band and beyond the top do not count."""
+    S, T, Y = full_example()
+    bins = {frame: [[k for k in range(first, first + high) if 2 <= k < 6] for first in range(0, 6, high)] for frame in (0, 1)}
+    total, count = 0, 0
+    for frame, bands in bins.items():
+        for inside in filter(None, bands):
+            s, t = S[0, inside, frame], T[0, inside, frame]
+            cosine = 1 - (s * t.conj()).sum().real / (s.norm() * t.norm())
+            total += 0.3 * cosine + 0.7 * (s.abs() - t.abs()).square().mean()
+            count += 1
+    below = cosine_distance(S * (torch.arange(6) < 2)[None, :, None], T * (torch.arange(6) < 2)[None, :, None], 6).mean()
+    loss = selective_frequency_loss(S, T, Y, 6, high, 1, 0.3, exact=False)
+    assert loss.item() == pytest.approx((below + total / count).item(), abs=1e-6)
 
 
 LOSSES = {"response": selective_patch_loss, "frequency": selective_frequency_loss}
@@ -259,6 +281,32 @@ def test_all_of_the_teacher_is_all_whatever_the_rule(rule):
 def test_shares_and_sizes_out_of_range_are_refused(changes):
     with pytest.raises(ValueError, match=f"--{next(iter(changes))} "):
         StudentConfig(**changes)
+
+
+def test_patches_are_those_of_a_spectrum_of_512_samples_every_128_without_compression():
+    wave = torch.randn(1, 4096)
+    expected = torch.stft(wave, 512, 128, window=torch.hann_window(512), return_complex=True)
+    torch.testing.assert_close(student().patch_spectrogram(wave)[..., :expected.shape[-1]], expected)
+
+
+def test_u_net_gives_a_correction_of_the_noisy_speech_and_the_compact_network_a_mask():
+    y = torch.randn(1, 1, 256, 16, dtype=torch.complex64)
+    model = student(**Student.presets["tiny"])
+    model.net.forward = lambda x: 0.5 * x
+    torch.testing.assert_close(model(y), 1.5 * y)
+    model = student(n_fft=510)
+    model.net.forward = lambda x: 0.5 * x
+    torch.testing.assert_close(model(y), 0.5 * y)
+
+
+def test_mask_comes_from_the_logarithm_of_the_magnitudes():
+    """Layer by layer; magnitudes below 1e-4 count as that."""
+    torch.manual_seed(0)
+    net, y = nets.MaskGRU(33, 8, 1), torch.randn(2, 1, 33, 20, dtype=torch.complex64)
+    y[..., 5] = 1e-9
+    x = y[:, 0].abs().clamp(min=1e-4).log().transpose(1, 2)
+    mask = torch.sigmoid(net.decoder(net.gru(net.encoder(x))[0])).transpose(1, 2)[:, None]
+    torch.testing.assert_close(net(y), mask * y)
 
 
 def test_random_patches_are_drawn_anew_and_blindly():

@@ -4,9 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import sys
-import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,22 +14,11 @@ import metrics
 import nets
 import sgmse
 import train
-from helpers import run_command
+from helpers import (ExactStart, ExactStartBBED, M, S, Y, gaussian_marginal, gaussian_score, lively, load,
+                     official_checkpoint, replay, run_command)
 
-FIXTURES = Path(__file__).parent / "fixtures"
 PROCESSES = {"ouve_default": sgmse.OUVE(), "ouve_48k": sgmse.OUVE(2.0, 0.1, 1.0), "sbve_default": sgmse.SBVE(),
              "bbed_default": sgmse.BBED(c=0.52), "bbed_theta051": sgmse.BBED()}
-
-
-def load(name):
-    return np.load(FIXTURES / f"{name}.npz")
-
-
-def replay(monkeypatch, draws):
-    """Let torch.randn_like return these, in order."""
-    draws = iter(draws)
-    monkeypatch.setattr(torch, "randn_like", lambda x: torch.as_tensor(next(draws)).to(x.dtype))
-    return draws
 
 
 # ---- processes ----
@@ -116,37 +102,20 @@ def test_monte_carlo_of_the_forward_process_has_its_mean_and_std():
     assert x.std().item() == pytest.approx(sde.std(t).item(), rel=0.01)
 
 
-# ---- a Gaussian world: x0 | y ~ N(m, s^2), so every score and every sampler is affine and can be solved ----
+# ---- a Gaussian world: every score and every sampler is affine and can be solved ----
 
-M, S, Y = 1.2 + 0.3j, 0.4, 2 - 1j
-
-
-@dataclasses.dataclass(frozen=True)
-class ExactStart(sgmse.OUVE):
-    """The prior y + std z leaves out what x_T still knows of x0; here the reverse process starts from its true law."""
-
-    def prior(self, y, t=None):
-        t = torch.full((len(y),), self.T if t is None else t, dtype=y.real.dtype)
-        mean, var = gaussian_marginal(self, y, t)
-        return mean + var.sqrt() * torch.randn_like(y)
-
-
-class ExactStartBBED(sgmse.BBED):
-    prior = ExactStart.prior
-
-
-def gaussian_marginal(sde, y, t):
-    """Mean and variance of x_t given y."""
-    m = torch.full_like(y, M)
-    a = (sde.mean(torch.ones_like(y), torch.zeros_like(y), t)).real
-    return sde.mean(m, y, t), a ** 2 * S ** 2 + sgmse.per_bin(sde.std(t)) ** 2
-
-
-def gaussian_score(sde):
-    def score(x, y, t):
-        mean, var = gaussian_marginal(sde, y, t)
-        return -(x - mean) / var
-    return score
+@pytest.mark.parametrize("process", [sgmse.OUVE, sgmse.BBED])
+@pytest.mark.parametrize("t", [0.03, 0.5, 0.9])
+def test_posterior_mean_is_the_regression_of_x0_on_the_state(process, t):
+    """x0 ~ N(M, S^2), x_t = a x0 + b y + std z: E[x0 | x_t] = M + a S^2 (x_t - a M - b y) / (a^2 S^2 + std^2)."""
+    sde, x = process(), torch.randn(3, 1, 2, 2, dtype=torch.complex128)
+    y = torch.full_like(x, Y)
+    times = torch.full((3,), t, dtype=torch.float64)
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    a, b = sde.mean(one, zero, times), sde.mean(zero, y, times)
+    std = sgmse.per_bin(sde.std(times))
+    expected = M + a * S ** 2 * (x - a * M - b) / (a ** 2 * S ** 2 + std ** 2)
+    torch.testing.assert_close(sgmse.posterior_mean(gaussian_score(sde), x, y, t, sde), expected, atol=1e-9, rtol=0)
 
 
 def after_last_step(sde, y, mean, variance):
@@ -249,6 +218,14 @@ def test_bridge_sde_reaches_the_posterior_at_first_order(monkeypatch):
         errors.append([abs(mean - M), abs(variance - S ** 2)])
     assert np.max(errors[-1]) < 0.02
     assert orders(np.transpose(errors)[1]) == pytest.approx(1, abs=0.3)
+
+
+def test_bridge_ode_converges_at_first_order():
+    """To where 8192 steps end, from y itself; it draws nothing."""
+    sde, y = sgmse.SBVE(), torch.full((1, 1, 1, 1), Y, dtype=torch.complex128)
+    end = lambda N: sgmse.bridge_ode(gaussian_predictor(sde), y, sde, N).item()
+    limit = end(8192)
+    assert orders([abs(end(N) - limit) for N in (64, 128, 256)]) == pytest.approx(1, abs=0.25)
 
 
 @pytest.mark.parametrize("N", [1, 5, 50])
@@ -657,10 +634,10 @@ def test_one_step_of_the_flow_goes_from_its_start_to_0():
 
 def tiny(**changes):
     torch.manual_seed(0)
-    return sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | changes)).eval()
+    return lively(sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | changes))).eval()
 
 
-SAMPLERS = {"pc": 10, "em": 5, "ode": 9, "bridge_ode": 5, "bridge_sde": 5}
+SAMPLERS = {"pc": 10, "em": 5, "ode": 9, "direct": 1, "bridge_ode": 5, "bridge_sde": 5}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -683,6 +660,15 @@ def test_every_objective_gives_one_finite_number_and_reaches_every_weight(object
     loss.backward()
     assert loss.ndim == 0 and loss.isfinite()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("sde, T", [("ouve", 1.0), ("bbed", 0.999)])
+def test_each_example_of_a_batch_is_trained_at_a_time_of_its_own_between_t_eps_and_T(sde, T, monkeypatch):
+    model, seen = tiny(sde=sde, objective="precond_denoiser", num_frames=16, t_eps=0.1), []
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.tensor([0.0, 0.5, 1.0]).reshape(shape))
+    model.net.register_forward_hook(lambda net, args, out: seen.append(args[1]))
+    model.loss(tuple(torch.randn(2, 3, model.num_samples) * 0.1))
+    assert seen[0].tolist() == pytest.approx([0.1, (0.1 + T) / 2, T])
 
 
 BRIDGE = dict(sde="sbve", c=0.4, t_eps=1e-4, sampler="bridge_ode")
@@ -719,22 +705,6 @@ def test_same_seed_same_wave_other_seed_other_wave():
 
 # ---- released checkpoints ----
 
-def official_checkpoint(path, hyper_parameters, weights, payload=None):
-    """A file in the layout of the reference's Lightning runs, class reference included."""
-    module = types.ModuleType("sgmse.data_module")
-    module.SpecsDataModule = type("SpecsDataModule", (), {"__module__": "sgmse.data_module"})
-    sys.modules["sgmse.data_module"] = module
-    try:
-        torch.save({
-            "state_dict": {f"dnn.{name}": torch.zeros_like(w) for name, w in weights.items()},
-            "ema": {"decay": 0.999, "num_updates": 9000, "shadow_params": list(weights.values()),
-                    "collected_params": None},
-            "hyper_parameters": {**hyper_parameters, "data_module_cls": module.SpecsDataModule},
-            "callbacks": {"best": np.float64(3.0)}, "epoch": 115, "payload": payload}, path)
-    finally:
-        del sys.modules["sgmse.data_module"]
-
-
 OFFICIAL = dict(backbone="ncsnpp", sde="ouve", theta=1.5, sigma_min=0.05, sigma_max=0.5, N=30, t_eps=0.03, lr=1e-4,
                 loss_type="mse", ch_mult=[1, 1, 2], num_res_blocks=2, attn_resolutions=[8], nf=8, n_fft=62,
                 hop_length=16, num_frames=32, spec_factor=0.15, spec_abs_exponent=0.5, window="hann",
@@ -749,12 +719,14 @@ def official_weights():
 @pytest.mark.parametrize("sde, theirs, process", [
     ("ouve", dict(theta=2.0), sgmse.OUVE(theta=2.0)),
     ("bbed", dict(k=2.6, theta=0.52, sde_n=30), sgmse.BBED(c=0.52)),
-    ("bbve", dict(sigma_min=1.0, sigma_max=2.6, theta=0.51), sgmse.BBED(c=0.51))])
+    ("bbve", dict(sigma_min=1.0, sigma_max=2.6, theta=0.51), sgmse.BBED(c=0.51)),
+    ("bbve", dict(sigma_min=0.5, sigma_max=1.5, theta=0.4), sgmse.BBED(k=3.0, c=0.1))])
 def test_released_checkpoint_gives_the_averaged_network(tmp_path, sde, theirs, process):
     path, weights = tmp_path / "epoch=115.ckpt", official_weights()
     official_checkpoint(path, OFFICIAL | dict(sde=sde) | theirs, weights)
     model = train.load_checkpoint(path, sgmse.ScoreSDE)
-    assert model.sde == process and model.config.N == 30
+    assert dataclasses.astuple(model.sde) == pytest.approx(dataclasses.astuple(process)) and type(model.sde) is type(process)
+    assert model.config.N == 30
     fixture = load("net_crp_ncsnpp")
     x, y, t = (torch.from_numpy(fixture[key]) for key in ("x0", "y0", "t0"))
     with torch.no_grad():

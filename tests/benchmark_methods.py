@@ -1,0 +1,116 @@
+"""What each method costs: one table from one run.
+
+    python tests/benchmark_methods.py [--preset small] [--seconds 10 60 600 3600]
+
+Of each method: training crops (2 s of audio or what its preset has, by the default batch of 4) a second, the real-time
+factor of the shipped weights, and the peak memory of the whole process that enhances a recording of so many seconds.
+Training hears noise at random: what is measured does not depend on what is heard. Each figure of memory is that of a
+fresh process. Nothing here is a test: other work on the machine changes it.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import consistency
+import drift
+import meanflow
+import sgmse
+import train
+
+METHODS = {                                              # name: (class, changes for training, shipped weights)
+    "SGMSE+ (BBED)": (sgmse.ScoreSDE, {}, "sgmse_stage1"),
+    "CRP, 5 calls": (sgmse.ScoreSDE, dict(crp="last", N=5), "sgmse"),
+    "ROSE-CD": (consistency.ConsistencyModel, dict(teacher="sgmse_stage1"), "consistency"),
+    "MeCo, separator": (meanflow.MeanFlowCorrector, dict(separator="train", separator_size="compact"), None),
+    "MeCo, corrector": (meanflow.MeanFlowCorrector, dict(separator="frozen", separator_size="compact", schedule=1),
+                        "meanflow"),
+    "DriftSE": (drift.DriftSE, {}, "drift"),
+    "DriftSE dagger": (drift.DriftSE, drift.DAGGER, "drift_dagger")}
+
+
+def crops_per_second(Method, changes, preset, batch, steps, device):
+    """Median over steps, the first of which only warm up."""
+    method = Method(Method.Config(**Method.presets[preset] | changes)).to(device)
+    if hasattr(method, "prepare") and changes.get("separator") != "frozen":
+        method.prepare(fresh=changes.get("crp") is None)
+    opt, times = torch.optim.Adam(p for p in method.parameters() if p.requires_grad), []
+    method.ema = train.EMA(method)
+    method.ema.num_updates = 10 ** 6                     # beyond every schedule: all losses take part
+    for step in range(steps + 2):
+        clean, noise = 0.1 * torch.randn(2, batch, method.num_samples, device=device)
+        started = time.perf_counter()
+        loss, _ = method.loss((clean, clean + noise))
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        loss.item()                                      # on CUDA it waits for the result
+        times.append(time.perf_counter() - started)
+    return batch / np.median(times[2:]), method.num_samples / 16000
+
+
+def real_time_factor(name, seconds, device):
+    method, wave = train.load_checkpoint(name).to(device), 0.1 * torch.randn(1, 16000 * seconds, device=device)
+    times = []
+    with torch.inference_mode():
+        for _ in range(4):
+            started = time.perf_counter()
+            method.enhance(wave).sum().item()
+            times.append(time.perf_counter() - started)
+    return np.median(times[1:]) / seconds
+
+
+def enhance_and_say_peak(name, path):
+    """Runs in a process of its own: MiB of memory at most."""
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        train.enhance_file(train.load_checkpoint(name), path, Path(folder) / "out.wav")
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small", help="(default: small)")
+    parser.add_argument("--batch", type=int, default=4, help="crops of a training step (default: 4)")
+    parser.add_argument("--steps", type=int, default=5, help="training steps to time (default: 5)")
+    parser.add_argument("--seconds", type=int, nargs="*", default=(10, 60, 600), metavar="S",
+                        help="lengths whose memory is measured (default: 10 60 600)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
+    args = parser.parse_args()
+    device, rng = train.pick_device(args.device), np.random.default_rng(0)
+    print(f"{device}, {torch.get_num_threads()} threads, preset {args.preset}, batch {args.batch}\n")
+    print("| method | crop | training crops/s | calls | real-time factor | " + " | ".join(
+        f"MiB for {s} s" for s in args.seconds) + " |\n|" + "---|" * (5 + len(args.seconds)), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for s in args.seconds:
+            with soundfile.SoundFile(f"{folder}/{s}.wav", "w", 16000, 1, "PCM_16") as file:
+                for _ in range(s):
+                    file.write(0.1 * rng.standard_normal(16000))
+        for title, (Method, changes, name) in METHODS.items():
+            crops, length = crops_per_second(Method, changes, args.preset, args.batch, args.steps, device)
+            row = f"| {title} | {length:.1f} s | {crops:.2f} |"
+            if name is None:
+                print(row + " |" * (2 + len(args.seconds)), flush=True)
+                continue
+            method = train.load_checkpoint(name)
+            with torch.inference_mode():
+                method.enhance(0.1 * torch.randn(1, 16000))
+            peaks = [subprocess.run([sys.executable, __file__, "--peak", name, f"{folder}/{s}.wav"], text=True, check=True,
+                                    capture_output=True).stdout.strip() for s in args.seconds]
+            print(f"{row} {method.calls} | {real_time_factor(name, 10, device):.4f} | {' | '.join(peaks)} |", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--peak"]:
+        enhance_and_say_peak(*sys.argv[2:])
+    else:
+        main()
