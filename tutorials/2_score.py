@@ -6,7 +6,7 @@
 # **You will** see the three processes, the score, the reverse SDE and its ODE and what each costs, and a mismatch at the start that every sampler inherits. Papers: SGMSE+ (arXiv 2208.05830), BBED (2302.14748), *Investigating Training Objectives* (2409.10753), bridge (Jukić et al., Interspeech 2024), Song et al. (ICLR 2021).
 
 # %%
-from tools import (FAST, below, check, enhance, fast, fifths, play, pretrained, recording, show, spectrogram, tiny,
+from tools import (below, check, enhance, fast, fifths, play, pretrained, recording, show, spectrogram, tiny,
                    train_small)
 
 import matplotlib.pyplot as plt
@@ -18,6 +18,7 @@ import sgmse
 import toy
 
 OUVE, BBED, SBVE = sgmse.OUVE(), sgmse.BBED(), sgmse.SBVE()
+noise = lambda n: torch.randn(n, 1, 1, 1, dtype=torch.complex64)           # E|z|^2 = 1
 
 # %% [markdown]
 # ## Hear it
@@ -28,9 +29,8 @@ OUVE, BBED, SBVE = sgmse.OUVE(), sgmse.BBED(), sgmse.SBVE()
 clean, noisy = recording("cheer")
 outputs = {calls: enhance(pretrained("sgmse_stage1", N=calls), noisy) for calls in fast((3, 15, 60), (3,))}
 play(noisy=noisy, **{f"{calls}_calls": wave for calls, wave in outputs.items()}, clean=clean)
-for calls, wave in outputs.items():
-    print(f"{calls} calls: PESQ {metrics.pesq(clean, wave):.2f}, SI-SDR {metrics.si_sdr(clean, wave):.1f} dB; "
-          f"noisy {metrics.pesq(clean, noisy):.2f}, {metrics.si_sdr(clean, noisy):.1f} dB")
+for calls, wave in {0: noisy, **outputs}.items():
+    print(f"{calls} calls: PESQ {metrics.pesq(clean, wave):.2f}, SI-SDR {metrics.si_sdr(clean, wave):.1f} dB")
 
 # %%
 figure, axes = plt.subplots(1, len(outputs) + 1, figsize=(9, 2.6), sharey=True)
@@ -61,7 +61,7 @@ figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 # One noisy point $y$ (the cross), three places where the clean one may be (green). Red: what the reverse SDE makes of 2000 starts, blue: eight of its paths, 60 calls of the exact score each.
 
 # %%
-def paths(score, sde, N, n=2000, noise=True):
+def paths(score, sde, N, n=2000):
     """States of n points on the way from the prior to 0 by N steps, (N + 1, n, 1, 1, 1)."""
     y = toy.noisy(n)
     times, steps = sgmse.reverse_grid(sde, N)
@@ -74,8 +74,7 @@ def paths(score, sde, N, n=2000, noise=True):
 
 torch.manual_seed(0)
 reference, states = toy.clean(2000), paths(toy.Exact(BBED), BBED, 60)
-print("shares", [round(share, 2) for share in toy.shares(states[-1])], f"of {toy.WEIGHTS}, spread "
-      f"{toy.spread(states[-1]):.2f} of {toy.VARIANCE ** 0.5:.2f}")
+print("shares", [round(share, 2) for share in toy.shares(states[-1])], "of", toy.WEIGHTS)
 below("energy distance to samples of the truth", toy.energy_distance(states[-1], reference), 0.01)
 axes = toy.panels(3)
 for axis, k in zip(axes, (30, 50, 60)):
@@ -183,14 +182,15 @@ show(sgmse.diffuse, sgmse.dsm_loss)
 # %%
 torch.manual_seed(0)
 n = fast(400_000, 100_000)
-x0, y, z = 0.1 * torch.randn(n, 1, 1, 1, dtype=torch.complex64), toy.noisy(n), torch.randn(n, 1, 1, 1, dtype=torch.complex64)
+x0, y, z = 0.1 * noise(n), toy.noisy(n), noise(n)
 for time in (0.1, 0.5, 1.0):
     t = torch.full((n,), time)
     a, std = OUVE.mean(torch.ones(1), torch.zeros(1), t[:1]).item(), OUVE.std(t[:1]).item()
     V = a ** 2 * 0.01 + std ** 2
     gaussian = lambda x, y, t: -(x - (1 - a) * y) / V
     least = 0.5 * a ** 2 * 0.01 / V
-    check(f"t = {time}: loss of the exact score", sgmse.dsm_loss(gaussian, x0, y, t, z, OUVE).item(), least, 0.01 * least)
+    loss = sgmse.dsm_loss(gaussian, x0, y, t, z, OUVE).item()
+    check(f"t = {time}: loss of the exact score", loss, least, 0.01 * least)
 
 offsets = np.linspace(-1.5, 1.5, 7)
 t = torch.full((n,), 0.5)
@@ -220,7 +220,7 @@ torch.manual_seed(0)
 score, losses = toy.learn_score(BBED, fast(1500, 30))
 n = 50_000
 t = BBED.t_eps + (BBED.T - BBED.t_eps) * torch.rand(n)
-floor = sgmse.dsm_loss(exact, toy.clean(n), toy.noisy(n), t, torch.randn(n, 1, 1, 1, dtype=torch.complex64), BBED).item()
+floor = sgmse.dsm_loss(exact, toy.clean(n), toy.noisy(n), t, noise(n), BBED).item()
 with torch.no_grad():
     learnt = sgmse.euler_maruyama(score, toy.noisy(2000), BBED, 60)
 check("loss of the last fifth against the exact score's", fifths(losses)[1], floor, 0.1 * floor, trained=True)
@@ -239,8 +239,7 @@ show(sgmse.reverse_grid, sgmse.reverse_step, sgmse.euler_maruyama)
 
 # %%
 def affine(sde, N, place=0.5, spread=0.1, y=-0.3):
-    """One Gaussian place, from its true law at T by N - 1 steps to t_eps: mean, variance and error of the mean there,
-    the score, and the law at T."""
+    """One Gaussian place, from its law at T to t_eps: mean, variance, error of the mean; the score, the law at T."""
     def score(x, y, t):
         one, zero = torch.ones_like(x), torch.zeros_like(x)
         a, b = sde.mean(one, zero, t), sde.mean(zero, y, t)
@@ -267,7 +266,7 @@ for N, slope in zip(numbers, np.log(error[:-1] / error[1:]) / np.log((numbers[1:
 torch.manual_seed(0)
 mean, variance, _, gaussian, start = affine(OUVE, 30)
 n = fast(200_000, 20_000)
-x = start[0] + start[1] ** 0.5 * torch.randn(n, 1, 1, 1, dtype=torch.complex64)
+x = start[0] + start[1] ** 0.5 * noise(n)
 times, steps = sgmse.reverse_grid(OUVE, 30)
 for t, dt in zip(times[:-1], steps[:-1]):
     x_mean, std = sgmse.reverse_step(gaussian, x, -0.3 * torch.ones_like(x), t, dt, OUVE)
@@ -346,12 +345,11 @@ for name, x in both.items():
 # %%
 torch.manual_seed(0)
 n = 4000
-def third(x):
-    return toy.shares(x)[2]
+third = lambda x: toy.shares(x)[2]
 
 
 def from_marginal(sde, N=100):
-    x = sgmse.diffuse(toy.clean(n), toy.noisy(n), torch.full((n,), sde.T), torch.randn(n, 1, 1, 1, dtype=torch.complex64), sde)
+    x = sgmse.diffuse(toy.clean(n), toy.noisy(n), torch.full((n,), sde.T), noise(n), sde)
     times, steps = sgmse.reverse_grid(sde, N)
     for t, dt in zip(times, steps):
         mean, std = sgmse.reverse_step(toy.Exact(sde), x, toy.noisy(n), t, dt, sde)
@@ -385,7 +383,8 @@ show(sgmse.SBVE.mean, sgmse.bridge_ode, sgmse.bridge_sde)
 x0, y = toy.clean(20, torch.complex128), toy.noisy(20, torch.complex128)
 for N in (1, 5, 50):
     x = sgmse.bridge_ode(lambda *_: x0, y, SBVE, N)
-    check(f"oracle, N = {N}: distance from .999966 x0 + .000598 y", (x - .999966 * x0 - .000598 * y).abs().max(), 0, 2e-6)
+    error = (x - .999966 * x0 - .000598 * y).abs().max()
+    check(f"oracle, N = {N}: distance from .999966 x0 + .000598 y", error, 0, 2e-6)
 torch.manual_seed(0)
 best, y = toy.Exact(SBVE).clean, toy.noisy(2000)
 by_ode, by_sde = sgmse.bridge_ode(best, y, SBVE, 50), sgmse.bridge_sde(best, y, SBVE, 50)

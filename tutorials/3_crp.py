@@ -26,7 +26,8 @@ BBED = sgmse.BBED()
 # %%
 clean, noisy = recording("windmill")
 outputs = {f"stage 1, {N} call{'s' * (N > 1)}": enhance(pretrained("sgmse_stage1", N=N), noisy) for N in (1, 2, 5)}
-outputs |= {"CRP, 5 calls": enhance(pretrained("sgmse"), noisy), "CRP, 1 call": enhance(pretrained("sgmse_crp1"), noisy)}
+outputs |= {"CRP, 5 calls": enhance(pretrained("sgmse"), noisy),
+            "CRP, 1 call": enhance(pretrained("sgmse_crp1"), noisy)}
 play(noisy=noisy, **outputs)
 figure, axes = plt.subplots(2, 3, figsize=(9, 4.2), sharex=True, sharey=True)
 for axis, (title, wave) in zip(axes.flat, {"noisy": noisy, **outputs}.items()):
@@ -92,7 +93,8 @@ for row, N in enumerate((1, 2, 5)):
     times, steps = sgmse.reverse_grid(BBED, N, 0.5)
     for t, dt in zip(times, steps):
         last = t == times[-1]
-        axis.annotate("", (t - dt, row), (t, row), arrowprops=dict(arrowstyle="->", color="tab:red" if last else "tab:blue"))
+        axis.annotate("", (t - dt, row), (t, row),
+                      arrowprops=dict(arrowstyle="->", color="tab:red" if last else "tab:blue"))
         axis.plot(t, row, "o", color="tab:red" if last else "tab:blue", markersize=5)
 axis.set(xlim=(0.53, -0.02), ylim=(-0.6, 2.6), yticks=(0, 1, 2), yticklabels=("N = 1", "N = 2", "N = 5"),
          xlabel="process time; red: the call that is trained");
@@ -175,7 +177,8 @@ show(toy.learn_correction)
 torch.manual_seed(0)
 score, losses = toy.learn_correction(BBED, fast(1500, 30))
 start, one_point = ends(score, 1)
-check("loss of the last fifth against half the variance of x0", fifths(losses)[1], toy.VARIANCE / 2, 0.03 * toy.VARIANCE / 2,
+check("loss of the last fifth against half the variance of x0", fifths(losses)[1], toy.VARIANCE / 2,
+      0.03 * toy.VARIANCE / 2,
       trained=True)
 below("spread of 2000 outputs", toy.spread(one_point), 0.06, trained=True)
 check("their distance from the mean of all places", (one_point.mean() - toy.MEAN).abs().item(), 0, 0.05, trained=True)

@@ -218,7 +218,8 @@ torch.manual_seed(0)
 f_pc, _ = toy.learn_consistency(OUVE, pc, fast(2000, 20))
 with torch.no_grad():
     ends = {name: f(start, toy.noisy(1000), T) for name, f in (("Heun", f_heun), ("pc", f_pc))}
-check("Heun: spread of its outputs, as the exact flow's", toy.spread(ends["Heun"]), toy.spread(truth), 0.05, trained=True)
+check("Heun: spread of its outputs, as the exact flow's", toy.spread(ends["Heun"]), toy.spread(truth), 0.05,
+      trained=True)
 below("pc: spread of its outputs", toy.spread(ends["pc"]), 0.05, trained=True)
 
 axes = toy.panels(3)

@@ -116,7 +116,8 @@ gap = score(own, "waterfall")[0]
 print("bands x frames:", tuple(gap.shape))
 figure, axes = plt.subplots(1, 2, figsize=(9, 2.9), width_ratios=(3, 1))
 seconds = len(clean["waterfall"]) / data.SAMPLE_RATE
-image = axes[0].imshow(gap.numpy(), cmap="RdBu_r", norm=SymLogNorm(0.1, vmin=-300, vmax=300), extent=(0, seconds, 0, 8.125))
+image = axes[0].imshow(gap.numpy(), cmap="RdBu_r", norm=SymLogNorm(0.1, vmin=-300, vmax=300),
+                       extent=(0, seconds, 0, 8.125))
 axes[0].set(xlabel="s", ylabel="kHz", title="knowledge gap score", ylim=(0, 8))
 figure.colorbar(image, ax=axes[0], label="KGS, power of a bin", ticks=(-100, -1, 0, 1, 100))
 axes[1].plot((gap > 0).float().mean(1).numpy(), 0.3125 + 0.625 * np.arange(13), "o-", color="tab:red")
@@ -163,9 +164,12 @@ show(consistency.selective_patch_loss, consistency.selected_mean)
 # %%
 for keep, released, ours in ((0.1, 2.5, 1.0), (0.75, 1.166667, 0.875), (1.0, 0.875, 0.875)):
     check(f"k = {keep}: as released", consistency.selective_patch_loss(S, T, Y, 2, keep).item(), released, 1e-5)
-    check(f"k = {keep}: by the number kept", consistency.selective_patch_loss(S, T, Y, 2, keep, exact=False).item(), ours, 1e-5)
-check("roles exchanged, k = 0.5: still distilled", consistency.selective_patch_loss(T, S, Y, 2, 0.5).item(), 1.0, 1e-5)
-check("... but not by the rule `positive`", consistency.selective_patch_loss(T, S, Y, 2, 0.5, "positive", False).item(), 0, 0)
+    check(f"k = {keep}: by the number kept",
+          consistency.selective_patch_loss(S, T, Y, 2, keep, exact=False).item(), ours, 1e-5)
+check("roles exchanged, k = 0.5: still distilled", consistency.selective_patch_loss(T, S, Y, 2, 0.5).item(),
+      1.0, 1e-5)
+check("... but not by the rule `positive`",
+      consistency.selective_patch_loss(T, S, Y, 2, 0.5, "positive", False).item(), 0, 0)
 
 # %% [markdown]
 # ## The cosine distance
@@ -281,8 +285,10 @@ below("distillation: last fifth over first fifth", last / first, 0.9, trained=Tr
 # </details>
 
 # %%
-check("exercise 1", consistency.selective_patch_loss(S, T, Y, 2, 1.0).item(), (S.abs() - T.abs()).square().mean().item(), 1e-6)
-twice = consistency.selective_patch_loss(2 * S, 2 * T, 2 * Y, 2, 0.5) / consistency.selective_patch_loss(S, T, Y, 2, 0.5)
+check("exercise 1", consistency.selective_patch_loss(S, T, Y, 2, 1.0).item(),
+      (S.abs() - T.abs()).square().mean().item(), 1e-6)
+twice = (consistency.selective_patch_loss(2 * S, 2 * T, 2 * Y, 2, 0.5)
+         / consistency.selective_patch_loss(S, T, Y, 2, 0.5))
 check("exercise 2", twice.item(), 4, 1e-5)
 torch.manual_seed(0)
 blind = consistency.select(score(own, "waterfall"), 0.8, "random")[0]

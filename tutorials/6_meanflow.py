@@ -37,7 +37,8 @@ with torch.no_grad():
 corrected = enhance(method, noisy)
 play(noisy=noisy, separator=separated, corrected=corrected, clean=clean)
 figure, axes = plt.subplots(1, 4, figsize=(9, 2.5), sharey=True)
-for axis, title, wave in zip(axes, ("noisy", "separator", "corrected", "clean"), (noisy, separated, corrected, clean)):
+for axis, title, wave in zip(axes, ("noisy", "separator", "corrected", "clean"),
+                             (noisy, separated, corrected, clean)):
     image = spectrogram(axis, wave, title)
     axis.set(xlabel="s", ylabel="kHz" if title == "noisy" else "")
     if wave is not clean:
@@ -89,7 +90,8 @@ show(meanflow.path, meanflow.conditional_velocity, toy.velocity)
 x0, y = toy.clean(200_000), toy.noisy(200_000)
 noise, t, r = torch.randn_like(x0), torch.rand(200_000), torch.rand(200_000)
 xt, v_c = meanflow.path(x0, y, t, noise), meanflow.conditional_velocity(x0, y, noise)
-check("x_t - (t - r) v_c against the path at r", (xt - per_bin(t - r) * v_c - meanflow.path(x0, y, r, noise)).abs().max(),
+check("x_t - (t - r) v_c against the path at r",
+      (xt - per_bin(t - r) * v_c - meanflow.path(x0, y, r, noise)).abs().max(),
       0, 1e-6)
 miss = v_c - toy.velocity(xt, t)
 check("v is the mean of v_c: |E (v_c - v) conj(x_t)|", (miss * xt.conj()).mean().abs(), 0, 5e-3)
@@ -179,7 +181,8 @@ def jump(c, end=0.03, count=300):
     s = torch.linspace(1, 0, count, dtype=torch.float64)
     grid = (end + (1 - end) * s ** c).numpy()
     states = toy.flow(toy.velocity, start, grid)
-    speeds = torch.stack([toy.velocity(x, torch.full((n,), time, dtype=torch.float64)) for x, time in zip(states, grid)])
+    speeds = torch.stack([toy.velocity(x, torch.full((n,), time, dtype=torch.float64))
+                          for x, time in zip(states, grid)])
     return states[0] - (1 - end) * torch.trapezoid(speeds, -s, dim=0)
 
 
@@ -188,10 +191,12 @@ for c, known in zip(jumps, (0.656, 0.579, 0.464, 0.276)):
     check(f"c = {c}: spread, of {toy.spread(reference):.2f}", toy.spread(jumps[c]), known, 0.03)
 check("c = 1 is the flow", (jumps[1.0] - curves[-1]).abs().max(), 0, 5e-3)
 mean = torch.trapezoid(curves, torch.from_numpy(-times), dim=0) / 0.97
-check("c = 1/2 is twice the mean of the path less its start", (jumps[0.5] - (2 * mean - curves[0])).abs().max(), 0, 5e-3)
+check("c = 1/2 is twice the mean of the path less its start", (jumps[0.5] - (2 * mean - curves[0])).abs().max(),
+      0, 5e-3)
 axes = toy.panels(3)
 for axis, c in zip(axes, (1.0, 0.5, 0.25)):
-    toy.draw(axis, jumps[c], start, torch.stack([curves[0], jumps[c]]), f"c = {c}, exact: spread {toy.spread(jumps[c]):.2f}")
+    toy.draw(axis, jumps[c], start, torch.stack([curves[0], jumps[c]]),
+             f"c = {c}, exact: spread {toy.spread(jumps[c]):.2f}")
 
 # %% [markdown]
 # ## Times and losses
@@ -205,7 +210,8 @@ show(meanflow.sample_times, meanflow.displacement_loss)
 
 # %%
 u, goal = torch.ones(1, 1, 1, 1, dtype=torch.complex64), torch.full((1, 1, 1, 1), 0.5 - 0.5j)
-check("u = 1, target 0.5 - 0.5i, over 0.97", meanflow.displacement_loss(u, goal, torch.tensor([0.03]), torch.ones(1)).item(),
+check("u = 1, target 0.5 - 0.5i, over 0.97",
+      meanflow.displacement_loss(u, goal, torch.tensor([0.03]), torch.ones(1)).item(),
       0.235225, 1e-6)
 check("no interval, no loss", meanflow.displacement_loss(u, goal, torch.ones(1), torch.ones(1)).item(), 0, 0)
 r, t = meanflow.sample_times(100_000)
@@ -230,7 +236,8 @@ for c in (1.0, 0.5, 0.0):
     print(f"c = {c}: spread {toy.spread(ends[c]):.2f}, energy distance {toy.energy_distance(ends[c], reference):.3f}, "
           f"loss {losses[:50].mean():.2f} -> {losses[-200:].mean():.2f}")
     if c == 1:
-        below("c = 1: median distance from the exact flow", (ends[1.0] - curves[-1]).abs().median().item(), 0.15, trained=True)
+        below("c = 1: median distance from the exact flow", (ends[1.0] - curves[-1]).abs().median().item(),
+              0.15, trained=True)
         below("c = 1: energy distance", toy.energy_distance(ends[1.0], reference), 0.02, trained=True)
 check("c = 1/2: spread, as the exact u^(c)", toy.spread(ends[0.5]), toy.spread(jumps[0.5]), 0.08, trained=True)
 below("c = 0: spread", toy.spread(ends[0.0]), 0.1, trained=True)
@@ -257,7 +264,8 @@ perfect = lambda x, r, t: meanflow.conditional_velocity(x0, s_hat, z_s)
 expected = 0.97 * x0 + 0.03 * s_hat + 0.03 * 0.487 * z_s
 check("perfect u: the output", (meanflow.sample(perfect, s_hat, z_s) - expected).abs().max(), 0, 1e-6)
 loss = meanflow.endpoint_si_sdr_loss(perfect, x0, s_hat, z_s, spec).item()
-by_hand = metrics.si_sdr_loss(spec.inverse(x0[:, 0], wave.shape[1]), spec.inverse(expected[:, 0], wave.shape[1])).item()
+by_hand = metrics.si_sdr_loss(spec.inverse(x0[:, 0], wave.shape[1]),
+                              spec.inverse(expected[:, 0], wave.shape[1])).item()
 check("its loss, dB", loss, by_hand, 1e-3)
 
 # %% [markdown]
@@ -296,11 +304,13 @@ check("seconds to fall by 60 dB, from -5 to -25 dB", decay, asked, 0.2 * asked)
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.6))
 for mic in range(4):
     near = slice(int(peaks.min()) - 10, int(peaks.min()) + 60)
-    axes[0].plot(np.arange(near.start, near.stop) / 16, responses[0, mic, near].numpy(), linewidth=1, label=f"microphone {mic}")
+    axes[0].plot(np.arange(near.start, near.stop) / 16, responses[0, mic, near].numpy(), linewidth=1,
+                 label=f"microphone {mic}")
 axes[0].set(xlabel="ms", title="room 3, the talker's direct path")
 axes[0].legend()
 axes[1].plot(np.arange(len(level)) / 16000, level.numpy())
-axes[1].set(xlabel="s", ylabel="dB", ylim=(-65, 3), title=f"what is still to come: {decay:.2f} s for 60 dB, {asked:.2f} asked");
+axes[1].set(xlabel="s", ylabel="dB", ylim=(-65, 3),
+            title=f"what is still to come: {decay:.2f} s for 60 dB, {asked:.2f} asked");
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -390,6 +400,7 @@ slope = lambda t: (t * toy.SIGMA ** 2 - (1 - t) * s_x ** 2) / V(t) * (V(t) / V(w
 check("exercise 1", (1 - 0.97 * torch.trapezoid(slope(grid), -s)).item() * toy.SIGMA, 0.2324, 1e-3)
 average = lambda x, r, t: (x - toy.flow(toy.velocity, x, [t[0].item(), r[0].item()])[-1]) / per_bin(t - r)
 four = meanflow.sample(average, toy.noisy(n, torch.complex128), z.to(torch.complex128), 4)
-check("exercise 2: four jumps less one", toy.energy_distance(four, reference) - toy.energy_distance(curves[-1], reference), 0,
+check("exercise 2: four jumps less one",
+      toy.energy_distance(four, reference) - toy.energy_distance(curves[-1], reference), 0,
       1e-3)
 check("exercise 3", torch.full((256, 256), 0.1, dtype=torch.float64).norm().item(), 25.6, 1e-9)

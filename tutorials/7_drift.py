@@ -135,8 +135,8 @@ gain = 80 * 49 ** 0.5 / (129 * 50 ** 0.5)
 check("hot: gain times the difference of the means", (V / (p.mean(0) - others) / gain).mean(), 1, 0.02)
 x, p, q = torch.randn(3, 40, 2, dtype=torch.float64)
 exchanged = drift.drifting_field(x, q, p, 0.5, exclude_self=False)
-check("sets exchanged: the sign turns", (drift.drifting_field(x, p, q, 0.5, exclude_self=False) + exchanged).abs().max(),
-      0, 1e-12)
+check("sets exchanged: the sign turns",
+      (drift.drifting_field(x, p, q, 0.5, exclude_self=False) + exchanged).abs().max(), 0, 1e-12)
 
 # %% [markdown]
 # Both fields around a cloud at $y$ (red), with $\tau=0.5$: Eq. (7) pulls everywhere with full force. Algorithm 2 is gentle where one side has all of a point's attention. The colour is the gain $S^+S^-$.
@@ -150,8 +150,10 @@ axes = toy.panels(2, 3.3)
 for axis, field, title in zip(axes, (drift.mean_shift_field, drift.drifting_field), ("Eq. (7)", "Algorithm 2")):
     V = field(grid, toy.rows(targets), toy.rows(cloud), 0.5, exclude_self=False).numpy()
     toy.draw(axis, cloud, title=title)
-    full = drift.mean_shift_field(grid, toy.rows(targets), toy.rows(cloud), 0.5, exclude_self=False).norm(dim=1).numpy()
-    image = axis.quiver(*grid.T.numpy(), *V.T, (V ** 2).sum(1) ** 0.5 / full, cmap="viridis", clim=(0, 1), width=0.005,
+    full = drift.mean_shift_field(grid, toy.rows(targets), toy.rows(cloud), 0.5,
+                                  exclude_self=False).norm(dim=1).numpy()
+    image = axis.quiver(*grid.T.numpy(), *V.T, (V ** 2).sum(1) ** 0.5 / full, cmap="viridis", clim=(0, 1),
+                        width=0.005,
                         scale=8 if field is drift.mean_shift_field else 3)
 axes[0].figure.colorbar(image, ax=axes, label="length, relative to Eq. (7)");
 
@@ -225,7 +227,8 @@ original, losses = toy.learn_generator(fast(1000, 30), temperatures=None, recipe
 with torch.no_grad():
     print(f"loss {losses[:50].mean():.2f} -> {losses[-50:].mean():.2f}, energy distance "
           f"{before:.2f} -> {toy.energy_distance(original(start), reference):.3f}")
-check("the loss at the end, relative to the beginning", losses[-50:].mean() / losses[:50].mean(), 1, 0.4, trained=True)
+check("the loss at the end, relative to the beginning", losses[-50:].mean() / losses[:50].mean(), 1, 0.4,
+      trained=True)
 
 # %% [markdown]
 # Raw drifts fall, but they compare sets, not recordings. On windmill `drift` has a lower loss than `consistency` and a lower PESQ.
@@ -281,7 +284,8 @@ show(drift.standardised, drift.mel_frames)
 mel = drift.SpeechLatents("mel", (0, 1, 2))
 layers = list(zip(mel(mixture[None]), mel(target[None])))
 louder = mel(10 * mixture[None])
-check("ten times louder, relative change", max((a - b[0]).abs().max() / b[0].abs().max() for a, b in zip(louder, layers)),
+check("ten times louder, relative change",
+      max((a - b[0]).abs().max() / b[0].abs().max() for a, b in zip(louder, layers)),
       0, 1e-3)
 figure, axes = plt.subplots(1, 3, figsize=(8, 3), sharey=True)
 for layer, (axis, (x, p)) in enumerate(zip(axes, layers)):
@@ -358,5 +362,6 @@ plt.ylabel("drifting loss");
 
 # %%
 perfect = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
-check("exercise 3: V of the first point", drift.drifting_field(perfect, perfect, perfect, 0.5)[0, 0].item(), -0.271713, 1e-6)
+check("exercise 3: V of the first point", drift.drifting_field(perfect, perfect, perfect, 0.5)[0, 0].item(),
+      -0.271713, 1e-6)
 below("exercise 2: energy distance", toy.energy_distance(move(200, (1.0,))[-1], reference), 0.01)

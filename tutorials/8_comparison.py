@@ -123,7 +123,8 @@ print(f"{'n = 3, seed 0':14}{'calls':>6}{'WB-PESQ':>9}{'ESTOI':>7}{'SI-SDR':>8}"
 for name, result in results.items():
     print(f"{name:14}{calls.get(name, 0):6}{result.mean('pesq'):9.2f}{result.mean('estoi'):7.2f}{result.mean('si_sdr'):8.1f}")
 for name in NAMES:
-    below(f"{name}: mean SI-SDR of noisy less its own, dB", results["noisy"].mean("si_sdr") - results[name].mean("si_sdr"), 0,
+    below(f"{name}: mean SI-SDR of noisy less its own, dB",
+          results["noisy"].mean("si_sdr") - results[name].mean("si_sdr"), 0,
           trained=True)
 
 # %%
@@ -148,9 +149,11 @@ figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", 
 
 # %%
 s, y = recordings["cheer"]
-for name, wave in (("noisy", y), ("drift", outputs["drift", "cheer"]), ("drift_dagger", outputs["drift_dagger", "cheer"])):
+for name, wave in (("noisy", y), ("drift", outputs["drift", "cheer"]),
+                   ("drift_dagger", outputs["drift_dagger", "cheer"])):
     print(f"cheer, {name}: SI-SDR {metrics.si_sdr(s, wave):.1f} dB, ESTOI {metrics.estoi(s, wave):.2f}")
-below("drift on cheer: SI-SDR above the noisy one's, dB", metrics.si_sdr(s, outputs["drift", "cheer"]) - metrics.si_sdr(s, y), 0,
+below("drift on cheer: SI-SDR above the noisy one's, dB",
+      metrics.si_sdr(s, outputs["drift", "cheer"]) - metrics.si_sdr(s, y), 0,
       trained=True)
 part = slice(16000, 38000)
 order = sorted(NAMES, key=lambda name: metrics.si_sdr(s, outputs[name, "cheer"]))
@@ -159,7 +162,8 @@ play(cheer_noisy=y[part], **{f"cheer_worst_{order[0]}": outputs[order[0], "cheer
 s, y = recordings["windmill"]
 order = sorted(NAMES, key=lambda name: metrics.si_sdr(s, outputs[name, "windmill"]))
 play(windmill_noisy=y[part], **{f"windmill_worst_{order[0]}": outputs[order[0], "windmill"][part],
-                                f"windmill_best_{order[-1]}": outputs[order[-1], "windmill"][part]}, windmill_clean=s[part])
+                                f"windmill_best_{order[-1]}": outputs[order[-1], "windmill"][part]},
+     windmill_clean=s[part])
 
 # %% [markdown]
 # ## Two draws of the same model

@@ -4,7 +4,7 @@
     python tutorials/build_notebooks.py --html FOLDER            one self-contained page a notebook, and an index
 
 A notebook remembers a hash of what it was built from: its source, the modules beside it, the source text of each
-function that it shows and the bytes of each checkpoint that it names. The same sources give the same bytes. A cell
+function that it shows and the bytes of each checkpoint and table that it names. The same sources give the same bytes. A cell
 tagged `export-NAME` puts its picture into tutorials/NAME.png, too.
 """
 
@@ -61,7 +61,8 @@ def built_from(source, code_only=False):
     finally:
         del sys.path[:2]
     strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    parts += [path.read_bytes() for path in sorted((ROOT / "pretrained").glob("*.safetensors")) if path.stem in strings]
+    named = [*sorted((ROOT / "pretrained").glob("*.safetensors")), *sorted((HERE / "experiments").glob("*.csv"))]
+    parts += [path.read_bytes() for path in named if path.stem in strings or path.name in strings]
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
