@@ -296,6 +296,9 @@ METRICS = {
 }
 
 
+WITHOUT_REFERENCE = "dnsmos", "distillmos"
+
+
 def missing(metric):
     """One line that says what to install before this metric can be computed; empty if nothing."""
     _, _, packages, install = METRICS[metric]
@@ -366,6 +369,17 @@ def score_pair(metrics, align, pair):
             except Exception as error:
                 errors.append(f"{metric}: {error}")
     return {**row, "note": "; ".join(dict.fromkeys(str(note.message) for note in notes)), "error": "; ".join(errors)}
+
+
+def without_reference(metrics):
+    """Those of the metrics that need no clean recording and are installed; by default, all such. Raises ValueError
+    where there is none."""
+    chosen = [metric for metric in metrics if metric in WITHOUT_REFERENCE] or WITHOUT_REFERENCE
+    installed = [metric for metric in chosen if not missing(metric)]
+    if not installed:
+        raise ValueError("recordings without a clean twin can be scored by these alone: "
+                         + "; ".join(missing(metric) for metric in chosen))
+    return installed
 
 
 def known(metrics):
@@ -681,7 +695,7 @@ class PESQLoss:
         return R, G * gain.clamp(3e-4, 5)
 
     def loudness(self, B):
-        """Zwicker's law, power -> sone per Bark, (B, frames, 49); 0 up to the threshold of hearing. [P] Both numbers."""
+        """Zwicker's law, power -> sone per Bark, (B, frames, 49); 0 up to the threshold of hearing. [P] Both."""
         ratio = (B / self.threshold).clamp(min=1)
         return 0.1866055 * (2 * self.threshold) ** self.exponent * ((0.5 + 0.5 * ratio) ** self.exponent - 1)
 

@@ -12,8 +12,8 @@ enhance(wave (B, L), peak (B, 1) of the whole recording) -> wave; where it needs
 called before training;
 where its loss can do with clean speech of other recordings than the noisy ones', also needs_pairs = False; where it
 hears several microphones or separates talkers, num_mics and num_speakers, with waves (B, M, L) in and (B, S, L) out.
-In training it finds its average as `ema`, the number of updates to come as `steps`, and as `store`, where crops come again, a folder for what it need not compute
-twice (else None).
+In training it finds its average as `ema`, the number of updates to come as `steps`, and as `store`, where crops come
+again, a folder for what it need not compute twice (else None).
 
 Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was killed and resumed
 gives bit for bit the weights of one that was not, on the same machine with the same number of threads.
@@ -134,7 +134,7 @@ def fit(method, loader, config, ema=None):
     loss = Loss(method)
     if dist.is_initialized():
         loss = torch.nn.parallel.DistributedDataParallel(loss, device_ids=[device] if device.type == "cuda" else None)
-    # Without its cache: a copy of the weights that a call without gradient left there would have none, for calls with one.
+    # Without its cache: there a call without gradient leaves copies of the weights that have none, for calls with one.
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False)
     batches = iter(loader(done * config.accumulate, rank, world))
     method.train()
@@ -382,7 +382,7 @@ def released(content):
 
 
 def covered(theirs, **accepted):
-    """Raises CheckpointError, with its name, for a hyper-parameter with another value than the accepted ones or none."""
+    """Raises CheckpointError, with its name, for a hyper-parameter of another value than the accepted ones or none."""
     for key, values in accepted.items():
         if theirs.get(key) is not None and theirs[key] not in values:
             raise CheckpointError(f"{key} {theirs[key]} is not covered, only {', '.join(map(str, values))}")
@@ -887,8 +887,14 @@ def enhance_all(method, pairs, seed, window):
 
 def evaluate_command(Method, args):
     which = metrics.known(args.metrics.split(","))
+    try:
+        clean, noisy = data.paired_paths(args.data, args.split)
+    except FileNotFoundError as error:                   # recordings alone, as in the blind set of the DNS challenge
+        noisy = data.list_audio(args.data)
+        clean, which = noisy, metrics.without_reference(which)
+        print(f"{error}. So {len(noisy)} recordings are enhanced and scored without clean ones")
+    alone = clean is noisy
     method = load_for_use(Method, args)
-    clean, noisy = data.paired_paths(args.data, args.split)
     if args.every < 1 or not 0 <= args.first < len(clean):
         raise ValueError(f"--every is 1 or more, --first one of the {len(clean)} files, from 0; got {args.every} and "
                          f"{args.first}")
@@ -900,7 +906,7 @@ def evaluate_command(Method, args):
     for path in enhanced:                                # of another checkpoint, they would be scored as this one's
         path.unlink(missing_ok=True)
     failed = enhance_all(method, list(zip(noisy, enhanced)), args.seed, args.window)
-    if channels(method) != (1, 1):
+    if channels(method) != (1, 1) and not alone:
         heard = [out / "microphone0" / f"{name}.wav" for name in names]
         match_talkers(clean, noisy, enhanced, heard)
         noisy = heard
@@ -908,7 +914,7 @@ def evaluate_command(Method, args):
     print("parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size))
     print(f"{len(names)} recordings of {args.data}, {args.split}")
     before = metrics.evaluate(zip(names, clean, noisy), which, args.workers)
-    after = metrics.evaluate(zip(names, clean, enhanced, noisy), which, args.workers)
+    after = metrics.evaluate(zip(names, enhanced if alone else clean, enhanced, noisy), which, args.workers)
     after.save_csv(out / "scores.csv")
     for title, results in (("noisy", before), ("enhanced", after), ("enhanced - noisy", after.compare(before))):
         print(f"\n{title}\n{results.table()}")
@@ -972,8 +978,9 @@ def main(Method):
     sub.set_defaults(run=functools.partial(enhance_command, Method))
 
     sub = commands.add_parser("evaluate", help="enhance a test set and score it")
-    sub.add_argument("--data", required=True, help="folder with clean and noisy files, as for train; for "
-                     "several microphones or talkers, see python data.py --help")
+    sub.add_argument("--data", required=True, help="folder with clean and noisy files, as for train, or of noisy "
+                     "recordings alone, for scores without reference; for several microphones or talkers, see python "
+                     "data.py --help")
     sub.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
     sub.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     sub.add_argument("--first", type=int, default=0, help="number of the first file (default: 0)")

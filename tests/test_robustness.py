@@ -211,6 +211,45 @@ def test_the_log_is_valid_json_whatever_is_scored(tmp_path):
     assert (line["step"], line["loss"], line["pesq"], line["x"]) == (7, 0.5, None, None)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 3000), st.integers(1, 4), st.floats(-30, 40), st.floats(1e-4, 10), st.floats(1e-4, 10))
+def test_mixtures_have_their_ratio_at_any_length_and_level(length, rows, snr_db, loud, noise_level):
+    speech = loud * torch.from_numpy(sound(length, rows, seed=length)).T.double()
+    noise = noise_level * torch.from_numpy(sound(length, rows, seed=length + 1)).T.double()
+    mixed = data.mix_at_snr(speech, noise, snr_db)
+    ratio = 10 * (speech.square().mean(1) / (mixed - speech).square().mean(1)).log10()
+    torch.testing.assert_close(ratio, torch.full_like(ratio, snr_db), atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(data.mix_at_snr(3 * speech, noise, snr_db), 3 * mixed)      # the noise follows
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9000), st.integers(1, 3), st.integers(1, 900), st.integers(300, 2000), st.integers(0, 99))
+def test_windows_put_together_are_the_whole_at_any_length(length, channels, block, window, seed):
+    wave = sound(length, channels, seed=seed).T
+    context = fade = window // 8
+    blocks = (wave[:, i:i + block] for i in range(0, length, block))
+    heard = []
+
+    def enhance(piece):
+        heard.append(piece.shape[1])
+        return 2 * piece
+    whole = np.concatenate(list(train.windowed(enhance, blocks, window, context, fade)), 1)
+    assert whole.shape == wave.shape and np.abs(whole - 2 * wave).max() < 1e-5
+    assert max(heard) <= window and (length > window) == (len(heard) > 1)
+
+
+def test_noise_starts_anywhere_it_can(tmp_path):
+    write(tmp_path / "speech/a.wav", sound(8000))
+    write(tmp_path / "noise/n.wav", sound(24000, seed=1))
+    dataset = MixedAudio(tmp_path / "speech", tmp_path / "noise", num_samples=8000)
+    starts = np.array([dataset[p][1][1] for p in range(400)])
+    assert starts.min() < 400 and 15600 < starts.max() <= 16000
+    assert np.histogram(starts, 4, (0, 16000))[0] == pytest.approx(100, abs=35)
+    noise = dataset.sources[1].wave(0).numpy()
+    for p in range(20):
+        assert np.array_equal(dataset[p][3][1], noise[dataset[p][1][1]:][:8000])
+
+
 # ---- variety ----
 
 def spectrum(wave):
@@ -630,6 +669,26 @@ def test_eight_bit_recordings_are_enhanced_and_scored(tmp_path, corpus):
         write(tmp_path / f"test/{side}/0.flac", x, subtype="PCM_S8")
     assert run_command(ConsistencyModel, "evaluate", "--data", tmp_path, "--out", tmp_path / "out", "--workers", "1",
                        "--metrics", "si_sdr") == 0
+
+
+def test_recordings_without_a_clean_twin_are_enhanced_and_scored_without(tmp_path, corpus, monkeypatch, capsys):
+    from consistency import ConsistencyModel
+    from helpers import run_command
+    write(tmp_path / "real/deep/a.wav", NOISY[:20000])
+    write(tmp_path / "real/b.wav", NOISY[20000:44000])
+    flags = ("evaluate", "--data", tmp_path / "real", "--out", tmp_path / "out", "--workers", "1")
+    loudness = (["rms"], lambda s, s_hat, n: [float(np.sqrt(np.mean(s_hat ** 2)))], [], "")
+    monkeypatch.setitem(metrics.METRICS, "dnsmos", loudness)
+    monkeypatch.setitem(metrics.METRICS, "distillmos", (["mos"], None, ["no_such_package"], "pip install x"))
+    assert run_command(ConsistencyModel, *flags) == 0
+    out = capsys.readouterr().out
+    assert "So 2 recordings are enhanced and scored without clean ones" in out
+    noisy, after, _ = (float(line.split()[2]) for line in out.splitlines() if line.startswith("rms"))
+    assert noisy == pytest.approx(np.mean([np.sqrt(np.mean(NOISY[a:b] ** 2)) for a, b in ((0, 20000), (20000, 44000))]),
+                                  abs=2e-3) and after < noisy
+    monkeypatch.setitem(metrics.METRICS, "dnsmos", (["mos"], None, ["no_such_package"], "pip install y"))
+    assert run_command(ConsistencyModel, *flags) == 2
+    assert "dnsmos needs: pip install y" in capsys.readouterr().err
 
 
 def killer(pair):

@@ -45,7 +45,7 @@ for axis, title, wave in zip(axes, ("noisy", "separator", "corrected", "clean"),
 figure.colorbar(image, ax=axes, label="dB");
 
 # %% [markdown]
-# Most of the gain is the separator's. With one microphone the corrector leaves PESQ and SI-SDR where they were; behind an array it adds to SI-SDR (README).
+# Most of the gain is the separator's. With one microphone the corrector leaves PESQ and SI-SDR where they were; behind an array it adds to SI-SDR ([experiments](experiments/README.md)).
 #
 # ## Key equations
 #
@@ -309,7 +309,7 @@ with tempfile.TemporaryDirectory() as folder:
         data.save_audio(Path(folder) / "speech" / f"{name}.wav", voice, data.SAMPLE_RATE)
         data.save_audio(Path(folder) / "noise" / f"{name}.wav", mixture - voice, data.SAMPLE_RATE)
     torch.manual_seed(0)
-    separator = tiny(meanflow.MeanFlowCorrector, separator="train", num_mics=4, separator_size="compact")
+    separator = tiny(meanflow.MeanFlowCorrector, separator="train", num_mics=4, separator_seconds=1.0)
     rooms = data.open_data(folder, "train", mics=4, rooms=1, room_cache=folder, num_samples=separator.num_samples)
     direct, array = (waves[0] for waves in rooms.batch([rooms[0]]))
     logged = train_small(separator, fast(64, 3), dataset=rooms, crops=4, lr=3e-3, clip=5)
@@ -321,7 +321,7 @@ print(f"four mixtures of one room, learnt by heart: SA-SDR {first:.1f} -> {last:
 below("SA-SDR at the start less that at the end, dB", first - last, -6, trained=True)
 
 # %% [markdown]
-# Nothing that generalises: a compact separator learns four excerpts by heart. Scores of real trainings, for one and two talkers, are in the README. No weights for arrays are shipped.
+# Nothing that generalises: a compact separator learns four excerpts by heart. Scores of real trainings are in [experiments](experiments/README.md). No weights for arrays are shipped.
 #
 # ## Train small
 #
@@ -329,7 +329,7 @@ below("SA-SDR at the start less that at the end, dB", first - last, -6, trained=
 
 # %%
 torch.manual_seed(0)
-corrector = tiny(meanflow.MeanFlowCorrector, schedule=20)
+corrector = tiny(meanflow.MeanFlowCorrector)
 logged = train_small(corrector, fast(22, 4), clip=0.05)
 first, last = fifths(logged["si_sdr"])
 print(f"{sum(p.numel() for p in corrector.parameters()):,} parameters, SI-SDR of the one-call output "
