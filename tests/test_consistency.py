@@ -345,7 +345,8 @@ def teacher(tmp_path):
     """A score model of the preset tiny, as the student of that preset needs it."""
     torch.manual_seed(1)
     path = tmp_path / "teacher.safetensors"
-    train.save_checkpoint(path, sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=24, N=2))))
+    config = sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=24, N=2))
+    train.save_checkpoint(path, lively(sgmse.ScoreSDE(config)))
     return path
 
 
@@ -354,8 +355,8 @@ def edm_teacher(tmp_path):
     """One as in the paper, but small."""
     torch.manual_seed(1)
     path = tmp_path / "edm_teacher.safetensors"
-    train.save_checkpoint(path, sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["edm"] | dict(
-        hop_length=256, num_frames=24, N=2, **nets.TINY))))
+    config = sgmse.Config(**sgmse.PRESETS["edm"] | dict(hop_length=256, num_frames=24, N=2, **nets.TINY))
+    train.save_checkpoint(path, lively(sgmse.ScoreSDE(config)))
     return path
 
 

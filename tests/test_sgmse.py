@@ -442,6 +442,32 @@ def test_grid_ends_at_zero_and_has_the_published_spacing():
     assert sgmse.reverse_grid(sgmse.BBED(), 5, 0.5) == (pytest.approx([0.5, 0.3825, 0.265, 0.1475, 0.03]),
                                                         pytest.approx([0.1175] * 4 + [0.03]))
     assert sgmse.reverse_grid(sgmse.BBED(), 1, 0.5) == ([0.5], [0.5])
+    for start in (None, 1.0):                            # of BBED nothing is later than 0.999
+        assert sgmse.reverse_grid(sgmse.BBED(), 3, start)[0] == pytest.approx([0.999, 0.5145, 0.03])
+
+
+@pytest.mark.parametrize("sde", [sgmse.OUVE(), sgmse.BBED()], ids=["ouve", "bbed"])
+def test_prior_is_noisy_speech_with_the_noise_of_the_time_it_is_for(sde, monkeypatch):
+    y, z = torch.randn(2, 2, 1, 4, 3, dtype=torch.complex128)
+    for t in (0.3, 0.7, None):
+        replay(monkeypatch, [z])
+        std = sde.std(torch.full((2,), t or sde.T, dtype=torch.float64))
+        torch.testing.assert_close(sde.prior(y, t), y + sgmse.per_bin(std) * z)
+    assert torch.equal(sgmse.SBVE().prior(y, 0.3), y)
+
+
+def test_what_a_bridge_has_left_to_collect_is_never_nothing():
+    """At T sigma-bar is the root of eps, by which the released steps divide."""
+    s, s_bar = sgmse.SBVE().sigma(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert s_bar[1] == pytest.approx(1e-4, rel=1e-6) and s[0] == 0 and s[1] == pytest.approx(1.098015, abs=1e-6)
+
+
+def test_random_correction_may_train_any_of_its_steps(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "randint", lambda *args: asked.append(args) or torch.tensor(0))
+    x, calls = torch.randn(2, 1, 4, 3, dtype=torch.complex64), []
+    sgmse.crp_loss(lambda x, y, t: calls.append(t) or x, x, x, sgmse.OUVE(), 4, 0.5, "random")
+    assert asked == [(4, ())] and len(calls) == 1
 
 
 # ---- correcting the reverse process ----

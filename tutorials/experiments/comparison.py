@@ -1,4 +1,4 @@
-"""All shipped checkpoints on one test set, as a table that notebook 8 reads: scores with intervals, calls, cost.
+"""All shipped checkpoints on one test set: a table that notebook 8 reads, and one to print, with what questions them.
 
     python tutorials/experiments/comparison.py --data CORPUS [--every 3]
 
@@ -18,9 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import metrics
 import train
-from scoring import COLUMNS, enhanced_and_scored, noisy_scored, sha256
+from scoring import COLUMNS, cell, enhanced_and_scored, noisy_scored, sha256
 
 CHECKPOINTS = ("sgmse_stage1", "sgmse", "sgmse_crp1", "consistency", "meanflow", "drift", "drift_dagger")
+# What a checkpoint does without the step that its method adds: (checkpoint, changes of its config).
+CONTROLS = {"`sgmse_stage1`, one call at T": ("sgmse_stage1", dict(sampler="direct")),
+            "`meanflow`, its separator alone": ("meanflow", dict(separator="train"))}
 
 
 def cost(checkpoint, paths):
@@ -55,16 +58,26 @@ def main():
 
     clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, "test"))
     recordings = [(path.stem, *pair) for path, pair in zip(noisy, zip(clean, noisy))]
-    rows = [row("noisy", noisy_scored(args.scores, recordings, args.workers), sha256="", calls=0, core_seconds="0")]
+    before = noisy_scored(args.scores, recordings, args.workers)
+    rows, printed = [row("noisy", before, sha256="", calls=0, core_seconds="0")], {"noisy": before}
     for checkpoint in CHECKPOINTS:
         results = enhanced_and_scored(checkpoint, args.scores / checkpoint, recordings, args.workers)
         calls, seconds = cost(checkpoint, noisy[:3])
         rows.append(row(checkpoint, results, sha256=sha256(checkpoint), calls=calls, core_seconds=f"{seconds:.4f}"))
+        printed[f"`{checkpoint}`, {calls} call" + "s" * (calls > 1)] = results
+    for label, (checkpoint, changes) in CONTROLS.items():
+        printed[label] = enhanced_and_scored(checkpoint, args.scores / checkpoint, recordings, args.workers, **changes)
     with open(args.out, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    print(Path(args.out).read_text())
+    print(f"\nn = {len(recordings)}; mean [95 % interval], and below it the paired difference to noisy\n\n"
+          f"| | {' | '.join(COLUMNS.values())} |\n|---|{'---|' * len(COLUMNS)}")
+    for label, results in printed.items():
+        print(f"| {label} | {' | '.join(cell(results, column) for column in COLUMNS)} |")
+        if label != "noisy":
+            difference = results.compare(before)
+            print(f"| … − noisy | {' | '.join(cell(difference, column) for column in COLUMNS)} |")
 
 
 if __name__ == "__main__":
