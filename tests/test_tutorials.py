@@ -1,5 +1,6 @@
 """The scripts in tutorials/experiments/ do what the README shows."""
 
+import csv
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,26 @@ def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus
     student = next((tmp_path / "runs/patches").glob("DISPatch-+-MSSP,-seed-3,-*/last.safetensors"))
     config = train.load_checkpoint(student).config
     assert (config.distil, config.low, config.high) == ("selective", 10, 40)
+
+
+@pytest.mark.slow
+def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_path, corpus):
+    command = [sys.executable, EXPERIMENTS / "compare.py", "--data", corpus, "--crops", "4", "--preset", "tiny", "--workers",
+               "1", "--rows", "CRP, 1", "dagger", "--", "--num-frames", "24"]
+    outputs = []
+    for _ in range(2):
+        done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
+        outputs.append(done.stdout)
+    tables = [out[out.index("\n4 crops a stage, n = 2"):] for out in outputs]
+    assert tables[0] == tables[1] and "training" not in outputs[1]
+    assert [line[9:] for line in outputs[0].splitlines() if line.startswith("training")] == [
+        "score, seed 0", "CRP 1, seed 0", "dagger, seed 0"]
+    with open(tmp_path / "compare.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 + 2 * 2 and {row["test"] for row in rows} == {"test", "other"}
+    known = {row["row"]: row for row in rows}
+    assert known["CRP, 1 call"]["crops_in_all"] == "8" and known["DriftSE dagger"]["crops_in_all"] == "4"
+    assert all(row["calls"] == "1" for row in rows[2:])
 
 
 def test_latents_are_tabled(corpus, monkeypatch):

@@ -77,7 +77,7 @@ for axis, (name, (s, y)) in zip(axes, pairs.items()):
     axis.plot(seconds, s.numpy(), color="tab:green", linewidth=0.3, label="clean")
     axis.set(title=name, xlabel="s")
 axes[0].set_ylabel("amplitude")
-for line in axes[0].legend(loc="lower left").get_lines():
+for line in figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center").get_lines():
     line.set_linewidth(3)
 
 # %% [markdown]

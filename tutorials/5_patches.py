@@ -189,7 +189,7 @@ check("ten times louder", distance(a, 10 * a), 0, 1e-6)
 # %% [markdown]
 # ## The frequency-dependent form
 #
-# $$q=\arg\max_f\frac{A_{f+1}-A_f}{A_f},\qquad A_f=\max_{g\le f}\lvert T_g\rvert$$
+# $$q=\mathrm{argmax}_f\frac{A_{f+1}-A_f}{A_f},\qquad A_f=\max_{g\le f}\lvert T_g\rvert$$
 #
 # In each frame the teacher's steepest relative rise splits the spectrum: cosine distance below, a mixture of it and the magnitude error above.
 

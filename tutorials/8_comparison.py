@@ -15,8 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-import meanflow
 import consistency
+import meanflow
 import metrics
 import sgmse
 import toy
@@ -28,7 +28,7 @@ COLORS = dict(zip(NAMES, ("tab:purple", "tab:blue", "tab:cyan", "tab:orange", "t
 # %% [markdown]
 # ## Hear it
 #
-# The waterfall, 2.5 dB, by all seven. The line below each is what the network did.
+# The waterfall, 2.5 dB, by all seven.
 
 # %%
 recordings = {name: recording(name) for name in ("windmill", "waterfall", "cheer")}

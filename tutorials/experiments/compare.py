@@ -1,0 +1,167 @@
+"""The fair table: every paradigm with the same network size, data, crops, batch and learning-rate schedule.
+
+    python tutorials/experiments/compare.py --data CORPUS --crops 12000 [--seeds 0 1 2] [--rows CRP ...] [-- FLAGS]
+
+Each row is trained on --crops crops a stage, by the commands that a reader would give; what follows -- is given to all
+of them. A row of two stages says how many crops it has seen in all. Scores are those of the test split, and of the same
+speech in noises of another kind, made by code, which no training has heard: how much a method loses there is the
+question of the CRP paper. Checkpoints, waves and scores are kept in --out, so that a command which was interrupted goes
+on. The table is printed and written to --csv, a line for each row and seed.
+"""
+
+import argparse
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import data
+import metrics
+import train
+from scoring import COLUMNS, cell, enhanced_and_scored, files, identity, noisy_scored
+
+# A stage: name, script and command, flags; START stands for the checkpoint of the stage named by it.
+STAGES = {
+    "predictive": ("consistency.py train-student", "--distil none"),
+    "score": ("sgmse.py train", ""),
+    "score, no PESQ": ("sgmse.py train", "--pesq-weight 0"),
+    "CRP 5": ("sgmse.py train", "--init {score} --crp last --N 5 --start 0.5"),
+    "CRP 1": ("sgmse.py train", "--init {score} --crp last --N 1 --start 0.5"),
+    "distilled": ("consistency.py train", "--teacher {score}"),
+    "distilled, no PESQ": ("consistency.py train", "--teacher {score, no PESQ} --pesq-weight 0"),
+    "renoised": ("consistency.py train", "--moves renoise"),
+    "MeanFlowSE": ("meanflow.py train", "--no-displacement --endpoint-weight 0 --clip 0.05"),
+    "separator": ("meanflow.py train", "--separator train --separator-size compact --clip 5"),
+    "MeCo": ("meanflow.py train", "--init {separator} --separator frozen --clip 0.05"),
+    "drift": ("drift.py train", "--clip 2"),
+    "drift, noise": ("drift.py train", "--clip 2 --no-mask --sigma-max 0.3"),
+    "drift, conditional": ("drift.py train", "--clip 2 --no-mask --conditional"),
+    "dagger": ("drift.py train", "--clip 2 --field separate --temperatures 0.1 0.5 1 --pesq-weight 0.1 --si-sdr-weight "
+                                 "0.1 --ccmse-weight 1"),
+}
+# What the table shows: a stage, and how it is used.
+ROWS = {
+    "predictive, SI-SDR": ("predictive", {}),
+    "score model, 30 calls": ("score", dict(N=30)), "score model, 5 calls": ("score", dict(N=5)),
+    "score model, one call at T": ("score", dict(sampler="direct")),
+    "score model without PESQ, one call at T": ("score, no PESQ", dict(sampler="direct")),
+    "CRP, 5 calls": ("CRP 5", {}), "CRP, 1 call": ("CRP 1", {}),
+    "consistency distillation": ("distilled", {}), "consistency distillation without PESQ": ("distilled, no PESQ", {}),
+    "consistency training": ("renoised", {}),
+    "MeanFlowSE": ("MeanFlowSE", {}), "separator alone": ("separator", {}), "MeCo": ("MeCo", {}),
+    "DriftSE": ("drift", {}), "DriftSE, noise added": ("drift, noise", {}),
+    "DriftSE, conditional": ("drift, conditional", {}), "DriftSE dagger": ("dagger", {}),
+}
+
+
+def starts(flags):
+    """Names of the stages whose checkpoints the flags ask for."""
+    return [name for name in STAGES if f"{{{name}}}" in flags]
+
+
+def trained(name, seed, args):
+    """The checkpoint of a stage, trained where it is not there yet."""
+    command, flags = STAGES[name]
+    for start in starts(flags):
+        flags = flags.replace(f"{{{start}}}", f"|{trained(start, seed, args)}|")
+    words = [word for i, part in enumerate(flags.split("|")) for word in ([part] if i % 2 else part.split())]
+    words += ["--preset", args.preset] * ("--init" not in words)
+    words += ["--data", args.data, "--seed", str(seed), "--steps", str(args.crops // 4), "--batch-size", "4"]
+    words += [*"--lr 1e-3 --decay 0.33 --ema 0.995 --valid-every 0 --num-frames 128".split(), *args.flags]
+    label = f"{name} {seed} {identity(words, files(data.list_audio(args.data)))}"
+    run = args.out / label.replace(" ", "-").replace(",", "")
+    if not (run / "last.safetensors").exists():
+        print(f"training {name}, seed {seed}", flush=True)
+        script, subcommand = command.split()
+        subprocess.run([sys.executable, train.HERE / script, subcommand, *words, "--out", run], check=True)
+    return run / "last.safetensors"
+
+
+def crops_in_all(name, crops):
+    return crops * (1 + sum(crops_in_all(start, 1) for start in starts(STAGES[name][1])))
+
+
+def other_noises(clean, folder):
+    """(name, clean, noisy) of the same speech in white, pink, humming, clicking and made noise, at 2.5 to 17.5 dB."""
+    recordings = []
+    for number, path in enumerate(clean):
+        noisy = folder / f"{path.stem}.flac"
+        recordings.append((path.stem, path, noisy))
+        if noisy.exists():
+            continue
+        speech, rng = data.load_audio(path)[0][0], np.random.default_rng([number, 6])
+        white = rng.standard_normal(len(speech))
+        pink = np.fft.irfft(np.fft.rfft(white) / np.sqrt(np.arange(len(speech) // 2 + 1).clip(1)), len(speech))
+        clicks = (rng.random(len(speech)) < 1e-3) * white
+        noise = (white, pink, data.made_noise(len(speech), rng), clicks)[number % 4]
+        mixture = data.mix_at_snr(speech, torch.from_numpy(np.asarray(noise, np.float32)), 2.5 + 5 * (number // 4 % 4))
+        data.save_audio(noisy, 0.9 * mixture / mixture.abs().max(), data.SAMPLE_RATE, "PCM_24")
+    return recordings
+
+
+def cost(checkpoint, path, changes):
+    """(network calls for a recording, parameters, real-time factor on it)."""
+    method, wave = train.load_checkpoint(checkpoint, **changes), data.load_audio(path)[0][:1]
+    with torch.inference_mode():
+        method.enhance(wave)                             # warm
+        method.calls, started = 0, time.perf_counter()
+        method.enhance(wave)
+    parameters = sum(p.numel() for p in method.parameters())
+    return method.calls, parameters, (time.perf_counter() - started) * data.SAMPLE_RATE / wave.shape[1]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="corpus with a train and a test split, as for train")
+    parser.add_argument("--crops", type=int, required=True, help="crops of a stage's training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(default: %(default)s)")
+    parser.add_argument("--rows", nargs="+", default=[""], help="rows whose names contain one of these (default: all)")
+    parser.add_argument("--preset", default="small", help="(default: small)")
+    parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
+    parser.add_argument("--csv", type=Path, default=Path("compare.csv"), help="(default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
+    parser.add_argument("flags", nargs="*", help="after --: flags of every training")
+    args = parser.parse_args()
+
+    clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, "test"))
+    tests = {"test": [(path.stem, *pair) for path, pair in zip(noisy, zip(clean, noisy))],
+             "other": other_noises(clean, args.out / f"other-{identity(files(clean))}")}
+    before = {test: noisy_scored(args.out, recordings, args.workers) for test, recordings in tests.items()}
+    lines = [{"row": "noisy", "test": test} | {column: results.mean(column) for column in COLUMNS}
+             for test, results in before.items()]
+    printed = {("noisy", test): [results] for test, results in before.items()}
+    for seed in args.seeds:                              # outermost: a table of fewer seeds is there early
+        for label, (stage, changes) in ROWS.items():
+            if not any(part in label for part in args.rows):
+                continue
+            checkpoint = trained(stage, seed, args)
+            calls, parameters, factor = cost(checkpoint, noisy[0], changes)
+            for test, recordings in tests.items():
+                results = enhanced_and_scored(checkpoint, args.out / "waves", recordings, args.workers, **changes)
+                printed.setdefault((label, test), []).append(results)
+                scores = {column: results.mean(column) for column in COLUMNS}
+                interval = {f"{column}_{end}": bound for column in COLUMNS for end, bound in zip(
+                    ("low", "high"), metrics.bootstrap_interval(results.values(column)))}
+                lines.append({"row": label, "test": test, "seed": seed, "n": len(recordings), "crops": args.crops,
+                              "crops_in_all": crops_in_all(stage, args.crops), "calls": calls, "parameters": parameters,
+                              "real_time_factor": round(factor, 4)} | scores | interval)
+    with data.appearing(args.csv) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(max(lines, key=len)))
+        writer.writeheader()
+        writer.writerows(lines)
+
+    print(f"\n{args.crops} crops a stage, n = {len(noisy)}; mean [95 % interval] of the first seed (spread over "
+          f"{len(args.seeds)} seeds)\n\n| | test | {' | '.join(COLUMNS.values())} |\n|---|---|{'---|' * len(COLUMNS)}")
+    for (label, test), runs in printed.items():
+        cells = [f"{cell(runs[0], column)} ({np.ptp([run.mean(column) for run in runs]):.3f})" for column in COLUMNS]
+        print(f"| {label} | {test} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
