@@ -79,6 +79,13 @@ def test_spectral_loss_equals_reference():
     assert value == pytest.approx(fixture["ccmse/value_fft_256_512"].item(), rel=1e-5)
 
 
+def test_spectral_loss_is_relative_at_any_level():
+    torch.manual_seed(0)
+    clean, noise = torch.randn(2, 2, 8000)
+    losses = [drift.ccmse_loss(level * clean, level * (clean + 0.3 * noise)).item() for level in (1, 1e-3)]
+    assert losses[0] == pytest.approx(0.09, rel=0.05) and losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 @pytest.mark.parametrize("case", ["frame", "frame_sisdr", "frame_gauss"])
 def test_training_step_equals_reference(case, monkeypatch):
     """Network, inverse STFT, standardised waves, three layers, scale, temperatures, loss, norm of the gradient."""

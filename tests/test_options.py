@@ -1,7 +1,9 @@
 """Flags and Configs: what is mistyped is refused, and --help says what is there."""
 
+import argparse
 import dataclasses
 import re
+import shlex
 import subprocess
 import sys
 import typing
@@ -12,6 +14,7 @@ import consistency
 import drift
 import meanflow
 import sgmse
+import train
 from helpers import run_command
 
 METHODS = {"sgmse": sgmse.ScoreSDE, "consistency": consistency.ConsistencyModel, "meanflow": meanflow.MeanFlowCorrector,
@@ -62,3 +65,11 @@ def test_help_is_the_same_at_every_run_and_shows_each_default_once():
         numbers = [line for line in flags if re.search(r" (INT|FLOAT)  ", line)]
         if command.startswith("train"):                  # else the checkpoint has them
             assert numbers and all("(default" in line for line in numbers), numbers
+
+
+def test_values_written_as_flags_are_read_as_what_they_were():
+    values = dict(move_noise=False, strict=True, channel_mults=(1, 2), attention_resolutions=(), k=2.5, sde="bbed",
+                  teacher="a name with spaces")
+    parser = argparse.ArgumentParser()
+    train.add_flags(parser, consistency.Config)
+    assert train.given(parser.parse_args(shlex.split(train.as_flags(values))), consistency.Config) == values
