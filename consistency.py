@@ -39,6 +39,8 @@ along the PF-ODE take the step of the grid, not 1/N. The teacher and the start o
 student are averaged weights. Refinement re-noises with the mean of the process too, and
 never at t_eps (`multistep`).
 
+Tutorials: tutorials/4_consistency.ipynb, tutorials/5_patches.ipynb
+
     python consistency.py train --data DIR --preset small --teacher sgmse_stage1
     python consistency.py train-student --data DIR --preset tiny --teacher sgmse
 """

@@ -20,6 +20,8 @@ Which crop a batch holds is a pure function of seed and position, so that a run 
 workers and one on other hardware all see the same data. A corpus that fits in memory is decoded once into one int16
 array on the training device, where crops, gains and mixing are batched tensor operations; a larger one streams
 through worker processes that read only the crop.
+
+Tutorial: tutorials/1_sound.ipynb
 """
 
 import argparse

@@ -35,6 +35,8 @@ The optimiser is that of train.py, with --lr 5e-4 --clip 2 as published. The pre
 and tiny are ours: mel frames hear no phase, so their network gives a mask for the noisy
 spectrogram.
 
+Tutorial: tutorials/7_drift.ipynb
+
     python drift.py train --data DIR [--preset dagger] [--sigma-max 0] [--conditional] \\
         [--unpaired DIR_OF_CLEAN_SPEECH]
     python drift.py train --data DIR --encoder microsoft/wavlm-large --layers 6 12 24 \\

@@ -45,6 +45,8 @@ twice. The separator hears longer excerpts than the corrector: in short ones it 
 of its own. Where the crops of the training come again (`--crops`), its estimates are kept
 in a folder beside the run.
 
+Tutorial: tutorials/6_meanflow.ipynb
+
     python meanflow.py train --data DIR --preset meanflowse --clip 1
     python meanflow.py train --data DIR --separator train --num-mics 4 --num-speakers 2 \\
         --lr 1e-3 --clip 5 --out sep

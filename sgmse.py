@@ -34,6 +34,8 @@ numbers were computed: the predictor takes the true spacing of its grid and a la
 (SGMSE+ wrote 1/N); the corrector comes before the predictor. The EDM weight is applied per
 example (the released code mixes it across the batch).
 
+Tutorials: tutorials/2_score.ipynb, tutorials/3_crp.ipynb
+
     python sgmse.py train --data DIR --out runs/sgmse
     python sgmse.py enhance noisy.wav
 """

@@ -1,7 +1,11 @@
 """The repository root on the path, two threads, and the marker of the tests that take long."""
 
+import os
 import sys
 from pathlib import Path
+
+# Before torch is imported: two threads that wait for each other by spinning crawl on a machine that is busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest

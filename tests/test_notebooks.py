@@ -94,7 +94,7 @@ SMALL = """# %% [markdown]
 #
 # $$\\frac12E\\lvert\\sigma s+z\\rvert^2$$
 #
-# and leads [elsewhere](../README.md).
+# and leads [elsewhere](../README.md), [to itself](9_small.ipynb) and [out](https://arxiv.org).
 
 # %% tags=["export-picture"]
 import matplotlib.pyplot as plt
@@ -180,7 +180,8 @@ def test_page_holds_sound_picture_and_formulas_and_asks_nobody(small, tmp_path):
     assert '<math display="block"' in page.replace("xmlns=\"http://www.w3.org/1998/Math/MathML\" ", "")
     assert "<audio" in page and "data:image/png;base64," in page and "a &lt; b" in page and "<title>A small page" in page
     assert "$" not in re.sub("<style>.*?</style>|base64,[^\"']*", "", page, flags=re.S)
-    assert not re.search(r"""(src|href)=["'](?!data:|index.html|9_small.html)""", page) and "README.md" not in page
+    assert not re.search(r"""(src|href)=["'](?!data:|index.html|9_small.html|https://arxiv.org)""", page)
+    assert "README.md" not in page and '<a href="9_small.html">to itself</a>' in page
     assert 'href="9_small.html">A small page' in (tmp_path / "pages" / "index.html").read_text()
 
 

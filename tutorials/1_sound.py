@@ -45,6 +45,8 @@ print(f"SI-SDR {metrics.si_sdr(clean, noisy):.1f} -> {metrics.si_sdr(clean, enha
       f"PESQ {metrics.pesq(clean, noisy):.2f} -> {metrics.pesq(clean, enhanced):.2f}")
 
 # %% [markdown]
+# A recording of your own goes the same way: `noisy = data.load_audio("my.wav")[0][0]` gives its first channel at 16 kHz, whatever the file's rate.
+#
 # ## Key equations
 #
 # | symbol | meaning | function |

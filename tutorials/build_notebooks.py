@@ -258,11 +258,12 @@ def page(notebook, before="", after=""):
     render, body, title = markdown(), [], "Notebook"
 
     def text_of(lines):
-        """Markdown with its pictures inside. What leads to other files leads nowhere from a page that stands alone."""
+        """Markdown with its pictures inside. Links lead to other pages; to other files they would lead nowhere."""
         picture = lambda m: (f"![{m[1]}](data:image/png;base64,"
                              f"{base64.b64encode((HERE / m[2]).read_bytes()).decode()})")
         text = re.sub(r"!\[([^\]]*)\]\((?!https?:)([^)]*)\)", picture, "".join(lines))
-        return re.sub(r"(?<!!)\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+        link = lambda m: f"[{m[1]}]({m[2]}.html)" if m[2] else m[1]
+        return re.sub(r"(?<!!)\[([^\]]*)\]\((?!https?:)(?:(\d_\w+)\.ipynb|[^)]*)\)", link, text)
 
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
