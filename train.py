@@ -32,7 +32,6 @@ import random
 import re
 import shlex
 import sys
-import tempfile
 import time
 import typing
 import warnings
