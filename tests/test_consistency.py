@@ -489,6 +489,14 @@ def test_published_student_of_an_edm_teacher_hears_its_input_unscaled(edm_teache
     tiny(teacher=str(edm_teacher), **EDM | dict(c_in="1")).prepare(True)
 
 
+def test_student_of_an_edm_teacher_that_hears_its_input_unscaled_does_so_too(tmp_path):
+    config = sgmse.Config(**sgmse.PRESETS["edm"] | dict(hop_length=256, num_frames=24, c_in="1", **nets.TINY))
+    train.save_checkpoint(path := tmp_path / "t.safetensors", sgmse.ScoreSDE(config))
+    with pytest.raises(ValueError, match="; add --c-in 1$"):
+        tiny(teacher=str(path), **EDM).prepare(True)
+    tiny(teacher=str(path), **EDM | dict(c_in="1")).prepare(True)
+
+
 @pytest.mark.parametrize("changes", [
     dict(objective="denoiser"), dict(c_skip="0"), dict(c_out="sigma"), dict(network_scaling="1/t"),
     dict(sde="sbve", sampler="bridge_ode")])

@@ -51,6 +51,7 @@ def print_helps():
         assert run_command(METHODS[name], command, "--help") == 0
 
 
+@pytest.mark.slow
 def test_help_is_the_same_at_every_run_and_shows_each_default_once():
     """Two processes, whose sets and dictionaries of strings have other orders."""
     code = f"import sys; sys.path[:0] = {sys.path!r}; import test_options; test_options.print_helps()"
