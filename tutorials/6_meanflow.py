@@ -304,10 +304,11 @@ decay = 3 * (last - first) / data.SAMPLE_RATE
 check("seconds to fall by 60 dB, from -5 to -25 dB", decay, asked, 0.2 * asked)
 figure, (plan, *axes) = plt.subplots(1, 3, figsize=(9, 2.6))
 for place, name, marker in zip(sources, ("talker", "noise"), "o^"):
-    plan.plot(*place[:2], marker, label=name)
-plan.plot(*array[:2], "k.", markersize=2, label="microphones")
+    plan.plot(*place[:2], marker)
+    plan.annotate(name, place[:2], (0, 7), textcoords="offset points", ha="center")
+plan.plot(*array[:2], "k.", markersize=2)
+plan.annotate("microphones", array[:2, 0], (0, -14), textcoords="offset points", ha="center")
 plan.set(xlim=(0, size[0]), ylim=(0, size[1]), xlabel="m", ylabel="m", aspect="equal", title="the plan")
-plan.legend(fontsize=7)
 for mic in range(4):
     near = slice(int(peaks.min()) - 10, int(peaks.min()) + 60)
     axes[0].plot(np.arange(near.start, near.stop) / 16, responses[0, mic, near].numpy(), linewidth=1,
