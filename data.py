@@ -1121,17 +1121,11 @@ class RoomConfig:
     from_array: tuple = (0.5, 1.0)   # at least: of a talker, of the noise
 
 
-def simulate_room(number, config=RoomConfig()):
-    """Room `number` by the image method: its impulse responses, float16 (talkers + 1, mics + 1, n) at 16 kHz.
+def draw_room(number, config=RoomConfig()):
+    """Room `number`: size (3,), reverberation time, microphones (3, M), sources, a list of (3,). Metres and seconds.
 
-    Sources: the talkers, then the noise. Responses: that to each microphone, then the direct path alone to microphone
-    0, in step with the others. The same numbers at every call. Raises ValueError where the walls would have to swallow
-    more than arrives at them.
+    Sources: the talkers, then the noise. The same at every call.
     """
-    import pyroomacoustics as pra
-    from scipy.signal import butter, lfilter
-    pra.constants.set("num_threads", 1)                  # more add up in another order
-    pra.constants.set("rir_hpf_enable", False)           # has no phase: sounds before the direct path
     rng = np.random.default_rng(number)
     size, rt60 = rng.uniform(*config.size), rng.uniform(*config.rt60)
     centre = np.append(size[:2] / 2 + rng.uniform(-config.off_centre, config.off_centre, 2),
@@ -1144,7 +1138,21 @@ def simulate_room(number, config=RoomConfig()):
         place = rng.uniform(*inside)
         if np.linalg.norm(place - centre) >= config.from_array[len(places) == config.talkers]:
             places.append(place)
+    return size, rt60, array, places
 
+
+def simulate_room(number, config=RoomConfig()):
+    """Room `number` by the image method: its impulse responses, float16 (talkers + 1, mics + 1, n) at 16 kHz.
+
+    Sources: the talkers, then the noise, where draw_room puts them. Responses: that to each microphone, then the direct
+    path alone to microphone 0, in step with the others. The same numbers at every call. Raises ValueError where the
+    walls would have to swallow more than arrives at them.
+    """
+    import pyroomacoustics as pra
+    from scipy.signal import butter, lfilter
+    pra.constants.set("num_threads", 1)                  # more add up in another order
+    pra.constants.set("rir_hpf_enable", False)           # has no phase: sounds before the direct path
+    size, rt60, array, places = draw_room(number, config)
     absorption, reflections = pra.inverse_sabine(rt60, size)
     n = int(config.rt60[1] * SAMPLE_RATE)
 

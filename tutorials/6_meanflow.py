@@ -286,31 +286,38 @@ assert torch.equal(ordered, estimates.flip(1))
 # %% [markdown]
 # ## An array of four microphones
 #
-# `data.simulate_room` builds a room by the image method: responses from a talker and a noise to each microphone on a circle of 5 cm radius, and the direct path to microphone 0, which is what a separator should return.
+# `data.draw_room` draws a room, `data.simulate_room` builds it by the image method: responses from a talker and a noise to each microphone on a circle of 5 cm radius, and the direct path to microphone 0, which is what a separator should return.
 
 # %%
 config = data.RoomConfig(mics=4, talkers=1)
 responses = torch.from_numpy(data.simulate_room(3, config)).float()        # (sources, mics + 1, n)
 peaks = responses[0, :4].abs().argmax(1)
 below("samples between the direct paths, at most 2 x 5 cm / 343 m/s = 4.66", (peaks.max() - peaks.min()).item(), 4.67)
-rng = np.random.default_rng(3)                           # the room's own: its size, then the reverberation asked for
-rng.uniform(*config.size)
-asked = rng.uniform(*config.rt60)
+size, asked, array, sources = data.draw_room(3, config)
+samples = np.linalg.norm(sources[0][:, None] - array, axis=0) / 343 * data.SAMPLE_RATE     # of the way to each
+error = np.abs((peaks - peaks[0]).numpy() - (samples - samples[0])).max()
+below("samples between where a direct path comes and where geometry puts it", error, 1)
 energy = responses[0, 0].square().flip(0).cumsum(0).flip(0)                # what is still to come
 level = 10 * (energy / energy[0]).clamp(min=1e-9).log10()
 first, last = ((level <= db).nonzero()[0].item() for db in (-5, -25))
 decay = 3 * (last - first) / data.SAMPLE_RATE
 check("seconds to fall by 60 dB, from -5 to -25 dB", decay, asked, 0.2 * asked)
-figure, axes = plt.subplots(1, 2, figsize=(8, 2.6))
+figure, (plan, *axes) = plt.subplots(1, 3, figsize=(9, 2.6))
+for place, name, marker in zip(sources, ("talker", "noise"), "o^"):
+    plan.plot(*place[:2], marker)
+    plan.annotate(name, place[:2], (0, 7), textcoords="offset points", ha="center")
+plan.plot(*array[:2], "k.", markersize=2)
+plan.annotate("microphones", array[:2, 0], (0, -14), textcoords="offset points", ha="center")
+plan.set(xlim=(0, size[0]), ylim=(0, size[1]), xlabel="m", ylabel="m", aspect="equal", title="the plan")
 for mic in range(4):
     near = slice(int(peaks.min()) - 10, int(peaks.min()) + 60)
     axes[0].plot(np.arange(near.start, near.stop) / 16, responses[0, mic, near].numpy(), linewidth=1,
                  label=f"microphone {mic}")
-axes[0].set(xlabel="ms", title="room 3, the talker's direct path")
+axes[0].set(xlabel="ms", title="direct path, room 3")
 axes[0].legend()
 axes[1].plot(np.arange(len(level)) / 16000, level.numpy())
 axes[1].set(xlabel="s", ylabel="dB", ylim=(-65, 3),
-            title=f"what is still to come: {decay:.2f} s for 60 dB, {asked:.2f} asked");
+            title=f"{decay:.2f} s for 60 dB, {asked:.2f} asked");
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
