@@ -48,8 +48,8 @@ STAGES = {
 ROWS = {
     "predictive, SI-SDR": ("predictive", {}),
     "score model, 30 calls": ("score", dict(N=30)), "score model, 5 calls": ("score", dict(N=5)),
-    "score model, one call at T": ("score", dict(sampler="direct")),
-    "score model without PESQ, one call at T": ("score, no PESQ", dict(sampler="direct")),
+    "score model, one call at T": ("score", dict(sampler="direct", start=1.0)),
+    "score model without PESQ, one call at T": ("score, no PESQ", dict(sampler="direct", start=1.0)),
     "CRP, 5 calls": ("CRP 5", {}), "CRP, 1 call": ("CRP 1", {}),
     "consistency distillation": ("distilled", {}), "consistency distillation without PESQ": ("distilled, no PESQ", {}),
     "consistency training": ("renoised", {}),

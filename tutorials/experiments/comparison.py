@@ -22,7 +22,7 @@ from scoring import COLUMNS, cell, enhanced_and_scored, noisy_scored, sha256
 
 CHECKPOINTS = ("sgmse_stage1", "sgmse", "sgmse_crp1", "consistency", "meanflow", "drift", "drift_dagger")
 # What a checkpoint does without the step that its method adds: (checkpoint, changes of its config).
-CONTROLS = {"`sgmse_stage1`, one call at T": ("sgmse_stage1", dict(sampler="direct")),
+CONTROLS = {"`sgmse_stage1`, one call at T": ("sgmse_stage1", dict(sampler="direct", start=1.0)),
             "`meanflow`, its separator alone": ("meanflow", dict(separator="train"))}
 
 
