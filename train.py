@@ -1,4 +1,4 @@
-"""The training loop and the command line that all methods share. It knows no method by name.
+"""The training loop, the checkpoints and the command line that all methods share.
 
     fit                 the loop: gradient, clip, Adam, average; resumes and saves by itself
     EMA                 average of the weights, with the reference's warm-up
