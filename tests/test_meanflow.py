@@ -534,6 +534,18 @@ def test_derivative_is_float32_and_gradients_arrive_under_mixed_precision():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.net.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("name", ["exact", "difference"])
+def test_derivative_of_the_config_is_the_one_taken(name, monkeypatch):
+    """The two agree to more digits than a loss has."""
+    taken = []
+    for each in ("exact", "difference"):
+        kept = getattr(meanflow, f"{each}_derivative")
+        monkeypatch.setattr(meanflow, f"{each}_derivative", lambda *a, each=each, kept=kept: taken.append(each) or kept(*a))
+    model = tiny(derivative=name)
+    model.loss(some_batch(model))
+    assert taken == [name]
+
+
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_derivative_is_taken_without_tf32_whatever_the_training_allows(precision, monkeypatch):
     """Seen from within the network; afterwards everything is as it was."""

@@ -627,7 +627,7 @@ def test_help_names_every_field_with_its_unit_and_default(capsys):
             assert f"--{field.name.replace('_', '-')}" in text
     assert "seconds between checkpoints (default: 60.0)" in text
     fields = [f for cls in (train.TrainConfig, sgmse.Config) for f in dataclasses.fields(cls)]
-    assert text.count("(default:") >= len(fields)
+    assert text.count("(default:") >= len([f for f in fields if f.default != ""])
 
 
 @pytest.mark.parametrize("arguments, message", [
