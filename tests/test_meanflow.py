@@ -789,6 +789,7 @@ def tiny_run(corpus, *extra):
             "--batch-size", "2", "--device", "cpu", "--valid-every", "0", "--valid-files", "1", *extra)
 
 
+@pytest.mark.slow
 def test_train_resume_enhance_evaluate(corpus, tmp_path, capsys):
     """From the noisy speech by command, killed half way, in the middle of its schedules; one call a recording."""
     flags = tiny_run(corpus, "--schedule", "10")
@@ -804,6 +805,7 @@ def test_train_resume_enhance_evaluate(corpus, tmp_path, capsys):
         assert "2 network calls" in capsys.readouterr().out               # two files
 
 
+@pytest.mark.slow
 def test_corrector_on_kept_estimates_is_the_one_on_fresh_ones_killed_and_resumed_too(separator, corpus, tmp_path,
                                                                                     monkeypatch):
     """Three crops, four steps of two: each is separated once, for all runs beside each other."""

@@ -571,6 +571,7 @@ def test_the_checkpoint_is_there_before_the_validation(tmp_path, corpus, monkeyp
     assert torch.load(tmp_path / "run/last.pt", weights_only=True)["step"] == 3
 
 
+@pytest.mark.slow
 def test_others_wait_for_a_validation_longer_than_their_time_out(tmp_path):
     """Two processes, a collective time-out of 3 s, a validation of 6 s."""
     script = tmp_path / "two.py"

@@ -291,6 +291,7 @@ def trained(root, tmp_path_factory):
     return runs
 
 
+@pytest.mark.slow
 def test_training_in_rooms_resumes_bit_for_bit(trained):
     a, b = (torch.load(trained / name / "last.pt", weights_only=True)["model"] for name in ("separator", "again"))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -303,6 +304,7 @@ def test_corrector_keeps_its_separator_and_its_array(trained):
     assert train.load_checkpoint(trained / "reverberant/last.safetensors").num_mics == 1
 
 
+@pytest.mark.slow
 def test_another_number_of_talkers_starts_from_what_fits(trained, root, tmp_path, capsys):
     """All but the separator's last layer, the corrector's network too, which is not trained."""
     first = trained / "corrector/last.safetensors"

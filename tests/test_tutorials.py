@@ -37,6 +37,7 @@ def test_quality_over_calls_is_tabled_drawn_and_kept(tmp_path, corpus):
     assert (tmp_path / "nfe.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_other_weights_or_recordings_under_an_old_label_are_scored_anew(tmp_path, corpus):
     """Kept scores belong to the checkpoint, the recordings and the flags, not to what somebody called them."""
     root = tmp_path / "corpus"
