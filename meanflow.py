@@ -307,11 +307,11 @@ class MeanFlowCorrector(nn.Module):
         self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent,
                                        config.factor)
         self.separator = None
-        # What is known: s_hat alone, which then is the mixture, or s_hat and the
+        # The context: s_hat alone, which then is the mixture, or s_hat and the
         # microphones.
-        known = 1 if config.separator == "none" else 1 + config.num_mics
-        self.mic0 = known - config.num_mics           # where microphone 0 stands among that
-        self.net = nets.NCSNpp(1 + known, 1, config.width, config.channel_mults,
+        context = 1 if config.separator == "none" else 1 + config.num_mics
+        self.mic0 = context - config.num_mics         # where microphone 0 stands among that
+        self.net = nets.NCSNpp(1 + context, 1, config.width, config.channel_mults,
                                config.num_res_blocks, config.attention_resolutions,
                                image_size=config.n_fft // 2 + 1, num_times=2, version=2,
                                fourier_scale=config.fourier_scale)
@@ -327,8 +327,8 @@ class MeanFlowCorrector(nn.Module):
             self.num_samples = max(self.num_samples, heard)
         self.calls, self.ema, self.steps, self.store = 0, None, 0, None    # set by train.py
 
-    def forward(self, xt, known, r, t):
-        """u(x_t, r, t), complex (B, 1, F, T). known: s_hat and, with a separator, the
+    def forward(self, xt, context, r, t):
+        """u(x_t, r, t), complex (B, 1, F, T). context: s_hat and, with a separator, the
         microphones, complex (B, C, F, T).
         """
         self.calls += 1
@@ -338,14 +338,14 @@ class MeanFlowCorrector(nn.Module):
             return -self.net(torch.cat(signals, dim=1), t, (t - r).clamp(min=0))
 
         if not config.sigma_data:
-            return network(xt, known)
+            return network(xt, context)
         # Each bin relative to the level and phase of the mixture at microphone 0.
-        d = xt - known[:, :1]
-        mixture = known[:, self.mic0, None]              # (B, 1, F, T)
+        d = xt - context[:, :1]
+        mixture = context[:, self.mic0, None]              # (B, 1, F, T)
         phase = mixture / mixture.abs().clamp(min=1e-8)
         sigma_data = config.sigma_data * mixture.abs() + 0.01             # not 0 in silence
         c_in, c_skip, c_out = preconditioning(t, sigma_data, config.sigma_max)
-        out = network(phase.conj() * c_in * d, phase.conj() * known / config.factor)
+        out = network(phase.conj() * c_in * d, phase.conj() * context / config.factor)
         return c_skip * d + c_out * phase * out
 
     def separate(self, mixture):
@@ -378,7 +378,7 @@ class MeanFlowCorrector(nn.Module):
         return torch.from_numpy(compute_once(path, estimate)).to(wave.device)
 
     @torch.no_grad()
-    def known(self, mixture, clean=None):
+    def contexts(self, mixture, clean=None):
         """What the flow of each talker starts from and sees: waves (B S, C, L), s_hat
         first.
 
@@ -394,7 +394,7 @@ class MeanFlowCorrector(nn.Module):
         mixture = mixture.repeat_interleave(estimate.shape[1], dim=0)      # (B S, M, L)
         return torch.cat([estimate.flatten(0, 1)[:, None], mixture], dim=1)
 
-    def level(self, waves):
+    def level_of_estimate(self, waves):
         """Level of s_hat, but at least 0.05 times that of the mixture at microphone 0:
         (B S, C, L) -> (B S, 1, 1). Without a separator both are one, at level 1 already.
         """
@@ -421,23 +421,24 @@ class MeanFlowCorrector(nn.Module):
             loss = sa_sdr_loss(clean, self.separate(mixture))[0].mean()
             return loss, {"sa_sdr": -loss.detach()}
         # The separator hears more than the corrector learns from, see above.
-        waves = torch.cat([clean.flatten(0, 1)[:, None], self.known(mixture, clean)], dim=1)
+        heard = self.contexts(mixture, clean)
+        waves = torch.cat([clean.flatten(0, 1)[:, None], heard], dim=1)    # (B S, 1 + C, L)
         length = self.spectrogram.samples(self.config.num_frames)
         start = torch.randint(waves.shape[-1] - length + 1, ()).item()
         waves = waves[..., start:start + length]
         with torch.autocast(clean.device.type, enabled=False):
-            spectra = self.spectrogram(waves / self.level(waves[:, 1:]))
+            spectra = self.spectrogram(waves / self.level_of_estimate(waves[:, 1:]))
         return self.flow_loss(spectra[:, :1], spectra[:, 1:])
 
-    def flow_loss(self, x0, known):
-        """(loss, its parts) of clean spectrograms (B, 1, F, T) and what is known, s_hat
+    def flow_loss(self, x0, context):
+        """(loss, its parts) of clean spectrograms (B, 1, F, T) and their context, s_hat
         first, (B, C, F, T): half squares over bins, the Endpoint loss in dB; `reduction`
         divides all.
         """
-        config, s_hat = self.config, known[:, :1]
+        config, s_hat = self.config, context[:, :1]
 
         def u(x, r, t):
-            return self(x, known, r, t)
+            return self(x, context, r, t)
 
         progress = 1
         if self.ema is not None:
@@ -474,11 +475,14 @@ class MeanFlowCorrector(nn.Module):
         # The mean of the squares; the Endpoint loss shrinks with them and keeps its weight.
         return loss / x0[0].numel() if config.reduction == "mean" else loss, parts
 
-    def correct(self, known):
-        """Known spectrograms (B, C, F, T), s_hat first -> clean (B, 1, F, T)."""
-        config, s_hat = self.config, known[:, :1]
-        return sample(lambda x, r, t: self(x, known, r, t), s_hat, torch.randn_like(s_hat),
-                      config.N, config.t_end, config.sigma_max)
+    def correct(self, context):
+        """Context spectrograms (B, C, F, T), s_hat first -> clean (B, 1, F, T)."""
+        config, s_hat = self.config, context[:, :1]
+
+        def u(x, r, t):
+            return self(x, context, r, t)
+        return sample(u, s_hat, torch.randn_like(s_hat), config.N, config.t_end,
+                      config.sigma_max)
 
     @torch.no_grad()
     def enhance(self, wave, peak=None):
@@ -494,8 +498,8 @@ class MeanFlowCorrector(nn.Module):
         """(B, M, L) -> (B, S, L)."""
         if self.config.separator == "train":
             return self.separate(mixture)
-        waves = self.known(mixture)                                        # (B S, C, L)
-        level = self.level(waves)
+        waves = self.contexts(mixture)                                        # (B S, C, L)
+        level = self.level_of_estimate(waves)
         out = in_spectrogram(self.correct, waves / level, self.spectrogram,
                              self.net.multiple, self.config.pad_mode)
         return (out * level[:, 0]).unflatten(0, (len(mixture), -1))        # (B, S, L)

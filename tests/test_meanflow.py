@@ -611,14 +611,14 @@ def test_order_of_the_talkers_changes_no_loss(monkeypatch):
     """Each estimate is put beside its own talker."""
     model = tiny(separator="frozen", num_mics=2, num_speakers=2)
     clean, mixture = some_batch(model)
-    waves, swapped = model.known(mixture, clean), model.known(mixture, clean.flip(1))
+    waves, swapped = model.contexts(mixture, clean), model.contexts(mixture, clean.flip(1))
     pairs = lambda x: x.unflatten(0, (2, 2))             # (B, S, ...)
     torch.testing.assert_close(pairs(waves), pairs(swapped).flip(1))
     estimate = model.separate(mixture)
     best = meanflow.sa_sdr_loss(clean, estimate)[1]
     torch.testing.assert_close(pairs(waves)[:, :, 0], best)
     torch.testing.assert_close(pairs(waves)[:, 1, 1:], mixture)
-    level = model.level(waves)
+    level = model.level_of_estimate(waves)
     assert level.shape == (4, 1, 1)
     torch.testing.assert_close(pairs(level)[..., 0], data.robust_level(best))
 
@@ -630,7 +630,7 @@ def test_corrector_learns_from_a_part_of_what_the_frozen_separator_hears(monkeyp
     assert tiny(separator="frozen", num_frames=64).num_samples == 63 * 256 and tiny().num_samples == length
     clean, mixture = some_batch(model)
     monkeypatch.setattr(model, "flow_loss", lambda *spectra: seen.append(torch.cat(spectra, dim=1)))
-    whole = torch.cat([clean, model.known(mixture)], dim=1)                # (B, 1 + C, L)
+    whole = torch.cat([clean, model.contexts(mixture)], dim=1)                # (B, 1 + C, L)
     for seed in range(2):
         torch.manual_seed(seed)
         model.loss((clean, mixture))
@@ -645,26 +645,26 @@ def test_separator_hears_each_crop_that_comes_again_once(tmp_path):
     """What is kept is what it says; what is damaged is estimated again; another separator has another estimate."""
     model = tiny(separator="frozen", num_mics=2, num_speakers=2)
     clean, mixture = some_batch(model)
-    expected, other = model.known(mixture, clean), model.known(0.5 * mixture, clean)
+    expected, other = model.contexts(mixture, clean), model.contexts(0.5 * mixture, clean)
     model.store, model.calls = tmp_path, 0
-    torch.testing.assert_close(model.known(mixture, clean), expected)
+    torch.testing.assert_close(model.contexts(mixture, clean), expected)
     assert model.calls == 2 == len(paths := sorted(tmp_path.iterdir()))    # one by one
-    kept = model.known(mixture.flip(0), clean.flip(0))
+    kept = model.contexts(mixture.flip(0), clean.flip(0))
     torch.testing.assert_close(kept.unflatten(0, (2, 2)).flip(0).flatten(0, 1), expected)
     assert model.calls == 2
-    swapped = model.known(mixture, clean.flip(1))        # the order is that of the clean talkers, whenever
+    swapped = model.contexts(mixture, clean.flip(1))        # the order is that of the clean talkers, whenever
     torch.testing.assert_close(swapped.unflatten(0, (2, 2)).flip(1).flatten(0, 1), expected)
     paths[0].write_bytes(paths[0].read_bytes()[:1000])
-    torch.testing.assert_close(model.known(mixture, clean), expected)
+    torch.testing.assert_close(model.contexts(mixture, clean), expected)
     assert model.calls == 3
-    torch.testing.assert_close(model.known(0.5 * mixture, clean), other)
+    torch.testing.assert_close(model.contexts(0.5 * mixture, clean), other)
     assert model.calls == 5
     with torch.no_grad():
         model.separator.decoder.weight *= 1.1
-    changed = model.known(mixture, clean)
+    changed = model.contexts(mixture, clean)
     assert model.calls == 7 and not torch.allclose(changed, expected)
     assert len(list(tmp_path.iterdir())) == 6
-    assert model.known(mixture).shape == expected.shape and model.calls == 8        # at inference nothing is kept
+    assert model.contexts(mixture).shape == expected.shape and model.calls == 8        # at inference nothing is kept
 
 
 def test_nearly_silent_estimate_is_levelled_by_the_mixture():
@@ -673,10 +673,10 @@ def test_nearly_silent_estimate_is_levelled_by_the_mixture():
         for p in model.separator.decoder.parameters():
             p.zero_()
     wave = some_batch(model)[1]
-    torch.testing.assert_close(model.level(model.known(wave)), 0.05 * data.robust_level(wave))
+    torch.testing.assert_close(model.level_of_estimate(model.contexts(wave)), 0.05 * data.robust_level(wave))
     peak = tiny(separator="frozen", normalize="peak")
     waves = torch.cat([0.01 * wave, wave], 1)
-    torch.testing.assert_close(peak.level(waves), 0.05 * wave.abs().amax(-1, keepdim=True))
+    torch.testing.assert_close(peak.level_of_estimate(waves), 0.05 * wave.abs().amax(-1, keepdim=True))
     silence = torch.zeros_like(wave)                     # around a recording that is shorter than the excerpt
     assert all(value.isfinite().all() for value in model.loss((silence, silence))[1].values())
 
