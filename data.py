@@ -1044,29 +1044,53 @@ def paired_paths(root, split):
 
 def speech_of(root, split):
     """Resolved paths of the clean recordings of a split, a set; empty where there is no such split."""
+    root = Path(root)
+    for folder in (root / split, root):
+        if (folder / "speech").is_dir():
+            speech_dir, left_out = voices(folder / "speech", split if folder == root else None)
+            return set() if speech_dir is None else {path.resolve() for path in list_audio(speech_dir)} - left_out
     try:
-        if (Path(root) / split / "speech").is_dir():
-            paths = list_audio(Path(root) / split / "speech")
-        else:
-            paths = paired_paths(root, split)[0]
+        return {path.resolve() for path in paired_paths(root, split)[0]}
     except FileNotFoundError:
         return set()
-    return {path.resolve() for path in paths}
+
+
+def voices(folder, split):
+    """Where in a folder of speech a split lies, and what of it the split leaves out, resolved paths; (None, ...) where
+    the folder has no such split. split: None where the folder is that of one split.
+
+    VoiceBank's training voices validate by its speakers p226 and p287, in clean_trainset_28spk_wav and beside
+    clean_testset_wav as distributed, or in any folder by the names of its files, p226_001.wav.
+    """
+    if split is None:
+        return folder, set()
+    inside = folder / VOICEBANK[split][0]
+    folder, own = (inside, True) if inside.is_dir() else (folder, False)
+    paths = [] if own and split == "test" else list_audio(folder)
+    held_out = {path.resolve() for path in paths if path.name.startswith(VOICEBANK_VALID)}
+    if split == "valid":
+        return (folder, {path.resolve() for path in paths} - held_out) if held_out else (None, set())
+    return folder, held_out
 
 
 def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, mics=1, talkers=1, rooms=0, room_cache="rooms",
               made=0.0, pauses=0.0, coloured=0.0, **options):
     """PairedAudio, or MixedAudio where SPLIT/speech and SPLIT/noise (or speech and noise) stand in `root`.
 
-    What has no splits serves training and test, and no validation. rooms: so many simulated ones make it RoomMixtures,
+    What has no splits serves training and test, and no validation; but where `speech` holds the clean files of
+    VoiceBank, in its folders or by its names, these have its splits. rooms: so many simulated ones make it RoomMixtures,
     of other rooms in each split, kept in the folder room_cache.
     """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
-    for folder in (root / split, root)[:1 if split == "valid" else 2]:
+    for folder in (root / split, root):
         if (folder / "speech").is_dir() and (folder / "noise").is_dir():
-            mixed = options | dict(speech_dir=folder / "speech", noise_dir=folder / "noise", snrs=snrs, babble=babble)
+            speech_dir, left_out = voices(folder / "speech", split if folder == root else None)
+            if speech_dir is None:
+                break
+            mixed = options | dict(speech_dir=speech_dir, noise_dir=folder / "noise", snrs=snrs, babble=babble,
+                                   without={*options.get("without", ()), *left_out})
             varied = dict(made=made, pauses=pauses, coloured=coloured)
             if rooms:
                 if any(varied.values()):

@@ -31,9 +31,8 @@ Where we differ. The default is the released code's field, feature scale and tem
 with the paper's noise levels. Its waveform losses see crops divided by the noisy peak
 (released: at their own level). Distances are computed in float64: by matrix products in
 single precision two equal frames lie up to 1e-3 apart, and temperatures go down to 0.005.
-The optimiser is that of train.py, with --lr 5e-4 --clip 2 as published. The presets small
-and tiny are ours: mel frames hear no phase, so their network gives a mask for the noisy
-spectrogram.
+The presets small and tiny are ours: mel frames hear no phase, so their network gives a mask
+for the noisy spectrogram.
 
 Tutorial: tutorials/7_drift.ipynb
 
@@ -108,6 +107,11 @@ PRESETS = {
     "small": LIGHT | nets.without_time(nets.SMALL),
     "tiny": LIGHT | nets.without_time(nets.TINY),
 }
+# How the presets of the paper are trained. The paper names AdamW, its rate and decay, and
+# the batch; warm-up, betas and clip are the released program's.
+PUBLISHED = dict(lr=5e-4, weight_decay=0.01, betas=(0.9, 0.95), lr_warmup=200,
+                 batch_size=16, clip=2.0)
+RECIPES = {"paper": PUBLISHED, "dagger": PUBLISHED}
 TEMPERATURES = {"driftse": (0.1, 0.5, 1.0), "original": (0.02, 0.05, 0.2)}
 
 
@@ -476,7 +480,7 @@ class DriftSE(nn.Module):
     `calls` counts evaluations.
     """
 
-    Config, presets = Config, PRESETS
+    Config, presets, recipes = Config, PRESETS, RECIPES
     inference = ("sigma",)                           # fields that may change after training
 
     def __init__(self, config=Config()):

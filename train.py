@@ -10,6 +10,7 @@ A method is a module with a dataclass `Config`, a dictionary `presets` of its va
 fields that may change after training, `num_samples` of a training crop, loss(batch) -> (scalar, dict) and
 enhance(wave (B, L), peak (B, 1) of the whole recording) -> wave; where it needs more than data, also prepare(fresh),
 called before training;
+where a preset is trained by other constants than the defaults here, also a dictionary `recipes` of these;
 where its loss can do with clean speech of other recordings than the noisy ones', also needs_pairs = False; where it
 hears several microphones or separates talkers, num_mics and num_speakers, with waves (B, M, L) in and (B, S, L) out.
 In training it finds its average as `ema`, the number of updates to come as `steps`, and as `store`, where crops come
@@ -71,7 +72,10 @@ class TrainConfig:
     minutes: float = 0.0             # stop after so many, as if the last step were done; 0: when --steps are
     batch_size: int = 8              # crops per process and backward pass
     accumulate: int = 1              # backward passes per update
-    lr: float = 1e-4                 # of Adam
+    lr: float = 1e-4                 # of AdamW
+    weight_decay: float = 0.0        # of AdamW; with 0 it is Adam
+    betas: tuple = (0.9, 0.999)      # of AdamW: decay of its two averages, of the gradient and of its square
+    lr_warmup: int = 0               # first steps, over which the learning rate rises from 0
     decay: float = 0.0               # last share of the training, over which the learning rate falls to a tenth
     ema: float = 0.999               # decay of the averaged weights
     clip: float = 0.0                # largest norm of the gradient; 0: no limit
@@ -91,6 +95,8 @@ class TrainConfig:
         for name in ("babble", "made", "pauses", "coloured", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is a share, 0 to 1; got {getattr(self, name)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"--betas are two numbers from 0 to 1; got {' '.join(map(str, self.betas))}")
 
     def identity(self, world=1):
         """What a run that is resumed must share with the one that was interrupted."""
@@ -124,7 +130,7 @@ def fit(method, loader, config, ema=None):
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(method.parameters()).device
     weights = [p for p in method.parameters() if p.requires_grad]
-    opt = torch.optim.Adam(weights, lr=config.lr)
+    opt = torch.optim.AdamW(weights, config.lr, config.betas, weight_decay=config.weight_decay)
     method.ema = ema = ema or EMA(method, config.ema)    # for a loss with a target network
     method.steps = config.steps                          # for one with a schedule
     last = Path(config.out) / "last.pt"
@@ -142,7 +148,7 @@ def fit(method, loader, config, ema=None):
     for step in range(done + 1, config.steps + 1):
         if progress >= 1:
             break
-        opt.param_groups[0]["lr"] = config.lr * 10 ** -max(0, (progress - 1) / config.decay + 1 if config.decay else 0)
+        opt.param_groups[0]["lr"] = learning_rate(step, progress, config)
         seed_everything(config.seed, step, rank)
         for micro in range(config.accumulate):
             wait = micro + 1 < config.accumulate and dist.is_initialized()
@@ -177,6 +183,13 @@ def fit(method, loader, config, ema=None):
         yield step, {"loss": value.detach(), "gradient": norm, **parts}
 
 
+def learning_rate(step, progress, config):
+    """That of a step, counted from 1, when a share `progress` of the training was done before it."""
+    rise = min(1, step / config.lr_warmup) if config.lr_warmup else 1
+    fall = 10 ** -max(0, (progress - 1) / config.decay + 1) if config.decay else 1
+    return config.lr * rise * fall
+
+
 def progress_of(step, seconds, config):
     """Share of the training that is done, by the steps or by the clock, whichever is further."""
     return max(step / config.steps, seconds / (60 * config.minutes) if config.minutes else 0)
@@ -194,9 +207,9 @@ def resume(path, method, opt, ema, run):
         raise ValueError(f"{path} is a run with other settings ({', '.join(changed)}): choose another --out, or give "
                          "--init its weights")
     method.load_state_dict(state["model"])
-    lr = opt.param_groups[0]["lr"]
+    group = {name: opt.param_groups[0][name] for name in ("lr", "betas", "weight_decay")}
     opt.load_state_dict(state["optimizer"])
-    opt.param_groups[0]["lr"] = lr                       # the command's, which may have changed
+    opt.param_groups[0] |= group                         # the command's, which may have changed
     ema.load_state_dict(state["ema"])
     return state["step"], state.get("seconds", 0.0)
 
@@ -635,7 +648,8 @@ def pick_device(name):
 
 
 def train_command(Method, args):
-    config = TrainConfig(**given(args, TrainConfig))
+    recipe = {} if getattr(args, "init", "") else getattr(Method, "recipes", {}).get(args.preset, {})
+    config = TrainConfig(**recipe | given(args, TrainConfig))
     config.out = config.out or f"runs/{Path(inspect.getfile(Method)).stem}"
     if not config.data:
         raise ValueError("give the training data with --data DIR; see --help")
@@ -936,7 +950,9 @@ def add_train(commands, name, Method, out, help):
     sub = commands.add_parser(name, help=help, description=help)
     sub.add_argument("--preset", choices=tuple(Method.presets), default="paper",
                      help="values of the method's constants (default: paper)")
-    add_flags(sub.add_argument_group("training"), TrainConfig, defaults=TrainConfig(out=out))
+    recipe = getattr(Method, "recipes", {}).get("paper", {})
+    add_flags(sub.add_argument_group("training" + " (defaults of the preset paper)" * bool(recipe)), TrainConfig,
+              defaults=TrainConfig(out=out, **recipe))
     add_flags(sub.add_argument_group("method (defaults of the preset paper)"), Method.Config, defaults=Method.Config())
     sub.set_defaults(run=functools.partial(train_command, Method), out=out)
 

@@ -451,6 +451,38 @@ def test_voicebank_demand_without_the_held_out_speakers_has_no_valid_split(tmp_p
         PairedAudio(root, "valid", N)
 
 
+@pytest.mark.parametrize("layout", ["speech/clean_{split}_wav/{name}.wav", "speech/{split}/{name}.wav"])
+def test_voicebank_mixed_on_the_fly_keeps_its_speakers_for_validation(tmp_path, layout):
+    """Speech in VoiceBank's folders, or in any with its names, beside noise in DEMAND's: each split has its speakers."""
+    names = ["p225_001", "p226_001", "p2260_001", "p287_002"]
+    own = "clean_" in layout
+    for seed, name in enumerate([*names, *["p232_001"] * own]):
+        write(tmp_path / layout.format(split="testset" if name == "p232_001" else "trainset_28spk", name=name),
+              sound(4 * N, seed=seed))
+    for room in ("DKITCHEN", "STRAFFIC"):
+        write(tmp_path / "noise" / room / "ch01.wav", sound(4 * N, seed=9))
+    held_out = ["p226_001", "p287_002"]
+    named = lambda split, **k: stems(data.open_data(tmp_path, split, num_samples=N, **k))
+    assert named("train") == ["p225_001", "p2260_001"] and named("valid") == held_out
+    assert named("train", without={(tmp_path / layout.format(split="trainset_28spk", name="p225_001")).resolve()}) == [
+        "p2260_001"]
+    assert named("test") == (["p232_001"] if own else ["p225_001", "p2260_001"])
+    assert sorted(path.stem for path in data.speech_of(tmp_path, "valid")) == held_out
+    clean = data.UnpairedAudio(tmp_path, tmp_path / "speech", num_samples=N)
+    heard = {Path(path).stem for path in (*clean.sources[0].paths, *clean.noisy.sources[0].paths)}
+    assert not heard & set(held_out)
+    babble = data.open_data(tmp_path, "train", num_samples=N, babble=1.0)
+    assert [Path(path).stem for path in babble.sources[0].paths] == ["p225_001", "p2260_001"]
+
+
+def test_speech_and_noise_without_the_held_out_speakers_have_no_valid_split(tmp_path):
+    write(tmp_path / "speech/clean_trainset_28spk_wav/p225_001.wav", sound(4 * N))
+    write(tmp_path / "noise/a.wav", sound(4 * N))
+    with pytest.raises(FileNotFoundError, match="valid"):
+        data.open_data(tmp_path, "valid", num_samples=N)
+    assert data.speech_of(tmp_path, "valid") == set()
+
+
 @pytest.mark.parametrize("layout", ["{split}/{side}", "{side}", "{split}/pairs/{side}"])
 def test_layouts_with_folders_below_and_other_suffixes(tmp_path, layout):
     clean, noisy = (tmp_path / layout.format(split="test", side=side) for side in ("clean", "noisy"))

@@ -620,13 +620,13 @@ def test_the_learning_rate_falls_to_a_tenth_over_the_last_share():
     import tempfile
     with tempfile.TemporaryDirectory() as out:
         method = Method(1, 1)
-        kept, torch.optim.Adam = torch.optim.Adam, lambda p, lr: rates.append(kept(p, lr)) or rates[0]
+        kept, torch.optim.AdamW = torch.optim.AdamW, lambda *a, **k: rates.append(kept(*a, **k)) or rates[0]
         try:
             config = train.TrainConfig(out=out, steps=30, lr=1.0, decay=1 / 3, precision="fp32", valid_every=0)
             steps = train.fit(method, lambda *a: iter(torch.ones(40, 1)), config)
             seen = [rates[0].param_groups[0]["lr"] for _ in steps]
         finally:
-            torch.optim.Adam = kept
+            torch.optim.AdamW = kept
     assert seen[:21] == [1.0] * 21 and seen[25] == pytest.approx(10 ** -0.5, rel=1e-6)
     assert seen[29] == pytest.approx(10 ** -0.9, rel=1e-6)
 

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 
 import data
+import drift
 import sgmse
 import train
 from helpers import run_command
@@ -108,7 +109,7 @@ def fit_saving_always(out, corpus, steps):
 
 def kill_often(folder, corpus):
     """25 times: resume the run, wait for it to save, kill it a random moment later, look at what it left."""
-    torch.optim.Adam(tiny().parameters())                # imports what Adam needs, so that no child has to
+    torch.optim.AdamW(tiny().parameters())               # imports what it needs, so that no child has to
     dice, last, seen = random.Random(0), Path(folder) / "broken/last.pt", 0
     when = lambda: last.stat().st_mtime_ns if last.exists() else 0
     for _ in range(25):
@@ -163,15 +164,22 @@ def toy_batches(batch_size, poison=()):
     return loader
 
 
+@contextlib.contextmanager
+def steps_of_sgd():
+    """Within it fit takes plain steps, which show the gradient itself."""
+    kept, torch.optim.AdamW = torch.optim.AdamW, lambda p, lr, *_, **__: torch.optim.SGD(p, lr)
+    try:
+        yield
+    finally:
+        torch.optim.AdamW = kept
+
+
 def toy_run(out, batch_size, **changes):
     train.seed_everything(0)
     method = Toy()
-    adam, torch.optim.Adam = torch.optim.Adam, torch.optim.SGD               # a step of SGD shows the gradient itself
-    try:
+    with steps_of_sgd():
         for _ in train.fit(method, toy_batches(batch_size), settings(out, steps=3, lr=0.1, clip=0.0, **changes)):
             pass
-    finally:
-        torch.optim.Adam = adam
     return method
 
 
@@ -198,25 +206,74 @@ def test_accumulated_gradients_average_their_batches(tmp_path):
     method = Toy()
     batches = list(itertools.islice(toy_batches(8)(0, 0, 1), 2))
     expected = sum(torch.autograd.grad(method.loss(b)[0], method.net.weight)[0] for b in batches) / 2
-    adam, torch.optim.Adam = torch.optim.Adam, torch.optim.SGD
     before = method.net.weight.detach().clone()
-    try:
+    with steps_of_sgd():
         next(train.fit(method, toy_batches(8), settings(tmp_path, lr=1.0, clip=0.0, accumulate=2)))
-    finally:
-        torch.optim.Adam = adam
     torch.testing.assert_close(before - method.net.weight.detach(), expected)
 
 
 def test_gradient_is_clipped_to_its_limit(tmp_path):
-    method, adam = Toy(), torch.optim.Adam
+    method = Toy()
     before = method.net.weight.detach().clone(), method.net.bias.detach().clone()
-    torch.optim.Adam = torch.optim.SGD
-    try:
+    with steps_of_sgd():
         next(train.fit(method, toy_batches(8), settings(tmp_path, lr=1.0, clip=0.01)))
-    finally:
-        torch.optim.Adam = adam
     moved = torch.cat([(a - b.detach()).flatten() for a, b in zip(before, (method.net.weight, method.net.bias))])
     assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_optimiser_is_adamw_with_its_decay_and_warm_up(tmp_path):
+    """Two steps of AdamW (Loshchilov and Hutter, Algorithm 2), by hand, at half and at all of the learning rate."""
+    options = dict(steps=2, lr=0.1, betas=(0.5, 0.75), weight_decay=0.2, lr_warmup=2, clip=0.0)
+    method, m, v, batches = Toy(), 0, 0, toy_batches(8)(0, 0, 1)
+    steps = train.fit(method, toy_batches(8), settings(tmp_path, **options))
+    for step, lr in ((1, 0.05), (2, 0.1)):
+        w = method.net.weight.detach().clone()
+        g = torch.autograd.grad(method.loss(next(batches))[0], method.net.weight)[0]
+        m, v = 0.5 * m + 0.5 * g, 0.75 * v + 0.25 * g ** 2
+        update = (m / (1 - 0.5 ** step)) / ((v / (1 - 0.75 ** step)).sqrt() + 1e-8)
+        w = w - lr * (update + 0.2 * w)
+        next(steps)
+        torch.testing.assert_close(method.net.weight.detach(), w)
+
+
+def test_a_run_goes_on_with_the_optimisers_constants_of_the_command(tmp_path):
+    """Its averages are those of the run, what it makes of them is the command's, as for a run without a break."""
+    def go(out, steps, **options):
+        train.seed_everything(0)
+        method = Toy()
+        list(train.fit(method, toy_batches(8), settings(out, steps=steps, lr=0.1, save_every=0, **options)))
+        return [p.detach().clone() for p in method.parameters()]
+    go(tmp_path / "a", 2)
+    changed = go(tmp_path / "a", 4, weight_decay=0.5, betas=(0.1, 0.2))
+    go(tmp_path / "b", 2)
+    assert not same(changed, go(tmp_path / "b", 4))
+    go(tmp_path / "c", 2, weight_decay=0.5, betas=(0.7, 0.7))
+    go(tmp_path / "d", 2)
+    assert not same(go(tmp_path / "c", 4), go(tmp_path / "d", 4))
+
+
+@pytest.mark.parametrize("betas", [(0.9,), (0.9, 1.0), (-0.1, 0.9), (0.9, 0.9, 0.9)])
+def test_betas_that_average_nothing_are_refused(betas):
+    with pytest.raises(ValueError, match="--betas"):
+        train.TrainConfig(betas=betas)
+
+
+def test_a_preset_with_a_recipe_is_trained_by_it_unless_the_command_says_otherwise(monkeypatch, tmp_path):
+    """As drift.py's paper is: AdamW with decay and warm-up. Weights given by --init bring none."""
+    seen = []
+
+    def join_processes(config):
+        seen.append(config)
+        raise ValueError("this is all that was to be seen")
+    monkeypatch.setattr(train, "join_processes", join_processes)
+    for flags in ((), ("--lr", "1e-3"), ("--preset", "dagger"), ("--preset", "small"), ("--init", "drift")):
+        monkeypatch.setattr(sys, "argv", ["drift.py", "train", "--data", str(tmp_path), *flags])
+        with pytest.raises(SystemExit):
+            train.main(drift.DriftSE)
+    published = dict(lr=5e-4, weight_decay=0.01, betas=(0.9, 0.95), lr_warmup=200, batch_size=16, clip=2.0)
+    values = [{name: getattr(config, name) for name in published} for config in seen]
+    plain = {name: getattr(train.TrainConfig(), name) for name in published}
+    assert values == [published, published | {"lr": 1e-3}, published, plain, plain]
 
 
 def test_poisoned_batch_is_skipped_and_leaves_weights_and_average(tmp_path):
