@@ -34,6 +34,7 @@ import io
 import itertools
 import math
 import os
+import re
 import struct
 import tempfile
 import warnings
@@ -806,8 +807,9 @@ class PairedAudio(Crops):
 
     root: VoiceBank-DEMAND as distributed (clean_trainset_28spk_wav, noisy_trainset_28spk_wav, clean_testset_wav,
     noisy_testset_wav; "valid" is the speakers p226 and p287 of its training set), or a folder with SPLIT/clean and
-    SPLIT/noisy, or with clean and noisy, which have no split "valid". Raises FileNotFoundError where there is none of
-    these, ValueError that lists the files without a partner, AudioError where no pair can be used.
+    SPLIT/noisy, or with clean and noisy, which have no split "valid". Names agree, or as in the DNS challenge's test
+    set their ends, fileid_7. Raises FileNotFoundError where there is none of these, ValueError that lists the files
+    without a partner, AudioError where no pair can be used.
     without: resolved paths of clean files that are left out, with their noisy ones.
     """
 
@@ -1028,7 +1030,7 @@ def paired_paths(root, split):
     if not found:
         tried = "; ".join(f"{a.relative_to(root)} + {b.relative_to(root)}" for a, b in folders)
         raise FileNotFoundError(f"no clean and noisy files for '{split}' in {root}. Looked for the folders {tried}")
-    clean, noisy = (by_name(folder) for folder in found[0])
+    clean, noisy = map(by_number, map(by_name, found[0]))
     alone = sorted(clean.keys() ^ noisy.keys())
     if alone:
         more = f" and {len(alone) - 10} more" if len(alone) > 10 else ""
@@ -1040,6 +1042,19 @@ def paired_paths(root, split):
     if not names:
         raise FileNotFoundError(f"no recording of the '{split}' speakers in {found[0][0]}")
     return [clean[name] for name in names], [noisy[name] for name in names]
+
+
+def by_number(files):
+    """{name: path} by what the DNS challenge's pairs share, fileid_7, where each name ends in such a number."""
+    numbers = [re.search(r"fileid_\d+$", name) for name in files]
+    named = {number[0]: path for number, path in zip(numbers, files.values()) if number}
+    return named if len(named) == len(files) else files
+
+
+def real_recordings(root):
+    """The folder of the recordings without clean twins: that of this name in the DNS challenge's test set, or `root`."""
+    inside = Path(root) / "real_recordings"
+    return inside if inside.is_dir() else root
 
 
 def speech_of(root, split):

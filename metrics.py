@@ -9,6 +9,7 @@
     lsd          dB             log-spectral distance
     dnsmos       1 .. 5         no reference: DNSMOS P.808, SIG, BAK, OVRL (packages `onnxruntime`, `speechmos`)
     distillmos   1 .. 5         no reference: DistillMOS (packages `distillmos`, `xls-r-sqa`)
+    scoreq, wvmos, utmos, nisqa                 likewise, with weights of their authors from the folder --weights
     evaluate     Results        scores many files in parallel: .table(), .save_csv(path), .compare(other)
     si_sdr_loss  dB             negative SI-SDR, to train with (tensors)
     PESQLoss     0 .. 5.89      wide-band PESQ as a loss to train with (packages `torch`, `scipy`)
@@ -31,6 +32,7 @@ import functools
 import importlib.util
 import multiprocessing
 import os
+import re
 import sys
 import types
 import warnings
@@ -278,6 +280,137 @@ def distillmos_network():
     return network
 
 
+# ---- without a reference, with weights that only their authors give away ----
+
+# What they lie in: the files as published, in the folder that $METRIC_WEIGHTS names (--weights of the commands, which the
+# processes of `evaluate` inherit by the environment).
+WEIGHTS = {"scoreq": "adapt_nr_telephone.onnx", "wvmos": "wv_mos.ckpt", "utmos": "utmos22_strong_step7459_v1.pt",
+           "nisqa": "nisqa.tar"}
+
+
+def weights_file(metric):
+    return Path(os.environ.get("METRIC_WEIGHTS") or "no folder") / WEIGHTS[metric]
+
+
+def scoreq(enhanced, sample_rate=SAMPLE_RATE):
+    """SCOREQ (Ragano et al. 2024), natural speech, without reference: 1 .. 5."""
+    require("scoreq", sample_rate)
+    [x] = checked(enhanced=enhanced)
+    x = np.pad(x, ((0, 0), (0, -x.shape[1] % 320))).astype(np.float32)     # whole frames of its wav2vec 2.0
+    network = scoreq_network(weights_file("scoreq"))
+    [name] = [put.name for put in network.get_inputs()]
+    return like(enhanced, [network.run(None, {name: wave[None]})[0].item() for wave in x])
+
+
+@functools.lru_cache
+def scoreq_network(path):
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1      # the processes of `evaluate` use the cores
+    return onnxruntime.InferenceSession(path, options)
+
+
+def wvmos(enhanced, sample_rate=SAMPLE_RATE):
+    """WV-MOS (Andreev et al. 2022): wav2vec 2.0 and two dense layers on each of its frames."""
+    require("wvmos", sample_rate)
+    import torch
+    [x] = checked(enhanced=enhanced)
+    x = torch.from_numpy(x).float()
+    x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-7).sqrt()
+    encoder, head = wvmos_network(weights_file("wvmos"))
+    with torch.inference_mode():
+        return like(enhanced, [head(encoder(wave[None]).last_hidden_state).mean().item() for wave in x])
+
+
+@functools.lru_cache
+def wvmos_network(path):
+    from train import read_pickle
+    weights = below("model.", read_pickle(path)["state_dict"])
+    return wav2vec(below("encoder.", weights)), dense(below("dense.", weights), 0, 3)
+
+
+def utmos(enhanced, sample_rate=SAMPLE_RATE):
+    """UTMOS22 (Saeki et al. 2022), its strong learner: wav2vec 2.0 and an LSTM, for a mean listener and domain."""
+    require("utmos", sample_rate)
+    import torch
+    [x] = checked(enhanced=enhanced)
+    encoder, lstm, head, embedding = utmos_network(weights_file("utmos"))
+    scores = []
+    with torch.inference_mode():
+        for wave in torch.from_numpy(x).float():
+            h = encoder(wave[None]).last_hidden_state                      # (1, T', D)
+            h, _ = lstm(torch.cat([h, embedding.expand(1, h.shape[1], -1)], dim=2))
+            scores.append(3 + 2 * head(h).mean().item())
+    return like(enhanced, scores)
+
+
+@functools.lru_cache
+def utmos_network(path):
+    import torch
+    from train import read_pickle
+    weights = read_pickle(path)
+    names = {"post_extract_proj": "feature_projection.projection", "encoder.pos_conv.0": "encoder.pos_conv_embed.conv",
+             "self_attn_layer_norm": "layer_norm", "self_attn": "attention", "mask_emb": "masked_spec_embed",
+             "fc1": "feed_forward.intermediate_dense", "fc2": "feed_forward.output_dense"}    # fairseq's: transformers'
+    theirs, ours = below("wav2vec2.", weights), {}
+    for name, value in theirs.items():
+        if name.startswith("layer_norm."):
+            name = f"feature_projection.{name}"
+        if name.startswith("feature_extractor."):                          # a convolution, nothing, a norm
+            name = re.sub(r"(\d)\.0\.", r"\1.conv.", re.sub(r"(\d)\.2\.", r"\1.layer_norm.", name))
+        for fairseq, transformers in names.items():
+            name = name.replace(fairseq, transformers)
+        ours[name] = value
+    recurrent = below("blstm.", weights)
+    sizes = recurrent["weight_ih_l0"].shape[1], recurrent["weight_hh_l0"].shape[1]
+    lstm = torch.nn.LSTM(*sizes, batch_first=True, bidirectional=True).eval()
+    lstm.load_state_dict(recurrent)
+    embedding = torch.cat([weights["domain_emb"], weights["judge_emb"]], dim=1)[:, None]    # (1, 1, 256)
+    return wav2vec(ours), lstm, dense(below("projection.", weights), 0, 2), embedding
+
+
+def below(prefix, weights):
+    """The entries whose names begin so, without that."""
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def wav2vec(weights):
+    """transformers' wav2vec 2.0, of the base kind, with weights from which it takes its sizes. Heads have 64 entries."""
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+    hidden = len(weights["encoder.layer_norm.weight"])
+    network = Wav2Vec2Model(Wav2Vec2Config(
+        hidden_size=hidden, num_attention_heads=hidden // 64,
+        num_hidden_layers=sum(name.endswith("attention.k_proj.bias") for name in weights),
+        intermediate_size=len(weights["encoder.layers.0.feed_forward.intermediate_dense.bias"]),
+        conv_dim=[len(weights[f"feature_extractor.conv_layers.{i}.conv.weight"]) for i in range(7)]))
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+def dense(weights, first, second):
+    """Two dense layers with a rectifier, of the weights with these two numbers."""
+    import torch
+    layers = []
+    for number in (first, second):
+        weight = weights[f"{number}.weight"]
+        layers.append(torch.nn.Linear(*weight.shape[::-1]))
+        layers[-1].load_state_dict(below(f"{number}.", weights))
+    return torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1]).eval()
+
+
+def nisqa(enhanced, sample_rate=SAMPLE_RATE):
+    """NISQA (Mittag et al. 2021), by torchmetrics: dict of overall quality, noisiness, discontinuity, coloration,
+    loudness."""
+    require("nisqa", sample_rate)
+    import torch
+    from torchmetrics.functional.audio import nisqa as theirs
+    [x] = checked(enhanced=enhanced)
+    with mock.patch.object(theirs, "NISQA_DIR", str(weights_file("nisqa").parent)):    # read when first called
+        scores = theirs.non_intrusive_speech_quality_assessment(torch.from_numpy(x).float(), sample_rate)    # (B, 5)
+    return {name: like(enhanced, column) for name, column in
+            zip(("NISQA", "noisiness", "discontinuity", "coloration", "loudness"), scores.T.double().numpy())}
+
+
 # ---- many files ----
 
 # name: columns of the table, (clean, enhanced, noise) -> one value or array (B,) per column, packages, how to get them
@@ -293,16 +426,25 @@ METRICS = {
                ["onnxruntime", "speechmos"], "pip install onnxruntime; pip install --no-deps speechmos"),
     "distillmos": (["distillmos"], lambda s, s_hat, n: [distillmos(s_hat)],
                    ["distillmos", "xls_r_sqa"], "pip install --no-deps distillmos xls-r-sqa"),
+    "scoreq": (["scoreq"], lambda s, s_hat, n: [scoreq(s_hat)], ["onnxruntime"], "pip install onnxruntime"),
+    "wvmos": (["wvmos"], lambda s, s_hat, n: [wvmos(s_hat)], ["transformers"], "pip install transformers"),
+    "utmos": (["utmos"], lambda s, s_hat, n: [utmos(s_hat)], ["transformers"], "pip install transformers"),
+    "nisqa": (["nisqa", "noisiness", "discontinuity", "coloration", "loudness"], lambda s, s_hat, n:
+              nisqa(s_hat).values(), ["torchmetrics", "librosa", "requests"], "pip install torchmetrics librosa requests"),
 }
 
 
-WITHOUT_REFERENCE = "dnsmos", "distillmos"
+WITHOUT_REFERENCE = "dnsmos", "distillmos", *WEIGHTS
 
 
 def missing(metric):
     """One line that says what to install before this metric can be computed; empty if nothing."""
     _, _, packages, install = METRICS[metric]
-    return f"{metric} needs: {install}" if None in map(importlib.util.find_spec, packages) else ""
+    if None in map(importlib.util.find_spec, packages):
+        return f"{metric} needs: {install}"
+    if metric in WEIGHTS and not weights_file(metric).is_file():
+        return f"{metric} needs: its authors' {WEIGHTS[metric]} in the folder --weights"
+    return ""
 
 
 def require(metric, sample_rate=SAMPLE_RATE):
@@ -501,6 +643,19 @@ class Results:
 
 # ---- the command ----
 
+def add_weights_flag(parser):
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="folder with what is published of "
+                        + ", ".join(f"{metric} ({name})" for metric, name in WEIGHTS.items()))
+
+
+def name_weights(args):
+    """Tell this process and those to come of --weights. Raises FileNotFoundError."""
+    if args.weights:
+        if not args.weights.is_dir():
+            raise FileNotFoundError(f"--weights {args.weights}: no such folder")
+        os.environ["METRIC_WEIGHTS"] = str(args.weights.resolve())
+
+
 def main(arguments=None):
     """Returns the exit code: 0; 1 if a file could not be scored. Unusable arguments exit with 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=
@@ -511,6 +666,7 @@ def main(arguments=None):
     parser.add_argument("second", type=Path, metavar="SECOND_ENHANCED_DIR", nargs="?", help="another system to compare")
     parser.add_argument("--noisy", type=Path, metavar="NOISY_DIR", help="what was enhanced; adds si_sir_sar")
     parser.add_argument("--metrics", help=f"comma-separated, of {','.join(METRICS)} (default: pesq,estoi,si_sdr)")
+    add_weights_flag(parser)
     parser.add_argument("--csv", type=Path, metavar="FILE",
                         help="scores per file; a second system adds FILE-second and FILE-difference")
     parser.add_argument("--align", action="store_true", help="shift what comes late or early, up to 0.5 s, into step")
@@ -525,10 +681,11 @@ def main(arguments=None):
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     results = []
     try:
-        from data import by_name
-        clean, noisy = by_name(args.clean), by_name(args.noisy) if args.noisy else {}
+        from data import by_name, by_number
+        name_weights(args)
+        clean, noisy = by_number(by_name(args.clean)), by_number(by_name(args.noisy)) if args.noisy else {}
         for folder in [args.enhanced, args.second] if args.second else [args.enhanced]:
-            enhanced = by_name(folder)
+            enhanced = by_number(by_name(folder))
             if not clean.keys() & enhanced.keys():
                 raise ValueError(f"no file below {folder} has the name of one below {args.clean}")
             names = sorted({**clean, **enhanced})

@@ -899,11 +899,12 @@ def enhance_all(method, pairs, seed, window):
 
 
 def evaluate_command(Method, args):
+    metrics.name_weights(args)
     which = metrics.known(args.metrics.split(","))
     try:
         clean, noisy = data.paired_paths(args.data, args.split)
     except FileNotFoundError as error:                   # recordings alone, as in the blind set of the DNS challenge
-        noisy = data.list_audio(args.data)
+        noisy = data.list_audio(data.real_recordings(args.data))
         clean, which = noisy, metrics.without_reference(which)
         print(f"{error}. So {len(noisy)} recordings are enhanced and scored without clean ones")
     alone = clean is noisy
@@ -1000,6 +1001,7 @@ def main(Method):
     sub.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     sub.add_argument("--first", type=int, default=0, help="number of the first file (default: 0)")
     sub.add_argument("--metrics", default="pesq,estoi,si_sdr", help="(default: pesq,estoi,si_sdr); see metrics.py")
+    metrics.add_weights_flag(sub)
     sub.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that score (default: all cores)")
     add_use(sub, Method, stem, f"evaluated/{stem}")
     sub.set_defaults(run=functools.partial(evaluate_command, Method))

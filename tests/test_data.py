@@ -451,6 +451,22 @@ def test_voicebank_demand_without_the_held_out_speakers_has_no_valid_split(tmp_p
         PairedAudio(root, "valid", N)
 
 
+def test_the_pairs_of_the_dns_challenge_belong_together_by_their_number(tmp_path):
+    """datasets/test_set/synthetic/no_reverb as distributed: clean_fileid_7.wav, and noisy a name that ends so."""
+    for number in (3, 10, 7):
+        write(tmp_path / f"clean/clean_fileid_{number}.wav", sound(N, seed=number))
+        write(tmp_path / f"noisy/clnsp{30 - number}_train_69005_{number}_snr15_tl-21_fileid_{number}.wav", sound(N, seed=number))
+    clean, noisy = data.paired_paths(tmp_path, "test")
+    numbers = [[path.stem.split("_")[-1] for path in side] for side in (clean, noisy)]
+    assert numbers[0] == numbers[1] and set(numbers[0]) == {"3", "7", "10"}
+    (tmp_path / "noisy/clnsp9_fileid_8.wav").write_bytes(next(iter((tmp_path / "noisy").iterdir())).read_bytes())
+    with pytest.raises(ValueError, match="no partner .*: fileid_8"):
+        data.paired_paths(tmp_path, "test")
+    (tmp_path / "noisy/other.wav").write_bytes(b"")
+    with pytest.raises(ValueError, match="no partner"):                    # not all of them are numbered
+        data.paired_paths(tmp_path, "test")
+
+
 @pytest.mark.parametrize("layout", ["speech/clean_{split}_wav/{name}.wav", "speech/{split}/{name}.wav"])
 def test_voicebank_mixed_on_the_fly_keeps_its_speakers_for_validation(tmp_path, layout):
     """Speech in VoiceBank's folders, or in any with its names, beside noise in DEMAND's: each split has its speakers."""

@@ -687,6 +687,12 @@ def test_recordings_without_a_clean_twin_are_enhanced_and_scored_without(tmp_pat
     noisy, after, _ = (float(line.split()[2]) for line in out.splitlines() if line.startswith("rms"))
     assert noisy == pytest.approx(np.mean([np.sqrt(np.mean(NOISY[a:b] ** 2)) for a, b in ((0, 20000), (20000, 44000))]),
                                   abs=2e-3) and after < noisy
+    (tmp_path / "real").rename(tmp_path / "real_recordings")               # beside others, as the DNS challenge has it
+    write(tmp_path / "synthetic/no_reverb/clean/clean_fileid_1.wav", NOISY[:20000])
+    write(tmp_path / "synthetic/no_reverb/noisy/a_fileid_1.wav", NOISY[:20000])
+    flags = ("evaluate", "--data", tmp_path, "--out", tmp_path / "out", "--workers", "1")
+    assert run_command(ConsistencyModel, *flags) == 0
+    assert "So 2 recordings are enhanced" in capsys.readouterr().out
     monkeypatch.setitem(metrics.METRICS, "dnsmos", (["mos"], None, ["no_such_package"], "pip install y"))
     assert run_command(ConsistencyModel, *flags) == 2
     assert "dnsmos needs: pip install y" in capsys.readouterr().err
