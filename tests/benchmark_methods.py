@@ -117,6 +117,7 @@ def main():
 
 
 if __name__ == "__main__":
+    train.keep_memory()                                  # as all commands do
     if sys.argv[1:2] == ["--peak"]:
         enhance_and_say_peak(*sys.argv[2:])
     else:

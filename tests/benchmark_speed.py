@@ -31,6 +31,7 @@ def main():
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
     args = parser.parse_args()
 
+    train.keep_memory()                                  # as all commands do
     device = train.pick_device(args.device)
     methods = {}
     for name in args.checkpoints:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import platform
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -724,3 +726,24 @@ def test_a_delay_that_explains_the_distortion_is_named_and_taken_out_when_asked(
     assert aligned["si_sdr"] == pytest.approx(metrics.si_sdr(CLEAN, NOISY), abs=0.3) and plain["si_sdr"] < 5
     [still] = metrics.evaluate([("a", CLEAN, NOISY)], ["si_sdr"], progress=False).rows
     assert still["note"] == ""
+
+
+PAGES = """
+import resource, sys, torch
+sys.path.insert(0, {root!r})
+import train
+if {keep}:
+    train.keep_memory()
+torch.ones(1 << 24)                                      # 64 MiB
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(1 << 24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_memory_that_tensors_free_serves_the_next_without_new_pages():
+    pages = [int(subprocess.run([sys.executable, "-c", PAGES.format(root=str(Path(data.__file__).parent), keep=keep)],
+                                capture_output=True, text=True, check=True).stdout) for keep in (False, True)]
+    assert pages[1] < 100 < pages[0]
