@@ -60,7 +60,8 @@ import metrics
 import nets
 import sgmse
 import train
-from data import Spectrogram, SpectrogramConfig, enhance_levelled, in_spectrogram, per_bin
+from data import (Spectrogram, SpectrogramConfig, each_once, enhance_levelled,
+                  in_spectrogram, per_bin)
 
 
 @dataclass(frozen=True)
@@ -659,7 +660,8 @@ class Student(nn.Module):
                                    config.num_res_blocks, config.attention_resolutions,
                                    version=2, num_times=0, image_size=bins)
         self.num_samples = self.spectrogram.samples(config.num_frames)  # of a training crop
-        self.calls, self.teacher, self.ema = 0, None, None                 # fit sets ema
+        self.calls, self.teacher = 0, None
+        self.ema, self.store = None, None                # set by train.py
 
     def prepare(self, fresh):
         """Before training: load the teacher. Raises ValueError where it is missing or not
@@ -714,7 +716,11 @@ class Student(nn.Module):
         warming_up = self.ema is not None and self.ema.num_updates < self.config.warmup
         if self.teacher is None or warming_up:
             return task, parts
-        taught = self.teacher.on(noisy.device).enhance(noisy)
+        teach = self.teacher.on(noisy.device).enhance
+        if self.store is None:
+            taught = teach(noisy)
+        else:                                            # where training repeats its crops
+            taught = each_once(teach, noisy, self.store, self.teacher.record)
         with torch.autocast(noisy.device.type, enabled=False):
             S, T, Y = (self.patch_spectrogram(wave) for wave in (enhanced, taught, clean))
             distilled = self.distillation(S, T, Y)

@@ -535,6 +535,24 @@ def compute_once(path, compute):
     return array
 
 
+def each_once(function, waves, store, key):
+    """function(waves), (B, ...) -> (B, ...), example by example, each from the folder `store` where it is there already.
+
+    key: a name for the function. What is new is computed in float32, since others will read it, without gradient and
+    with noise of its own, so that it does not matter to anything else whether it was there.
+    """
+    def once(wave):
+        name = fingerprint(wave)
+
+        def compute():
+            with (torch.no_grad(), torch.autocast(wave.device.type, enabled=False),
+                  torch.random.fork_rng([wave.device] if wave.is_cuda else [])):
+                torch.manual_seed(int(name[:8], 16))
+                return function(wave[None])[0].cpu().numpy()
+        return torch.from_numpy(compute_once(store / f"{key}-{name}.npz", compute)).to(wave.device)
+    return torch.stack([once(wave) for wave in waves])
+
+
 def fingerprint(*tensors):
     """A name for what is computed from these tensors: 32 digits of the SHA-256 of their numbers."""
     digest = hashlib.sha256()

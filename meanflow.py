@@ -68,8 +68,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import metrics
 import nets
 import train
-from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, compute_once,
-                  enhance_levelled, fingerprint, in_spectrogram, per_bin, robust_level)
+from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, each_once, enhance_levelled,
+                  fingerprint, in_spectrogram, per_bin, robust_level)
 
 
 @dataclass(frozen=True)
@@ -358,24 +358,11 @@ class MeanFlowCorrector(nn.Module):
             return self.separator_stft.istft(S, mixture.shape[-1])
 
     def separate_once(self, mixture):
-        """`separate`; where training repeats its crops, from the folder `store`, which
-        keeps the estimate of each.
-        """
+        """`separate`; where training repeats its crops, each is separated once."""
         if self.store is None:
             return self.separate(mixture)
         weights = nn.utils.parameters_to_vector(self.separator.parameters())
-        return torch.stack([self.kept_estimate(wave, weights) for wave in mixture])
-
-    def kept_estimate(self, wave, weights):
-        """`separate` of one mixture (num_mics, L) by a separator of these weights, computed
-        once.
-        """
-        def estimate():
-            with torch.autocast(wave.device.type, enabled=False):      # others will read it
-                return self.separate(wave[None])[0].cpu().numpy()
-
-        path = self.store / f"{fingerprint(weights, wave)}.npz"
-        return torch.from_numpy(compute_once(path, estimate)).to(wave.device)
+        return each_once(self.separate, mixture, self.store, fingerprint(weights))
 
     @torch.no_grad()
     def contexts(self, mixture, clean=None):

@@ -374,6 +374,26 @@ def test_pair_trains_resumes_enhances_and_is_scored(corpus, tmp_path, capsys):
     assert "a Student has no N" in capsys.readouterr().err and not (tmp_path / "never").exists()
 
 
+def test_a_crop_that_comes_again_is_taught_once_and_a_killed_run_ends_as_one_that_was_not(corpus, tmp_path, monkeypatch):
+    """With a teacher and a choice of patches that both draw: what the one draws must not move the other."""
+    torch.manual_seed(1)
+    teacher = consistency.ConsistencyModel(consistency.Config(**consistency.PRESETS["tiny"]))
+    for p in teacher.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    train.save_checkpoint(tmp_path / "teacher.safetensors", teacher)
+    taught, enhance = [], consistency.ConsistencyModel.enhance
+    monkeypatch.setattr(consistency.ConsistencyModel, "enhance",
+                        lambda self, wave, peak=None: taught.append(len(wave)) or enhance(self, wave, peak))
+    flags = ("train", "--data", corpus, "--distil", "random", *FLAGS, "--teacher", tmp_path / "teacher.safetensors",
+             "--crops", "3")
+    for name, steps in (("a", 4), ("b", 1), ("b", 4)):
+        assert run(*flags, "--steps", steps, "--out", tmp_path / name) == 0
+    assert taught == [1, 1, 1] and len(list((tmp_path / "store").iterdir())) == 3
+    assert run(*flags, "--steps", "4", "--out", tmp_path / "elsewhere" / "c") == 0
+    a, b, c = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("a", "b", "elsewhere/c"))
+    assert all(torch.equal(a[name], b[name]) and torch.equal(a[name], c[name]) for name in a)
+
+
 @pytest.mark.parametrize("Method", [sgmse.ScoreSDE, consistency.ConsistencyModel])
 def test_big_model_teaches_a_small_u_net(Method, corpus, tmp_path):
     torch.manual_seed(1)
