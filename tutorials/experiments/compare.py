@@ -6,7 +6,7 @@ Each row is trained on --crops crops a stage, by the commands that a reader woul
 of them. A row of two stages says how many crops it has seen in all. Scores are those of the test split, and of the same
 speech in noises of another kind, made by code, which no training has heard: how much a method loses there is the
 question of the CRP paper. Checkpoints, waves and scores are kept in --out, so that a command which was interrupted goes
-on. The table is printed and written to --csv, a line for each row and seed.
+on. The table is printed and written to --csv, a line for each row, test and seed.
 """
 
 import argparse
@@ -30,10 +30,13 @@ STAGES = {
     "predictive": ("consistency.py train-student", "--distil none"),
     "score": ("sgmse.py train", ""),
     "score, no PESQ": ("sgmse.py train", "--pesq-weight 0"),
+    "score matching": ("sgmse.py train", "--objective score_matching --version 1 --c-skip 0"),
     "CRP 5": ("sgmse.py train", "--init {score} --crp last --N 5 --start 0.5"),
     "CRP 1": ("sgmse.py train", "--init {score} --crp last --N 1 --start 0.5"),
+    "CRP 5, score matching": ("sgmse.py train", "--init {score matching} --crp last --N 5 --start 0.5"),
     "distilled": ("consistency.py train", "--teacher {score}"),
     "distilled, no PESQ": ("consistency.py train", "--teacher {score, no PESQ} --pesq-weight 0"),
+    "distilled, no noise": ("consistency.py train", "--teacher {score} --no-move-noise"),
     "renoised": ("consistency.py train", "--moves renoise"),
     "MeanFlowSE": ("meanflow.py train", "--no-displacement --endpoint-weight 0 --clip 0.05"),
     "separator": ("meanflow.py train", "--separator train --separator-size compact --clip 5"),
@@ -41,8 +44,14 @@ STAGES = {
     "drift": ("drift.py train", "--clip 2"),
     "drift, noise": ("drift.py train", "--clip 2 --no-mask --sigma-max 0.3"),
     "drift, conditional": ("drift.py train", "--clip 2 --no-mask --conditional"),
+    "drift, self-exclusion": ("drift.py train", "--clip 2 --exclude-self"),
+    "drift, Eq. (7)": ("drift.py train", "--clip 2 --field separate"),
+    "drift, one layer": ("drift.py train", "--clip 2 --layers 0"),
+    "drift, unpaired": ("drift.py train", "--clip 2 --unpaired {speech}"),
     "dagger": ("drift.py train", "--clip 2 --field separate --temperatures 0.1 0.5 1 --pesq-weight 0.1 --si-sdr-weight "
                                  "0.1 --ccmse-weight 1"),
+    "dagger, joint": ("drift.py train", "--clip 2 --temperatures 0.1 0.5 1 --pesq-weight 0.1 --si-sdr-weight 0.1 "
+                                        "--ccmse-weight 1"),
 }
 # What the table shows: a stage, and how it is used.
 ROWS = {
@@ -51,11 +60,17 @@ ROWS = {
     "score model, one call at T": ("score", dict(sampler="direct", start=1.0)),
     "score model without PESQ, one call at T": ("score, no PESQ", dict(sampler="direct", start=1.0)),
     "CRP, 5 calls": ("CRP 5", {}), "CRP, 1 call": ("CRP 1", {}),
+    "score matching, 30 calls": ("score matching", dict(N=30)),
+    "CRP from score matching, 5 calls": ("CRP 5, score matching", {}),
     "consistency distillation": ("distilled", {}), "consistency distillation without PESQ": ("distilled, no PESQ", {}),
+    "consistency distillation without the move's noise": ("distilled, no noise", {}),
     "consistency training": ("renoised", {}),
     "MeanFlowSE": ("MeanFlowSE", {}), "separator alone": ("separator", {}), "MeCo": ("MeCo", {}),
     "DriftSE": ("drift", {}), "DriftSE, noise added": ("drift, noise", {}),
-    "DriftSE, conditional": ("drift, conditional", {}), "DriftSE dagger": ("dagger", {}),
+    "DriftSE, conditional": ("drift, conditional", {}), "DriftSE, self-exclusion": ("drift, self-exclusion", {}),
+    "DriftSE, field of Eq. (7)": ("drift, Eq. (7)", {}), "DriftSE, one layer": ("drift, one layer", {}),
+    "DriftSE, unpaired": ("drift, unpaired", {}),
+    "DriftSE dagger": ("dagger", {}), "DriftSE dagger, joint field": ("dagger, joint", {}),
 }
 
 
@@ -67,6 +82,7 @@ def starts(flags):
 def trained(name, seed, args):
     """The checkpoint of a stage, trained where it is not there yet."""
     command, flags = STAGES[name]
+    flags = flags.replace("{speech}", f"|{Path(args.data) / 'train' / 'speech'}|")
     for start in starts(flags):
         flags = flags.replace(f"{{{start}}}", f"|{trained(start, seed, args)}|")
     words = [word for i, part in enumerate(flags.split("|")) for word in ([part] if i % 2 else part.split())]
@@ -74,7 +90,7 @@ def trained(name, seed, args):
     words += ["--data", args.data, "--seed", str(seed), "--steps", str(args.crops // 4), "--batch-size", "4"]
     words += [*"--lr 1e-3 --decay 0.33 --ema 0.995 --valid-every 0 --num-frames 128".split(), *args.flags]
     label = f"{name} {seed} {identity(words, files(data.list_audio(args.data)))}"
-    run = args.out / label.replace(" ", "-").replace(",", "")
+    run = args.out / "".join(c for c in label.replace(" ", "-") if c.isalnum() or c in "-.")
     if not (run / "last.safetensors").exists():
         print(f"training {name}, seed {seed}", flush=True)
         script, subcommand = command.split()
@@ -87,7 +103,7 @@ def crops_in_all(name, crops):
 
 
 def other_noises(clean, folder):
-    """(name, clean, noisy) of the same speech in white, pink, humming, clicking and made noise, at 2.5 to 17.5 dB."""
+    """(name, clean, noisy) of the same speech in white and pink noise, hum, clicks and babble, at 2.5 to 17.5 dB."""
     recordings = []
     for number, path in enumerate(clean):
         noisy = folder / f"{path.stem}.flac"
@@ -95,11 +111,20 @@ def other_noises(clean, folder):
         if noisy.exists():
             continue
         speech, rng = data.load_audio(path)[0][0], np.random.default_rng([number, 6])
-        white = rng.standard_normal(len(speech))
-        pink = np.fft.irfft(np.fft.rfft(white) / np.sqrt(np.arange(len(speech) // 2 + 1).clip(1)), len(speech))
-        clicks = (rng.random(len(speech)) < 1e-3) * white
-        noise = (white, pink, data.made_noise(len(speech), rng), clicks)[number % 4]
-        mixture = data.mix_at_snr(speech, torch.from_numpy(np.asarray(noise, np.float32)), 2.5 + 5 * (number // 4 % 4))
+        length, seconds = len(speech), np.arange(len(speech)) / data.SAMPLE_RATE
+        if number % 5 == 0:
+            noise = rng.standard_normal(length)
+        elif number % 5 == 1:
+            spectrum = np.fft.rfft(rng.standard_normal(length))
+            noise = np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)).clip(1)), length)
+        elif number % 5 == 2:                            # of the mains, with its harmonics
+            noise = sum(np.sin(2 * np.pi * 50 * k * seconds + rng.uniform(0, 6)) / k for k in range(1, 40))
+        elif number % 5 == 3:
+            noise = (rng.random(length) < 1e-3) * rng.standard_normal(length)
+        else:                                            # six talkers of the test set at once
+            talkers = (data.load_audio(clean[(number + 7 * k) % len(clean)])[0][0].numpy() for k in range(1, 7))
+            noise = sum(np.resize(wave, length) / wave.std() for wave in talkers)
+        mixture = data.mix_at_snr(speech, torch.from_numpy(np.asarray(noise, np.float32)), 2.5 + 5 * (number // 5 % 4))
         data.save_audio(noisy, 0.9 * mixture / mixture.abs().max(), data.SAMPLE_RATE, "PCM_24")
     return recordings
 
@@ -132,21 +157,25 @@ def main():
     clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, "test"))
     tests = {"test": [(path.stem, *pair) for path, pair in zip(noisy, zip(clean, noisy))],
              "other": other_noises(clean, args.out / f"other-{identity(files(clean))}")}
-    before = {test: noisy_scored(args.out, recordings, args.workers) for test, recordings in tests.items()}
-    lines = [{"row": "noisy", "test": test} | {column: results.mean(column) for column in COLUMNS}
+    which, columns = tuple(COLUMNS), dict(COLUMNS)
+    if not metrics.missing("dnsmos"):
+        which, columns = (*which, "dnsmos"), columns | {"ovrl": "OVRL"}
+    before = {test: noisy_scored(args.out, recordings, args.workers, which) for test, recordings in tests.items()}
+    lines = [{"row": "noisy", "test": test} | {column: results.mean(column) for column in columns}
              for test, results in before.items()]
-    printed = {("noisy", test): [results] for test, results in before.items()}
+    results_of, costs = {}, {}
     for seed in args.seeds:                              # outermost: a table of fewer seeds is there early
         for label, (stage, changes) in ROWS.items():
             if not any(part in label for part in args.rows):
                 continue
             checkpoint = trained(stage, seed, args)
-            calls, parameters, factor = cost(checkpoint, noisy[0], changes)
+            costs[label] = calls, parameters, factor = cost(checkpoint, noisy[0], changes)
             for test, recordings in tests.items():
-                results = enhanced_and_scored(checkpoint, args.out / "waves", recordings, args.workers, **changes)
-                printed.setdefault((label, test), []).append(results)
-                scores = {column: results.mean(column) for column in COLUMNS}
-                interval = {f"{column}_{end}": bound for column in COLUMNS for end, bound in zip(
+                results = enhanced_and_scored(checkpoint, args.out / "waves", recordings, args.workers, which,
+                                              **changes)
+                results_of.setdefault((label, test), []).append(results)
+                scores = {column: results.mean(column) for column in columns}
+                interval = {f"{column}_{end}": bound for column in columns for end, bound in zip(
                     ("low", "high"), metrics.bootstrap_interval(results.values(column)))}
                 lines.append({"row": label, "test": test, "seed": seed, "n": len(recordings), "crops": args.crops,
                               "crops_in_all": crops_in_all(stage, args.crops), "calls": calls, "parameters": parameters,
@@ -157,10 +186,17 @@ def main():
         writer.writerows(lines)
 
     print(f"\n{args.crops} crops a stage, n = {len(noisy)}; mean [95 % interval] of the first seed (spread over "
-          f"{len(args.seeds)} seeds)\n\n| | test | {' | '.join(COLUMNS.values())} |\n|---|---|{'---|' * len(COLUMNS)}")
-    for (label, test), runs in printed.items():
-        cells = [f"{cell(runs[0], column)} ({np.ptp([run.mean(column) for run in runs]):.3f})" for column in COLUMNS]
-        print(f"| {label} | {test} | {' | '.join(cells)} |")
+          f"{len(args.seeds)} seeds), then the gains over the noisy recordings, test -> other noises\n\n"
+          f"| | calls | crops in all | {' | '.join(columns.values())} | PESQ gain | SI-SDR gain |\n"
+          f"|---|---|---|{'---|' * len(columns)}---|---|")
+    print(f"| noisy | | | {' | '.join(cell(before['test'], column) for column in columns)} | | |")
+    for label, (calls, *_) in costs.items():
+        runs = results_of[label, "test"]
+        cells = [f"{cell(runs[0], column)} ({np.ptp([run.mean(column) for run in runs]):.3f})" for column in columns]
+        gains = [" -> ".join(f"{results_of[label, test][0].mean(column) - before[test].mean(column):+.2f}"
+                             for test in tests) for column in ("pesq", "si_sdr")]
+        crops = crops_in_all(ROWS[label][0], args.crops)
+        print(f"| {label} | {calls} | {crops} | {' | '.join(cells + gains)} |")
 
 
 if __name__ == "__main__":

@@ -29,38 +29,44 @@ def sha256(checkpoint):
     return hashlib.sha256(train.checkpoint_path(checkpoint).read_bytes()).hexdigest()
 
 
-def scores(path, pairs, workers):
-    """Results of (name, clean, other) pairs, from the file `path` where there is one."""
+def scores(path, pairs, workers, which=tuple(COLUMNS)):
+    """Results of (name, clean, other) pairs, from the file `path` where there is one. which: names of metrics."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        metrics.evaluate(pairs, COLUMNS, workers).save_csv(path)
+        metrics.evaluate(pairs, which, workers).save_csv(path)
+    columns = [column for metric in which for column in metrics.METRICS[metric][0]]
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [{key: float(value) if key in COLUMNS else value for key, value in row.items()}
+        rows = [{key: float(value) if key in columns else value for key, value in row.items()}
                 for row in csv.DictReader(file)]
-    return metrics.Results(rows, list(COLUMNS))
+    return metrics.Results(rows, columns)
 
 
-def enhanced_and_scored(checkpoint, folder, recordings, workers, **changes):
+def enhanced_and_scored(checkpoint, folder, recordings, workers, which=tuple(COLUMNS), **changes):
     """Results of a checkpoint, with these fields of its config changed, on (name, clean, noisy) recordings.
 
-    Waves and scores are kept in `folder`, under the identity of checkpoint, changes and recordings.
+    Waves and scores are kept in `folder`, under the identity of checkpoint, changes and recordings, and of the metrics
+    `which` where they are others than usual.
     """
     waves = files(path for _, *pair in recordings for path in pair)
     folder = folder / identity(sha256(checkpoint), changes, waves)
     outputs = [folder / f"{name}.wav" for name, _, _ in recordings]
-    if not (folder / "scores.csv").exists():
+    if not all(path.exists() for path in outputs):
         print(f"{checkpoint} {changes or ''}")
         method = train.load_checkpoint(checkpoint, **changes).to(train.pick_device("auto"))
         if train.enhance_all(method, [(noisy, out) for (_, _, noisy), out in zip(recordings, outputs)], 0, 30):
             sys.exit("some recordings could not be enhanced; nothing is scored")
     pairs = [(name, clean, out) for (name, clean, _), out in zip(recordings, outputs)]
-    return scores(folder / "scores.csv", pairs, workers)
+    return scores(folder / scores_of(which), pairs, workers, which)
 
 
-def noisy_scored(folder, recordings, workers):
+def noisy_scored(folder, recordings, workers, which=tuple(COLUMNS)):
     """Results of the noisy recordings themselves, kept likewise."""
     waves = files(path for _, *pair in recordings for path in pair)
-    return scores(folder / f"noisy-{identity(waves)}.csv", recordings, workers)
+    return scores(folder / f"noisy-{identity(waves)}-{scores_of(which)}", recordings, workers, which)
+
+
+def scores_of(which):
+    return "scores.csv" if which == tuple(COLUMNS) else f"{'-'.join(which)}.csv"
 
 
 def cell(results, column):
