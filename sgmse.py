@@ -79,6 +79,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     N: int = 30                      # reverse steps
     snr: float = 0.5                 # r, step length of the corrector
     start: float = 1.0               # reverse starting point; for BBED at most 0.999
+    spacing: float = 1.0             # of the reverse times: 1 even, above 1 denser at t_eps
     version: Literal[1, 2] = 1       # of NCSN++: 1 gives -score over t; 2 is scaled
     fourier_scale: float = 16.0      # std of the random frequencies of log t
 
@@ -89,6 +90,8 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
         if not 0 < self.t_eps <= self.start <= 1:
             raise ValueError("--start and --t-eps are times of the process, 0 < t_eps <= "
                              f"start <= 1; got start {self.start}, t_eps {self.t_eps}")
+        if not self.spacing > 0:
+            raise ValueError(f"--spacing is a power, above 0; got {self.spacing}")
         bridge = self.sde == "sbve"
         if bridge != self.sampler.startswith("bridge"):
             raise ValueError("--sampler bridge_ode or bridge_sde is for --sde sbve, pc, "
@@ -327,14 +330,14 @@ def data_prediction_loss(predict, x0, y, t, z, sde, spectrogram, l1_weight=0.001
     return loss + pesq_weight * PESQ(clean, enhanced).mean() if pesq_weight else loss
 
 
-def crp_loss(score, x0, y, sde, N=5, start=0.5, trained="last"):
+def crp_loss(score, x0, y, sde, N=5, start=0.5, trained="last", spacing=1.0):
     """Correcting the reverse process: run the sampler that will be used, and teach its last
     call to end at x0: E |x_hat - x0|^2 / 2.
 
     score: a network that stage 1 has trained. Gradients reach it through one call, the
     `last` (published) or a `random` one of the N; the steps before it are plain sampling.
     """
-    times, steps = reverse_grid(sde, N, start)           # N even times, the last step to 0
+    times, steps = reverse_grid(sde, N, start, spacing)  # N times, the last step to 0
     j = N - 1 if trained == "last" else int(torch.randint(N, ()))
     with torch.no_grad():
         x = sde.prior(y, times[0])                   # y + std(start) z, the sampler's start
@@ -349,13 +352,14 @@ def crp_loss(score, x0, y, sde, N=5, start=0.5, trained="last"):
 # --------------------------------------------------------------------------------- samplers
 # y: complex (B, 1, F, T), as what they return. score, predict: as above.
 
-def reverse_grid(sde, N, start=None):
-    """(times, steps): N even times from `start` (default: T) to t_eps, and the step after
-    each, the last going to 0. Two float64 lists. One call: the single time `start`, one
-    step to 0.
+def reverse_grid(sde, N, start=None, spacing=1.0):
+    """(times, steps): N times from `start` (default: T) to t_eps, and the step after each,
+    the last going to 0. Two float64 lists. One call: the single time `start`, one step to
+    0. spacing: 1, as published, even times; above 1 the steps get smaller towards t_eps.
     """
     start = min(sde.T, sde.T if start is None else start)
-    t = torch.linspace(start, sde.t_eps, N, dtype=torch.float64).tolist()
+    u = torch.linspace(1, 0, N, dtype=torch.float64) ** spacing
+    t = (sde.t_eps + (start - sde.t_eps) * u).tolist()
     return t, [a - b for a, b in zip(t, t[1:] + [0.0])]
 
 
@@ -371,9 +375,9 @@ def reverse_step(score, x, y, t, dt, sde):
     return x - (sde.drift(x, y, t) - g ** 2 * score(x, y, t)) * dt, g * dt ** 0.5
 
 
-def euler_maruyama(score, y, sde, N=30, start=None):
+def euler_maruyama(score, y, sde, N=30, start=None, spacing=1.0):
     """Reverse SDE by N Euler-Maruyama steps, the last without noise: the sampler of CRP."""
-    times, steps = reverse_grid(sde, N, start)
+    times, steps = reverse_grid(sde, N, start, spacing)
     x = sde.prior(y, times[0])
     for t, dt in zip(times[:-1], steps[:-1]):
         x_mean, noise = reverse_step(score, x, y, t, dt, sde)
@@ -391,11 +395,12 @@ def langevin_step(score, x, y, t, sde, snr=0.5):
     return x + e * score(x, y, t) + (2 * e).sqrt() * torch.randn_like(x)
 
 
-def predictor_corrector(score, y, sde, N=30, snr=0.5, corrector_steps=1, start=None):
+def predictor_corrector(score, y, sde, N=30, snr=0.5, corrector_steps=1, start=None,
+                        spacing=1.0):
     """N times: Langevin steps at t_i, then a step of the reverse SDE to t_(i+1), the last
     without noise: the sampler of SGMSE+. N (1 + corrector_steps) calls.
     """
-    times, steps = reverse_grid(sde, N, start)
+    times, steps = reverse_grid(sde, N, start, spacing)
     x = sde.prior(y, times[0])
     for t, dt in zip(times, steps):
         for _ in range(corrector_steps):
@@ -413,13 +418,13 @@ def flow_velocity(score, x, y, t, sde):
     return sde.drift(x, y, t) - 0.5 * per_bin(sde.diffusion(t)) ** 2 * score(x, y, t)
 
 
-def probability_flow(score, y, sde, N=30, method="heun", start=None):
+def probability_flow(score, y, sde, N=30, method="heun", start=None, spacing=1.0):
     """The ODE with the marginals of the SDE, from the prior at `start` to t_eps in N - 1
-    equal steps, then one step of the reverse SDE to 0 without noise.
+    steps, then one step of the reverse SDE to 0 without noise.
 
     method: "euler", N calls, or "heun", of second order, 2 N - 1 calls.
     """
-    times, steps = reverse_grid(sde, N, start)
+    times, steps = reverse_grid(sde, N, start, spacing)
     x = sde.prior(y, times[0])
     for t, dt in zip(times[:-1], steps[:-1]):
         v = flow_velocity(score, x, y, t, sde)
@@ -496,7 +501,7 @@ class ScoreSDE(nn.Module):
     """A score network with its process and sampler. `calls` counts network evaluations."""
 
     Config, presets = Config, PRESETS
-    inference = ("sampler", "N", "snr", "start")     # fields that may change after training
+    inference = ("sampler", "N", "snr", "start", "spacing")  # may change after training
 
     def __init__(self, config=Config()):
         super().__init__()
@@ -567,7 +572,8 @@ class ScoreSDE(nn.Module):
         t = sde.t_eps + (sde.T - sde.t_eps) * torch.rand(len(x0), device=x0.device)
         z = torch.randn_like(x0)
         if config.crp != "none":
-            loss = crp_loss(self.score, x0, y, sde, config.N, config.start, config.crp)
+            loss = crp_loss(self.score, x0, y, sde, config.N, config.start, config.crp,
+                            config.spacing)
         elif config.objective == "score_matching":
             loss = dsm_loss(self, x0, y, t, z, sde)
         elif config.objective == "data_prediction":
@@ -587,13 +593,13 @@ class ScoreSDE(nn.Module):
     def sample(self, y):
         """Noisy spectrogram -> clean one, complex (B, 1, F, T)."""
         config, sde = self.config, self.sde
+        grid = dict(start=config.start, spacing=config.spacing)
         if config.sampler == "pc":
-            return predictor_corrector(self.score, y, sde, config.N, config.snr,
-                                       start=config.start)
+            return predictor_corrector(self.score, y, sde, config.N, config.snr, **grid)
         if config.sampler == "em":
-            return euler_maruyama(self.score, y, sde, config.N, config.start)
+            return euler_maruyama(self.score, y, sde, config.N, **grid)
         if config.sampler == "ode":
-            return probability_flow(self.score, y, sde, config.N, start=config.start)
+            return probability_flow(self.score, y, sde, config.N, **grid)
         if config.sampler == "direct":
             start = min(config.start, sde.T)
             return posterior_mean(self.score, sde.prior(y, start), y, start, sde)

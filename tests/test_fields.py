@@ -45,7 +45,7 @@ SPECS = {
         "c_skip": ("loss enhance", "edm", V2), "sigma_data": ("loss enhance", 0.3, V2 | dict(c_in="edm")),
         "l1_weight": ("loss", 1.0, DATA), "pesq_weight": ("loss", 1.0, DATA | LONG),
         "crp": ("loss", "random", CRP), "sampler": ("enhance", "em"), "N": ("enhance", 3), "snr": ("enhance", 0.3),
-        "start": ("enhance", 0.5), "version": ("loss enhance", 2), "fourier_scale": ("start", 4.0)},
+        "start": ("enhance", 0.5), "spacing": ("enhance", 2.0, dict(N=3)), "version": ("loss enhance", 2), "fourier_scale": ("start", 4.0)},
     "consistency": SIZES | SPECTROGRAM | {
         "teacher": "test_student_starts_as_its_teacher_and_does_not_carry_it",
         "moves": ("loss", "renoise_shared", RENOISE), "move_noise": ("loss", False, PC), "snr": ("loss", 0.3, PC),
@@ -169,7 +169,7 @@ def test_field_changes_what_it_is_for(method, field):
 
 
 @pytest.mark.parametrize("method, changes, fields", [
-    ("sgmse", CRP, dict(N=3, start=0.3, sde="bbed")), ("sgmse", DENOISER, dict(weighting="sigma^2")),
+    ("sgmse", CRP, dict(N=3, start=0.3, sde="bbed")), ("sgmse", CRP | dict(N=3), dict(spacing=2.0)), ("sgmse", DENOISER, dict(weighting="sigma^2")),
     ("sgmse", DENOISER | dict(weighting="edm"), dict(sigma_data=0.3)), ("sgmse", V2, dict(network_scaling="1/t")),
     ("sgmse", V2, dict(c_out="1/sigma")), ("sgmse", V2 | dict(c_out="edm"), dict(sigma_data=0.3)),
     ("sgmse", V2 | dict(c_skip="edm"), dict(sigma_data=0.3)), ("sgmse", V2, dict(c_skip="y")),
@@ -180,6 +180,7 @@ def test_field_changes_what_it_is_for(method, field):
     ("student", dict(distance="response"), dict(keep=0.3, low=5, exact=False, rule="both")),
     ("meanflow", dict(derivative="exact"), dict(derivative_clip=0.1)), ("drift", {}, dict(sigma_max=0.3)),
     ("sgmse enhance", dict(sampler="em"), dict(start=0.5, N=3)), ("sgmse enhance", dict(sampler="ode"), dict(start=0.5, N=3)),
+    ("sgmse enhance", dict(sampler="em", N=3), dict(spacing=2.0)), ("sgmse enhance", dict(sampler="ode", N=3), dict(spacing=2.0)),
     ("sgmse enhance", DATA | dict(sde="sbve", sampler="bridge_ode"), dict(N=3, sampler="bridge_sde", k=2.0, c=0.3))])
 def test_choice_beside_it_changes_the_loss_or_the_output(method, changes, fields):
     method, _, what = method.partition(" ")

@@ -442,6 +442,7 @@ def test_grid_ends_at_zero_and_has_the_published_spacing():
     assert sgmse.reverse_grid(sgmse.BBED(), 5, 0.5) == (pytest.approx([0.5, 0.3825, 0.265, 0.1475, 0.03]),
                                                         pytest.approx([0.1175] * 4 + [0.03]))
     assert sgmse.reverse_grid(sgmse.BBED(), 1, 0.5) == ([0.5], [0.5])
+    assert sgmse.reverse_grid(sgmse.BBED(), 3, 0.5, spacing=2)[0] == pytest.approx([0.5, 0.03 + 0.47 / 4, 0.03])
     for start in (None, 1.0):                            # of BBED nothing is later than 0.999
         assert sgmse.reverse_grid(sgmse.BBED(), 3, start)[0] == pytest.approx([0.999, 0.5145, 0.03])
 
@@ -632,7 +633,8 @@ def test_crp_in_half_precision_keeps_no_weights_from_its_calls_without_gradient(
 
 @pytest.mark.parametrize("changes, message", [
     (dict(N=0), "--N"), (dict(start=0.0), "--start"), (dict(start=0.02), "t_eps 0.03"), (dict(start=1.1), "--start"),
-    (dict(t_eps=0.0), "--t-eps"), (dict(sampler="bridge_ode"), "--sampler"), (dict(sampler="bridge_sde"), "ouve"),
+    (dict(spacing=0.0), "--spacing"), (dict(t_eps=0.0), "--t-eps"),
+    (dict(sampler="bridge_ode"), "--sampler"), (dict(sampler="bridge_sde"), "ouve"),
     (dict(sde="sbve"), "--sampler"), (dict(sde="sbve", sampler="bridge_ode"), "data_prediction"),
     (dict(objective="denoiser"), "--version 2"), (dict(c_skip="edm"), "--version 2"), (dict(c_in="edm"), "--version 2"),
     (dict(c_out="sigma"), "--version 2"), (dict(network_scaling="1/t"), "--version 2")])

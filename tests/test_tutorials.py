@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -106,6 +107,81 @@ def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_p
     known = {row["row"]: row for row in rows}
     assert known["CRP, 1 call"]["crops_in_all"] == "8" and known["DriftSE dagger, joint field"]["crops_in_all"] == "4"
     assert all(row["calls"] == "1" for row in rows[2:])
+
+
+@pytest.mark.slow
+def test_sensitivity_is_tabled_and_drawn(tmp_path, corpus):
+    config = sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=24))
+    train.save_checkpoint(tmp_path / "first.safetensors", sgmse.ScoreSDE(config))
+    command = [sys.executable, EXPERIMENTS / "sensitivity.py", "--data", corpus, "--calls", "1", "3", "--starts", "0.1",
+               "0.5", "--workers", "1", "--scores", tmp_path / "scores", "--out", tmp_path / "map.png",
+               "one=first.safetensors"]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
+    rows = [line.split("|")[1:4] for line in done.stdout.splitlines() if line.startswith(("| 0.1", "| 0.5"))]
+    even, uneven = rows[:2], rows[2:4]                   # PESQ, of even times and of others
+    assert len(rows) == 2 * 2 * 3 and [row[1] for row in even] == [row[1] for row in uneven]
+    assert [row[2] for row in even] != [row[2] for row in uneven]
+    assert (tmp_path / "map.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_frames_are_drawn_where_training_takes_them(tmp_path, corpus):
+    command = [sys.executable, EXPERIMENTS / "drifting.py", "--data", corpus, "--steps", "0", "2", "--recordings", "2",
+               "--out", tmp_path / "runs", "--figure", tmp_path / "figure.png", "--", "--preset", "tiny", "--batch-size",
+               "1", "--lr", "1e-2"]
+    outputs = [subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
+               for _ in range(2)]
+    assert "trainable parameters" in outputs[0] and "trainable parameters" not in outputs[1]
+    with open(tmp_path / "figure.csv", newline="") as file:
+        rows = [(state, float(distance)) for state, distance in list(csv.reader(file))[1:]]
+    assert [state for state, _ in rows] == ["noisy", "after 0 steps", "after 2 steps", "end: drift"]
+    distances = [distance for _, distance in rows]
+    assert len(set(distances)) == 4 and distances[3] < distances[0]
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+
+    start, own = (train.load_checkpoint(next((tmp_path / "runs").glob(f"*/after {steps}.safetensors"))) for steps in (0, 2))
+    train.seed_everything(0)
+    fresh = drift.DriftSE(drift.Config(**drift.PRESETS["tiny"])).state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in start.state_dict().items())
+    assert not torch.equal(own.net.head.weight, start.net.head.weight)
+
+
+def test_energy_distance_is_zero_for_equal_sets_and_twice_the_shift_far_apart(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import drifting
+    torch.manual_seed(0)
+    x, offset = torch.randn(400, 3), torch.tensor([100.0, 0, 0])
+    assert drifting.energy_distance(x, x) == 0
+    within = drift.distances(x, x).mean().item()
+    assert drifting.energy_distance(x, x + offset) == pytest.approx(2 * 100 - 2 * within, rel=1e-3)
+
+
+@pytest.mark.parametrize("hertz", [80, 120, 164, 166, 220, 400])
+def test_pitch_of_a_voice_in_some_noise(hertz, monkeypatch):
+    """A buzz that fades in and out; each multiple of its period would do, too, but for being longer."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import voices
+    t = np.arange(32000) / 16000
+    buzz = sum(np.sin(2 * np.pi * hertz * k * t + k) / k for k in range(1, 20)) * np.sin(np.pi * t / 2) ** 2
+    found = voices.pitch(buzz + 0.05 * np.random.default_rng(0).standard_normal(len(t)))
+    assert len(found) > 100 and np.median(found) == pytest.approx(hertz, rel=0.02)
+    assert np.mean(np.abs(found / hertz - 1) < 0.05) > 0.9
+
+
+def test_recordings_of_high_voices_are_counted_and_linked(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import voices
+    t = np.arange(16000) / 16000
+    for name, hertz in (("men/a", 110), ("men/b", 140), ("women/a", 210)):
+        path = tmp_path / "speech" / f"{name}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data.save_audio(path, 0.1 * sum(np.sin(2 * np.pi * hertz * k * t) / k for k in range(1, 9)), 16000)
+    monkeypatch.setattr(sys, "argv", ["voices.py", str(tmp_path / "speech"), "--links", str(tmp_path / "high")])
+    voices.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[3] for line in lines[:2]] == ["0.000", "1.000"] and "1 recordings linked" in lines[-1]
+    assert [path.relative_to(tmp_path / "high").as_posix() for path in data.list_audio(tmp_path / "high")] == [
+        "speech/women/a.wav"]
 
 
 def test_latents_are_tabled(corpus, monkeypatch):

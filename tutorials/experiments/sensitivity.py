@@ -1,0 +1,86 @@
+"""Starting point x number of calls as heat maps, with even and with uneven times, before and after CRP.
+
+    python tutorials/experiments/sensitivity.py --data CORPUS "stage 1=sgmse_stage1" "CRP for 5 calls=sgmse" --every 5
+
+The question that the CRP paper leaves open. Every model runs by Euler-Maruyama steps; its times are even (spacing 1) or
+denser towards the end (spacing 2). With one call there is nothing to space. Scores are kept in --scores under what they
+were computed from, so that a command which was interrupted goes on.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import data
+from scoring import COLUMNS, enhanced_and_scored, noisy_scored
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="LABEL=CHECKPOINT")
+    parser.add_argument("--data", required=True, help="folder with a test set, as for evaluate")
+    parser.add_argument("--starts", type=float, nargs="+", default=[0.03, 0.1, 0.3, 0.5, 0.999],
+                        help="times of the process (default: %(default)s)")
+    parser.add_argument("--calls", type=int, nargs="+", default=[1, 2, 3, 5, 10], help="(default: %(default)s)")
+    parser.add_argument("--spacings", type=float, nargs="+", default=[1, 2], help="(default: %(default)s)")
+    parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
+    parser.add_argument("--scores", type=Path, default=Path("evaluated/sensitivity"),
+                        help="folder (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
+    parser.add_argument("--out", default="tutorials/experiments/sensitivity.png", help="(default: %(default)s)")
+    args = parser.parse_args()
+
+    clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, "test"))
+    recordings = [(path.stem, *pair) for path, pair in zip(noisy, zip(clean, noisy))]
+    before = noisy_scored(args.scores, recordings, args.workers)
+    maps = {}                                            # title -> means (starts, calls, scores)
+    for label, checkpoint in (model.split("=", 1) for model in args.models):
+        for spacing in args.spacings:
+            means = np.empty((len(args.starts), len(args.calls), len(COLUMNS)))
+            for i, start in enumerate(args.starts):
+                for j, calls in enumerate(args.calls):
+                    uneven = dict(spacing=spacing) if calls > 2 and spacing != 1 else {}
+                    results = enhanced_and_scored(checkpoint, args.scores, recordings, args.workers, sampler="em",
+                                                  start=start, N=calls, **uneven)
+                    means[i, j] = [results.mean(column) for column in COLUMNS]
+            maps[f"{label}, {'even' if spacing == 1 else f'spacing {spacing:g}'}"] = means
+
+    print(f"\nn = {len(recordings)}; noisy: " + ", ".join(
+        f"{name} {before.mean(column):.3f}" for column, name in COLUMNS.items()))
+    for k, name in enumerate(COLUMNS.values()):
+        for title, means in maps.items():
+            print(f"\n{name}, {title}\n\n| start | {' | '.join(f'{calls} calls' for calls in args.calls)} |\n|---|"
+                  + "---|" * len(args.calls))
+            for start, row in zip(args.starts, means):
+                print(f"| {start:g} | {' | '.join(f'{value:.3f}' for value in row[:, k])} |")
+    draw(maps, before, args)
+
+
+def draw(maps, before, args):
+    """A row of panels a score; the colours of a row share their scale, white is the noisy recordings' mean."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(len(COLUMNS), len(maps), figsize=(2.7 * len(maps), 2.5 * len(COLUMNS)), squeeze=False,
+                                layout="constrained")
+    for k, (column, name) in enumerate(COLUMNS.items()):
+        gains = {title: means[:, :, k] - before.mean(column) for title, means in maps.items()}
+        largest = max(gain.max() for gain in gains.values())
+        for axis, (title, gain) in zip(axes[k], gains.items()):
+            axis.imshow(gain, cmap="RdBu_r", vmin=-abs(largest), vmax=abs(largest), aspect="auto")
+            for i, j in np.ndindex(*gain.shape):
+                axis.text(j, i, f"{gain[i, j] + before.mean(column):.2f}", ha="center", va="center", fontsize=7)
+            axis.set_xticks(range(len(args.calls)), args.calls)
+            axis.set_yticks(range(len(args.starts)), [f"{start:g}" for start in args.starts])
+            axis.set_title(f"{name}\n{title}", fontsize=8)
+        axes[k, 0].set_ylabel("start")
+    for axis in axes[-1]:
+        axis.set_xlabel("calls")
+    figure.savefig(args.out, dpi=80)
+
+
+if __name__ == "__main__":
+    main()
