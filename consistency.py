@@ -31,6 +31,8 @@ clean than the student.
     response              (|S| - |T|)^2 over those      selective_patch_loss
     frequency-dependent   one error up to the split of  selective_frequency_loss
                           the teacher, another above    band_split
+    features              frames as alike as the        selective_feature_loss
+                          teacher's
     training              -SI-SDR + weight x one        Student.loss
 
 Where we differ. The released code holds two methods: distillation as in the paper, and
@@ -380,6 +382,29 @@ def selective_frequency_loss(S, T, Y, low=10, high=40, keep=0.8, beta=0.5, rule=
     return loss
 
 
+def selective_feature_loss(h_S, h_T, S, T, Y, size=20, keep=0.8, rule="top_k"):
+    """Feature distillation: how alike two frames are, by the cosine of their features, is
+    to be for the student as for the teacher, and counts by how many patches of both frames
+    are selected.
+
+    Cross-layer similarity distillation with a frame's share of patches as its weight: how
+    the paper selects features is not known. h_S (B, frames, D), h_T (B, frames, D'), D' of
+    any size; spectra and patches as in selective_patch_loss.
+    """
+    def error(a, b):
+        return patch_mean(magnitude_error(a, b), size)
+
+    def alikeness(h):
+        h = nn.functional.normalize(h, dim=2)
+        return h @ h.transpose(1, 2)                                # (B, frames, frames)
+
+    mask = select(knowledge_gap_score(error(S, Y), error(T, Y)), keep, rule)
+    w = mask.float().mean(1)                                               # (B, frames)
+    w = w[:, :, None] * w[:, None]                                  # (B, frames, frames)
+    difference = (alikeness(h_T.detach()) - alikeness(h_S)).square()
+    return ((w * difference).sum((1, 2)) / w.sum((1, 2)).clamp(min=1e-8)).mean()
+
+
 class Teacher:
     """A trained model, frozen, that a student learns from; it follows the data to their
     device.
@@ -601,7 +626,8 @@ class StudentConfig(nets.NetworkConfig, SpectrogramConfig):
     """
     distil: Literal["selective", "random", "all", "none"] = "selective"  # patches
     teacher: str = ""                # checkpoint of any method
-    distance: Literal["frequency", "response"] = "frequency"  # DFKD's, or of magnitudes
+    distance: Literal["frequency", "response",
+                      "feature"] = "frequency"  # DFKD's, of magnitudes, of GRU states
     distil_weight: float = 5.0       # of the distillation; the task is -SI-SDR in dB
     warmup: int = 0                  # steps of the task alone, before patches are ranked
     keep: float = 0.8                # share of the patches that is distilled
@@ -677,6 +703,14 @@ class Student(nn.Module):
                              "any method; --distil none trains without one")
         else:
             self.teacher = Teacher(config.teacher)
+            if config.distance == "feature":
+                hop = self.patch_spectrogram.hop_length
+                for name, model in (("student", self), ("teacher", self.teacher.model)):
+                    theirs = model.config
+                    if getattr(theirs, "network", "") != "mask" or theirs.hop_length != hop:
+                        raise ValueError("--distance feature compares what two recurrent "
+                                         "networks know, those of --network mask with "
+                                         f"--hop-length {hop}; the {name} has none")
             self.config = dataclasses.replace(config, teacher=self.teacher.record)
 
     def forward(self, y):
@@ -689,9 +723,13 @@ class Student(nn.Module):
         return in_spectrogram(self, wave, self.spectrogram, self.net.multiple,
                               self.config.pad_mode)
 
-    def distillation(self, S, T, Y):
+    def features(self, wave):
+        """What the recurrent network knows at each frame: (B, L) -> (B, frames, hidden)."""
+        return self.net.features(self.spectrogram(wave)[:, None])
+
+    def distillation(self, S, T, Y, noisy):
         """Distillation loss between spectra of student, teacher and clean, complex (B, F,
-        frames).
+        frames), made of noisy waves (B, L).
         """
         config = self.config
         low, high, keep, rule = config.low, config.high, config.keep, config.rule
@@ -699,6 +737,10 @@ class Student(nn.Module):
             rule = "random"
         if config.distil == "all":                 # one patch a band, and every one of them
             low, high, keep, rule = S.shape[1], S.shape[1], 1.0, "top_k"
+        if config.distance == "feature":
+            teacher = self.teacher.on(noisy.device)
+            return selective_feature_loss(self.features(noisy), teacher.features(noisy), S,
+                                          T, Y, low, keep, rule)
         if config.distance == "response":
             return selective_patch_loss(S, T, Y, low, keep, rule, config.exact)
         return selective_frequency_loss(S, T, Y, low, high, keep, config.beta, rule,
@@ -723,7 +765,7 @@ class Student(nn.Module):
             taught = each_once(teach, noisy, self.store, self.teacher.record)
         with torch.autocast(noisy.device.type, enabled=False):
             S, T, Y = (self.patch_spectrogram(wave) for wave in (enhanced, taught, clean))
-            distilled = self.distillation(S, T, Y)
+            distilled = self.distillation(S, T, Y, noisy)
         loss = task + self.config.distil_weight * distilled
         return loss, parts | {"distilled": distilled.detach()}
 

@@ -677,7 +677,11 @@ class MaskGRU(nn.Module):
         self.gru = nn.GRU(hidden, hidden, layers, batch_first=True)
         self.decoder = nn.Linear(hidden, bins)
 
-    def forward(self, y):
+    def features(self, y):
+        """What the GRU knows at each frame: (B, 1, F, T) -> (B, T, hidden)."""
         x = y[:, 0].abs().clamp(min=1e-4).log().transpose(1, 2)            # (B, T, F)
-        mask = self.decoder(self.gru(self.encoder(x))[0]).sigmoid()        # (B, T, F)
+        return self.gru(self.encoder(x))[0]
+
+    def forward(self, y):
+        mask = self.decoder(self.features(y)).sigmoid()                    # (B, T, F)
         return mask.to(y.real.dtype).transpose(1, 2)[:, None] * y          # (B, 1, F, T)

@@ -312,13 +312,63 @@ def test_mask_comes_from_the_logarithm_of_the_magnitudes():
 def test_random_patches_are_drawn_anew_and_blindly():
     S, T, Y = noise()
     random, chosen = (student(distil=name, distance="response", keep=0.5) for name in ("random", "selective"))
-    assert len({random.distillation(S, T, Y).item() for _ in range(3)}) == 3
+    assert len({random.distillation(S, T, Y, None).item() for _ in range(3)}) == 3
 
     def losses(model):
         for clean in (Y, T):
             torch.manual_seed(3)
-            yield model.distillation(S, T, clean).item()
+            yield model.distillation(S, T, clean, None).item()
     assert len(set(losses(random))) == 1 and len(set(losses(chosen))) == 2
+
+
+def test_feature_loss_compares_how_alike_frames_are_where_patches_are_selected():
+    """Against two loops over frames; it sees neither the size of features nor their directions, only their angles."""
+    S, T, Y = noise()
+    h_S, h_T = torch.randn(len(S), S.shape[2], 5), torch.randn(len(S), S.shape[2], 7)
+    loss = consistency.selective_feature_loss(h_S, h_T, S, T, Y, 20, 0.3)
+    error = lambda a, b: patch_mean(magnitude_error(a, b), 20)
+    mask, expected = select(knowledge_gap_score(error(S, Y), error(T, Y)), 0.3), 0
+    for a, b, m in zip(h_S, h_T, mask):
+        share, total, weights = m.float().mean(0), 0, 0
+        for i in range(len(a)):
+            for j in range(len(a)):
+                cosines = [torch.cosine_similarity(h[i], h[j], dim=0) for h in (a, b)]
+                total += share[i] * share[j] * (cosines[1] - cosines[0]) ** 2
+                weights += share[i] * share[j]
+        expected += total / weights / len(h_S)
+    torch.testing.assert_close(loss, expected)
+    turned = torch.linalg.qr(torch.randn(7, 7))[0]
+    torch.testing.assert_close(consistency.selective_feature_loss(h_S, 3 * h_T @ turned, S, T, Y, 20, 0.3), loss)
+    torch.testing.assert_close(consistency.selective_feature_loss(h_T @ turned, h_T, S, T, Y), torch.tensor(0.0))
+    chosen = {rule: consistency.selective_feature_loss(h_S, h_T, S, T, Y, 20, 0.3, rule).item()
+              for rule in ("top_k", "random", "positive")}
+    assert len(set(chosen.values())) == 3
+    h_S.requires_grad_()
+    h_T.requires_grad_()
+    consistency.selective_feature_loss(h_S, h_T, S, T, Y).backward()
+    assert h_S.grad.abs().sum() > 0 and h_T.grad is None
+
+
+def test_features_are_distilled_between_recurrent_networks_alone(teacher, tmp_path):
+    model = student(teacher=str(teacher), distance="feature", distil_weight=3.0)
+    model.prepare(fresh=True)
+    clean, noisy = waves(model)
+    loss, parts = model.loss((clean, noisy))
+    enhanced, other = model.enhance(noisy, torch.ones(2, 1)), train.load_checkpoint(teacher)
+    spectra = [model.patch_spectrogram(wave) for wave in (enhanced, other.enhance(noisy), clean)]
+    h = [m.net.gru(m.net.encoder(m.spectrogram(noisy).abs().clamp(min=1e-4).log().transpose(1, 2)))[0]
+         for m in (model, other)]
+    assert h[0].shape[:2] == h[1].shape[:2] and h[0].shape[2] != h[1].shape[2]
+    distilled = consistency.selective_feature_loss(*h, *spectra)
+    torch.testing.assert_close(loss, metrics.si_sdr_loss(clean, enhanced).mean() + 3 * distilled)
+    with pytest.raises(ValueError, match="the student has none"):
+        student(**Student.presets["tiny"] | dict(teacher=str(teacher), distance="feature")).prepare(True)
+    with pytest.raises(ValueError, match="--hop-length 128; the student has none"):
+        student(teacher=str(teacher), distance="feature", hop_length=256).prepare(True)
+    u_net = Student(StudentConfig(**Student.presets["tiny"] | dict(distil="none")))
+    train.save_checkpoint(tmp_path / "u.safetensors", u_net)
+    with pytest.raises(ValueError, match="the teacher has none"):
+        student(teacher=str(tmp_path / "u.safetensors"), distance="feature").prepare(True)
 
 
 def test_loss_is_the_task_s_plus_the_weighted_distillation(teacher):

@@ -83,7 +83,7 @@ def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus
     assert "student alone, seed 3\n" in done.stdout                       # another teacher: all anew
     rows = {line.split("|")[1].strip() for line in tables[0].splitlines() if line.startswith("|")}
     assert {"noisy", "teacher", "student alone", "random patches", "DISPatch", "DISPatch + MSSP",
-            "DISPatch - random patches"} <= rows
+            "DISPatch - random patches", "features, DISPatch - features, all"} <= rows
     student = next((tmp_path / "runs/patches").glob("DISPatch-+-MSSP,-seed-3,-*/last.safetensors"))
     config = train.load_checkpoint(student).config
     assert (config.distil, config.low, config.high) == ("selective", 10, 40)

@@ -26,9 +26,17 @@ ROWS = {
     "random patches": ["random"],
     "DISPatch": ["selective"],
     "DISPatch + MSSP": ["selective", "--low", "10", "--high", "40"],
+    "magnitudes, all": ["all", "--distance", "response"],
+    "magnitudes, DISPatch": ["selective", "--distance", "response"],
+}
+# Where the teacher is a recurrent network, too.
+FEATURE_ROWS = {
+    "features, all": ["all", "--distance", "feature"],
+    "features, DISPatch": ["selective", "--distance", "feature"],
 }
 PAIRS = [("all of the teacher", "student alone"), ("DISPatch", "student alone"), ("DISPatch", "all of the teacher"),
-         ("DISPatch", "random patches"), ("DISPatch + MSSP", "DISPatch"), ("DISPatch + MSSP", "random patches")]
+         ("DISPatch", "random patches"), ("DISPatch + MSSP", "DISPatch"), ("DISPatch + MSSP", "random patches"),
+         ("magnitudes, DISPatch", "magnitudes, all"), ("features, DISPatch", "features, all")]
 
 
 def mean_over(runs):
@@ -54,9 +62,11 @@ def main():
     noisy = noisy_scored(args.out, recordings, args.workers)
     teacher = enhanced_and_scored(args.teacher, args.out / "teacher", recordings, args.workers)
     learnt_from = identity(files(data.list_audio(args.data)), sha256(args.teacher), args.flags)
-    results = {label: [] for label in ROWS}
+    recurrent = getattr(train.load_checkpoint(args.teacher).config, "network", "") == "mask"
+    rows = ROWS | (FEATURE_ROWS if recurrent else {})
+    results = {label: [] for label in rows}
     for seed in args.seeds:                              # outermost: a table of fewer seeds is there early
-        for label, flags in ROWS.items():
+        for label, flags in rows.items():
             run = args.out / f"{label}, seed {seed}, {learnt_from}".replace(" ", "-")
             if not (run / "last.safetensors").exists():
                 print(f"{label}, seed {seed}")
@@ -76,7 +86,7 @@ def main():
                                            for column, seeds in zip(COLUMNS, spread)) + " |")
     print("\nthe same recordings, difference\n")
     print(f"| | {' | '.join(COLUMNS.values())} |\n|---|{'---|' * len(COLUMNS)}")
-    for a, b in PAIRS:
+    for a, b in (pair for pair in PAIRS if means.keys() >= set(pair)):
         difference = means[a].compare(means[b])
         print(f"| {a} - {b} | {' | '.join(cell(difference, column) for column in COLUMNS)} |")
 
