@@ -350,14 +350,16 @@ class EncoderConfig:
     clusters: int = 64               # of mel frames, by k-means: what is told apart
     mask_start: float = 0.08         # probability that a frame begins a masked span
     mask_length: int = 10            # frames of a span: 0.2 s
+    noisy: bool = False              # it hears noisy speech, the clusters are of the clean
 
 
 class MaskedPrediction(nn.Module):
     """Hidden-unit BERT (HuBERT, arXiv 2106.07447), first iteration: which cluster is a
     frame of that was hidden?
 
-    Speech without labels; the clusters are those of its mel frames. Trained by train.fit;
-    `encoder` is kept.
+    Speech without labels; the clusters are those of its mel frames. Where the encoder hears
+    noisy speech it learns what the noise hides, too (WavLM, arXiv 2110.13900). Trained by
+    train.fit; `encoder` is kept.
     """
 
     num_samples = 32640                                  # of a crop
@@ -376,10 +378,11 @@ class MaskedPrediction(nn.Module):
         self.head = nn.Linear(config.hidden, config.clusters)
 
     def loss(self, batch):
-        """batch: (clean waves (B, L), anything). Returns (cross-entropy at the masked
-        frames, their share of hits).
+        """batch: clean and noisy waves (B, L). Returns (cross-entropy at the masked frames,
+        their share of hits).
         """
-        config, wave = self.config, standardised(batch[0])
+        config, clean = self.config, standardised(batch[0])
+        wave = standardised(batch[1]) if config.noisy else clean
         frames = wave.shape[1] // 320 - 1                # T' of the encoder
         starts = torch.rand(len(wave), frames, device=wave.device) < config.mask_start
         starts[:, 0] |= ~starts.any(1)                   # no crop without a span
@@ -387,7 +390,7 @@ class MaskedPrediction(nn.Module):
         masked = F.max_pool1d(spans, config.mask_length, 1) > 0            # (B, T')
         states = self.encoder(wave, mask_time_indices=masked).last_hidden_state
         logits = self.head(states[masked]).float()   # (B, T', hidden) -> (masked, clusters)
-        target = units(wave, self.centres)[:, :frames][masked]
+        target = units(clean, self.centres)[:, :frames][masked]
         loss = F.cross_entropy(logits, target)
         return loss, {"hits": (logits.argmax(1) == target).float().mean()}
 

@@ -1,9 +1,9 @@
 """Real-time factors of checkpoints on one set of recordings, and how many times slower the first is than each other.
 
-    python tests/benchmark_speed.py sgmse_stage1@30 sgmse consistency
+    python tests/benchmark_speed.py sgmse_stage1@30,pc sgmse_stage1@30 sgmse consistency
 
-A checkpoint is a file or the name of one in pretrained/; after @ may stand its number of steps N. Models of one
-microphone hear the first channel of a recording. The checkpoints take turns, so that whatever else the machine does
+A checkpoint is a file or the name of one in pretrained/; after @ may stand its number of steps N and, after a comma,
+its sampler. Models of one microphone hear the first channel of a recording. The checkpoints take turns, so that whatever else the machine does
 meets them alike; the median of the rounds is printed. Reading and writing of files is not in it.
 """
 
@@ -24,7 +24,7 @@ import train
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT[@N]")
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT[@N[,SAMPLER]]")
     parser.add_argument("--data", type=Path, default=ROOT / "tutorials/audio/noisy",
                         help="folder of recordings (default: tutorials/audio/noisy)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
@@ -35,8 +35,10 @@ def main():
     device = train.pick_device(args.device)
     methods = {}
     for name in args.checkpoints:
-        path, _, steps = name.partition("@")
-        methods[name] = train.load_checkpoint(path, **{"N": int(steps)} if steps else {}).to(device)
+        path, _, how = name.partition("@")
+        steps, _, sampler = how.partition(",")
+        changes = ({"N": int(steps)} if steps else {}) | ({"sampler": sampler} if sampler else {})
+        methods[name] = train.load_checkpoint(path, **changes).to(device)
     waves = [data.load_audio(path)[0].to(device) for path in data.list_audio(args.data)]
     seconds = sum(wave.shape[1] for wave in waves) / data.SAMPLE_RATE
 

@@ -785,6 +785,17 @@ def test_masked_prediction_finds_hidden_units_from_their_surroundings():
     assert sum(losses[-10:]) / 10 < 0.4 and sum(hits[-10:]) / 10 > 0.8, (losses[::8], hits[::8])
 
 
+def test_an_encoder_that_hears_noise_finds_the_clusters_of_the_clean_speech(monkeypatch):
+    method, heard, asked = drift.MaskedPrediction(dataclasses.replace(TOY, noisy=True), torch.randn(8, 64)), [], []
+    method.encoder.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+    units = drift.units
+    monkeypatch.setattr(drift, "units", lambda wave, centres: asked.append(wave) or units(wave, centres))
+    clean, noisy = torch.randn(2, 2, 16000)
+    method.loss((clean, noisy))
+    torch.testing.assert_close(heard[0], drift.standardised(noisy))
+    torch.testing.assert_close(asked[0], drift.standardised(clean))
+
+
 @pytest.mark.parametrize("start, frames", [(0.0, 10), (1.0, 49)])
 def test_only_masked_frames_count_and_no_crop_is_without(start, frames):
     """No span is drawn: the first frame begins one. Each frame begins one: all are masked."""

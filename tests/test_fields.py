@@ -78,7 +78,8 @@ SPECS = {
         "drift_weight": ("loss", 2.0), "pesq_weight": ("loss", 1.0), "si_sdr_weight": ("loss", 1.0),
         "ccmse_weight": ("loss", 1.0), "num_frames": ("crop", 300)},
     "encoder": {"hidden": ("weights", 32), "depth": ("weights", 1), "channels": ("weights", 12),
-                "clusters": ("weights", 8), "mask_start": ("loss", 0.3), "mask_length": ("loss", 3)}}
+                "clusters": ("weights", 8), "mask_start": ("loss", 0.3), "mask_length": ("loss", 3),
+                "noisy": ("loss", True)}}
 CONFIGS = {"sgmse": sgmse.Config, "consistency": consistency.Config, "student": consistency.StudentConfig,
            "meanflow": meanflow.Config, "drift": drift.Config, "encoder": drift.EncoderConfig}
 BASES = {"sgmse": NET | dict(N=2), "consistency": NET | RENOISE | ALONE,
