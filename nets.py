@@ -543,9 +543,19 @@ class SpatialLayer(nn.Module):
         x = x + self.frequency1(x)
         x = x.flatten(0, 1)                              # (B F, T, H): each frequency alone
         h = self.attention_norm(x)
-        x = x + self.attention(h, h, h, need_weights=False)[0]
+        x = x + self.attend(h)
         x = x + self.feed_forward(x)
         return x.unflatten(0, (-1, bins))
+
+    def attend(self, h):
+        """`attention` of each time to all others, (B F, T, H), without its table of T x T
+        weights, which it builds where no gradient is asked for: 30 s would take 7 GB.
+        """
+        layer = self.attention
+        tokens = F.linear(h, layer.in_proj_weight, layer.in_proj_bias)     # (B F, T, 3 H)
+        tokens = tokens.unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(*tokens.contiguous())
+        return layer.out_proj(h.transpose(1, 2).flatten(2))     # (B F, heads, T, D) back
 
 
 class SpatialNet(nn.Module):

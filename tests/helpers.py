@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import nets
 import sgmse
 import train
 
@@ -70,6 +72,37 @@ def check_commands(run, flags, corpus, folder, capsys):
     for command in (("enhance", corpus / "test/noisy"), ("evaluate", "--data", corpus, "--workers", "1")):
         assert run(*command, "--checkpoint", folder / "a/last.safetensors", "--out", folder / command[0]) == 0
         assert "2 network calls" in capsys.readouterr().out
+
+
+# ---- memory ----
+
+MEMORY = """
+import sys, torch
+torch.set_num_threads(1)
+import nets
+sys.path.insert(0, "tests")
+from helpers import peak
+{setup}
+before = peak()
+with torch.no_grad():
+    {run}
+print(peak() - before)
+"""
+
+
+def peak():
+    """Most memory of this process so far in MiB; getrusage would give that of the process which started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("only Linux tells a process its own peak")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
+
+
+def growth(setup, run):
+    """MiB by which the peak memory of a fresh process grows."""
+    out = subprocess.run([sys.executable, "-c", MEMORY.format(setup=setup, run=run)], capture_output=True, text=True,
+                         check=True, cwd=Path(nets.__file__).parent)
+    return float(out.stdout)
 
 
 # ---- a Gaussian world: x0 | y ~ N(m, s^2), so every score and every sampler is affine and can be solved ----

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import nets
+from helpers import growth
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -454,26 +455,6 @@ def test_what_blocks_add_up_stays_in_single_precision_under_autocast():
 
 
 # Memory and time -------------------------------------------------------------------------------------------------
-
-
-MEMORY = """
-import resource, sys, torch
-torch.set_num_threads(1)
-import nets
-{setup}
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before = peak()
-with torch.no_grad():
-    {run}
-print(peak() - before)
-"""
-
-
-def growth(setup, run):
-    """MiB by which the memory of a fresh process grows."""
-    out = subprocess.run([sys.executable, "-c", MEMORY.format(setup=setup, run=run)], capture_output=True, text=True,
-                         check=True, cwd=Path(nets.__file__).parent)
-    return float(out.stdout)
 
 
 def test_attention_over_8000_positions_builds_no_table_of_them():

@@ -10,6 +10,7 @@ import torch
 import meanflow
 import nets
 from data import Spectrogram
+from helpers import growth
 
 BINS = 33
 
@@ -110,6 +111,23 @@ def test_each_half_of_a_layer_looks_along_one_axis(direction):
     expected = torch.zeros_like(touched)
     expected[here[1:]] = True
     assert torch.equal(touched, expected)
+
+
+def test_attention_along_time_is_torch_s_without_its_table():
+    """Output and gradient are those of nn.MultiheadAttention; 1876 frames of 64 bins and two heads would have weights of
+    1.7 GB."""
+    torch.manual_seed(0)
+    layer, h = nets.SpatialLayer(8, 16, 2, 2, 2), torch.randn(5, 40, 8)
+    torch.nn.init.normal_(layer.attention.in_proj_bias)
+    expected = layer.attention(h, h, h, need_weights=False)[0]
+    torch.testing.assert_close(layer.attend(h), expected)
+    parameters = list(layer.attention.parameters())
+    for ours, theirs in zip(torch.autograd.grad(layer.attend(h).sin().sum(), parameters),
+                            torch.autograd.grad(expected.sin().sum(), parameters)):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    setup = ("layer, h = nets.SpatialLayer(8, 16, 2, 2, 2).eval(), torch.randn(64, 1876, 8); "
+             "inference = torch.inference_mode(); inference.__enter__(); layer.attend(h[:, :8])")
+    assert growth(setup, "layer.attend(h)") < 100
 
 
 @torch.no_grad()
