@@ -536,7 +536,7 @@ def compute_once(path, compute):
 
 
 def each_once(function, waves, store, key):
-    """function(waves), (B, ...) -> (B, ...), example by example, each from the folder `store` where it is there already.
+    """function(waves), (B, ...) -> (B, ...), example by example, each taken from the folder `store` if it is there.
 
     key: a name for the function. What is new is computed in float32, since others will read it, without gradient and
     with noise of its own, so that it does not matter to anything else whether it was there.
@@ -1070,7 +1070,7 @@ def by_number(files):
 
 
 def real_recordings(root):
-    """The folder of the recordings without clean twins: that of this name in the DNS challenge's test set, or `root`."""
+    """The folder of recordings without clean twins: that of this name in the DNS challenge's test set, or `root`."""
     inside = Path(root) / "real_recordings"
     return inside if inside.is_dir() else root
 
@@ -1107,12 +1107,12 @@ def voices(folder, split):
 
 
 def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, mics=1, talkers=1, rooms=0, room_cache="rooms",
-              made=0.0, pauses=0.0, coloured=0.0, **options):
+              room=None, made=0.0, pauses=0.0, coloured=0.0, **options):
     """PairedAudio, or MixedAudio where SPLIT/speech and SPLIT/noise (or speech and noise) stand in `root`.
 
     What has no splits serves training and test, and no validation; but where `speech` holds the clean files of
-    VoiceBank, in its folders or by its names, these have its splits. rooms: so many simulated ones make it RoomMixtures,
-    of other rooms in each split, kept in the folder room_cache.
+    VoiceBank, in its folders or by its names, these have its splits. rooms: so many simulated ones make it
+    RoomMixtures, of other rooms in each split, kept in the folder room_cache; room: fields of RoomConfig to change.
     """
     root = Path(root)
     if not root.is_dir():
@@ -1128,7 +1128,7 @@ def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, mics=1, talkers=1, r
             if rooms:
                 if any(varied.values()):
                     raise ValueError("--made, --pauses and --coloured are for mixtures without --rooms")
-                return RoomMixtures(config=RoomConfig(mics, talkers), rooms=rooms, cache=room_cache,
+                return RoomMixtures(config=RoomConfig(mics, talkers, **room or {}), rooms=rooms, cache=room_cache,
                                     first_room=10 ** 6 * ("train", "valid", "test").index(split), **mixed)
             if not (folder / "pairs").is_dir():
                 return MixedAudio(**mixed, **varied)
@@ -1314,6 +1314,10 @@ def main():
     parser.add_argument("--count", type=int, default=30, help="mixtures, and rooms to choose from (default: 30)")
     parser.add_argument("--snrs", type=float, nargs="*", metavar="X", default=(0, 5, 10, 15),
                         help="dB (default: 0 5 10 15)")
+    parser.add_argument("--rt60", type=float, nargs=2, metavar=("LOW", "HIGH"),
+                        help="reverberation times in seconds (default: 0.2 0.6)")
+    parser.add_argument("--floor", type=float, nargs=2, metavar=("LOW", "HIGH"),
+                        help="sides of the rooms in metres (default: 3 8)")
     parser.add_argument("--seed", type=int, default=0, help="of all choices but the rooms' (default: 0)")
     parser.add_argument("--out", default="rooms", help="gets SPLIT/noisy, a channel for each microphone; SPLIT/clean, "
                         "one for each talker; and responses (default: rooms)")
@@ -1322,12 +1326,18 @@ def main():
     try:
         if min(args.mics, args.talkers, args.count) < 1:
             raise ValueError("--mics, --talkers and --count are 1 or more")
+        for name, given, least in (("--rt60", args.rt60, 0.05), ("--floor", args.floor, 2.5)):
+            if given and not least <= given[0] <= given[1]:
+                raise ValueError(f"{name} LOW HIGH is a range from {least} on; got {given[0]:g} {given[1]:g}")
+        room = {"rt60": tuple(args.rt60)} if args.rt60 else {}
+        if args.floor:
+            room["size"] = tuple((side, side, height) for side, height in zip(args.floor, (3.0, 4.0)))
         written = [Path(args.out) / args.split / side for side in ("clean", "noisy")]
         if any(folder.is_dir() and any(folder.iterdir()) for folder in written):
             raise ValueError(f"{args.out} holds mixtures already, which would be scored with these: choose another "
                              "--out, or remove it")
         dataset = open_data(args.data, args.split, args.snrs, mics=args.mics, talkers=args.talkers, rooms=args.count,
-                            room_cache=Path(args.out) / "responses", seed=args.seed)
+                            room_cache=Path(args.out) / "responses", seed=args.seed, room=room)
         # All recordings in turn, or as many evenly spaced; beyond their number again, in other rooms and noise.
         spaced = np.linspace(0, len(dataset) - 1, args.count).astype(int)
         numbers = range(args.count) if args.count > len(dataset) else spaced

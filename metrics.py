@@ -282,8 +282,8 @@ def distillmos_network():
 
 # ---- without a reference, with weights that only their authors give away ----
 
-# What they lie in: the files as published, in the folder that $METRIC_WEIGHTS names (--weights of the commands, which the
-# processes of `evaluate` inherit by the environment).
+# The files as published, in the folder that the variable METRIC_WEIGHTS names: --weights of the commands sets it, and
+# the processes of `evaluate` inherit it.
 WEIGHTS = {"scoreq": "adapt_nr_telephone.onnx", "wvmos": "wv_mos.ckpt", "utmos": "utmos22_strong_step7459_v1.pt",
            "nisqa": "nisqa.tar"}
 
@@ -375,7 +375,7 @@ def below(prefix, weights):
 
 
 def wav2vec(weights):
-    """transformers' wav2vec 2.0, of the base kind, with weights from which it takes its sizes. Heads have 64 entries."""
+    """transformers' wav2vec 2.0, of the base kind: the weights tell its sizes, but for heads, which have 64 entries."""
     from transformers import Wav2Vec2Config, Wav2Vec2Model
     hidden = len(weights["encoder.layer_norm.weight"])
     network = Wav2Vec2Model(Wav2Vec2Config(
@@ -429,8 +429,9 @@ METRICS = {
     "scoreq": (["scoreq"], lambda s, s_hat, n: [scoreq(s_hat)], ["onnxruntime"], "pip install onnxruntime"),
     "wvmos": (["wvmos"], lambda s, s_hat, n: [wvmos(s_hat)], ["transformers"], "pip install transformers"),
     "utmos": (["utmos"], lambda s, s_hat, n: [utmos(s_hat)], ["transformers"], "pip install transformers"),
-    "nisqa": (["nisqa", "noisiness", "discontinuity", "coloration", "loudness"], lambda s, s_hat, n:
-              nisqa(s_hat).values(), ["torchmetrics", "librosa", "requests"], "pip install torchmetrics librosa requests"),
+    "nisqa": (["nisqa", "noisiness", "discontinuity", "coloration", "loudness"],
+              lambda s, s_hat, n: nisqa(s_hat).values(),
+              ["torchmetrics", "librosa", "requests"], "pip install torchmetrics librosa requests"),
 }
 
 
@@ -640,6 +641,19 @@ class Results:
             rows.append({"name": a["name"], **differences, "note": "", "error": ""})
         return Results(rows, self.columns, self.absent)
 
+    def by_fifths(self, other):
+        """Where self - other comes from: a line per score, its mean over each fifth of the files both have, from the
+        fifth where `other` itself scores worst to that where it scores best."""
+        theirs = {row["name"]: row for row in other.rows}
+        lines = [f"{'':12}" + "".join(f"{title:>10}" for title in ("worst", "", "", "", "best"))]
+        for column in self.columns:
+            pairs = sorted((theirs[row["name"]][column], row[column]) for row in self.rows
+                           if column in row and column in theirs.get(row["name"], {}))
+            fifths = np.array_split([after - before for before, after in pairs], 5)
+            lines.append(f"{column:12}" + "".join(f"{part.mean():10.3f}" if len(part) else f"{'n/a':>10}"
+                                                  for part in fifths))
+        return "\n".join(lines)
+
 
 # ---- the command ----
 
@@ -697,6 +711,8 @@ def main(arguments=None):
     if args.second:
         results.append(results[1].compare(results[0]))
         print(f"\n{args.second} minus {args.enhanced}, paired\n{results[-1].table()}")
+        print(f"\nthe same, over fifths of the files by the score of {args.enhanced}")
+        print(results[1].by_fifths(results[0]))
     if args.csv:
         for result, suffix in zip(results, ("", "-second", "-difference")):
             result.save_csv(args.csv.with_stem(args.csv.stem + suffix))

@@ -230,6 +230,18 @@ def test_comparison_is_over_the_common_files():
     assert b.compare(a).values("x").tolist() == [1.0]
 
 
+def test_fifths_show_where_a_difference_comes_from():
+    """A gain of 1 where the other scores worst, falling to -1 where it scores best; files without a score are left out."""
+    before = np.array([5.0, 1.0, 9.0, 3.0, 7.0, 2.0, 4.0, 6.0, 8.0, 10.0])
+    a, b = results(before), results(before + 1 - 2 * (before - 1) / 9)
+    [head, line] = b.by_fifths(a).splitlines()
+    assert head.split() == ["worst", "best"]
+    assert [float(value) for value in line.split()[1:]] == pytest.approx([8 / 9, 4 / 9, 0, -4 / 9, -8 / 9], abs=1e-3)
+    del b.rows[9]["x"], a.rows[2]["x"]
+    assert float(b.by_fifths(a).split()[-1]) == pytest.approx(1 - 14 / 9, abs=1e-3)
+    assert results([1.0]).by_fifths(results([2.0])).split()[3:] == ["-1.000", "n/a", "n/a", "n/a", "n/a"]
+
+
 def test_file_without_a_score_is_named_counted_and_not_in_the_mean():
     bad = np.full_like(CLEAN, np.nan)
     pairs = [("good", CLEAN, CLEAN + NOISE), ("bad", CLEAN, bad), ("mute", CLEAN, 0 * CLEAN), ("same", CLEAN, CLEAN),
@@ -330,6 +342,7 @@ def test_command_scores_two_systems_and_their_difference(folders):
     code, out, err = run(folders, "clean", "noisy", "system", "--noisy", "noisy", "--csv", "s.csv", "--workers", "1")
     assert code == 0, err
     assert "\nnoisy\n" in out and "\nsystem\n" in out and "system minus noisy, paired" in out
+    assert "over fifths of the files by the score of" in out
     for suffix in ("", "-second", "-difference"):
         rows = list(csv.DictReader(open(folders / f"s{suffix}.csv")))
         assert [row["name"] for row in rows] == ["one", "sub/three.take1", "sub/two"]

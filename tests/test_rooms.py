@@ -275,6 +275,20 @@ def test_test_set_by_command_is_the_same_at_every_run(root, tmp_path, monkeypatc
     assert stop.value.code == 2 and "no folder" in capsys.readouterr().err
 
 
+def test_rooms_of_other_sizes_and_reverberation_by_command(root, tmp_path, monkeypatch, capsys):
+    seen, open_data = [], data.open_data
+    monkeypatch.setattr(data, "open_data", lambda *a, **k: seen.append(k) or open_data(*a, **k))
+    write_mixtures(monkeypatch, root, "--mics", 2, "--count", 1, "--rt60", 0.15, 0.2, "--floor", 3, 3.5, "--out", tmp_path)
+    assert seen[0]["room"] == {"rt60": (0.15, 0.2), "size": ((3, 3, 3), (3.5, 3.5, 4))}
+    dataset = open_data(root, "test", mics=2, talkers=2, rooms=1, room_cache=tmp_path / "responses", room=seen[0]["room"])
+    expected = data.simulate_room(2 * 10 ** 6, data.RoomConfig(2, 2, **seen[0]["room"]))
+    assert torch.equal(dataset.responses[0], torch.from_numpy(expected))
+    for wrong in (("--rt60", 0.5, 0.2), ("--floor", 1, 3)):
+        with pytest.raises(SystemExit):
+            write_mixtures(monkeypatch, root, *wrong, "--out", tmp_path / "none")
+        assert f"{wrong[0]} LOW HIGH" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
 @pytest.fixture(scope="module")
 def trained(root, tmp_path_factory):
     """A separator of two talkers with two microphones and the corrector on it, by command; the folder of the runs."""

@@ -197,3 +197,27 @@ def test_latents_are_tabled(corpus, monkeypatch):
     mel, clean = drift.SpeechLatents("mel", (0, 3)), torch.randn(4, 16000)
     assert latents.hits(mel, clean, clean).tolist() == [[1.0] * 4] * 2
     assert latents.hits(mel, clean, torch.randn(4, 16000)).max() < 0.2
+
+
+@pytest.mark.slow
+def test_robustness_is_tabled_over_levels_of_both_noises(tmp_path, corpus):
+    root = tmp_path / "corpus"
+    shutil.copytree(corpus / "test", root / "test")
+    data.save_audio(root / "test/noise/a.wav", 0.1 * torch.randn(8000), 16000)
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        method = consistency.ConsistencyModel(consistency.Config(**consistency.PRESETS["tiny"] | dict(num_frames=24)))
+        torch.nn.init.normal_(method.net.head.weight, std=0.1)
+        train.save_checkpoint(tmp_path / f"{name}.safetensors", method)
+    command = [sys.executable, EXPERIMENTS / "robustness.py", "--data", root, "--snrs", "0", "15", "--workers", "1",
+               "--scores", tmp_path / "scores", "one=one.safetensors", "two=two.safetensors"]
+    outputs = [subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+               for _ in range(2)]
+    tables = [[line for line in out.splitlines() if line.startswith("|")] for out in outputs]
+    assert tables[0] == tables[1] and "network calls" in outputs[0] and "network calls" not in outputs[1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables[0]]
+    assert [row[:2] for row in rows[2:6]] == [["test", "0"], ["test", "15"], ["white", "0"], ["white", "15"]]
+    for noisy in (rows[2:4], rows[4:6]):                 # the noisy recordings have the level asked for
+        assert float(noisy[1][3].split()[0]) - float(noisy[0][3].split()[0]) == pytest.approx(15, abs=1)
+    pesq = float(rows[2][4].split()[0]) - float(rows[2][6].split()[0])
+    assert rows[8][:3] == ["one - two", "test", "0"] and float(rows[8][3].split()[0]) == pytest.approx(pesq, abs=2e-3)

@@ -217,6 +217,32 @@ axes[0].invert_yaxis()
 print(f"n = {table[0]['n']}, mean and 95 % interval")
 
 # %% [markdown]
+# ## Every paradigm under one budget
+#
+# The shipped weights had different losses, data and hours. Here every paradigm had the same: network, crops, batch, learning rate. The table was written by `python tutorials/experiments/compare.py`, whose `--help` says what each row is. Filled: the test recordings, with 95 % intervals. Hollow: the same speech in noise of another kind, made by code; the lines are the noisy recordings of both.
+
+# %%
+with open(ROOT / "tutorials" / "experiments" / "compare.csv", newline="") as file:
+    fair = [row for row in csv.DictReader(file) if row["seed"] in ("", "0")]
+labels = list(dict.fromkeys(row["row"] for row in fair if row["row"] != "noisy"))
+figure, axes = plt.subplots(1, 3, figsize=(9, 0.26 * len(labels) + 0.8), sharey=True)
+for axis, (column, title) in zip(axes, (("pesq", "WB-PESQ"), ("estoi", "ESTOI"), ("si_sdr", "SI-SDR, dB"))):
+    for test, style in (("test", "-"), ("other", ":")):
+        rows = {row["row"]: row for row in fair if row["test"] == test}
+        axis.axvline(float(rows["noisy"][column]), color="0.7", linestyle=style)
+        for label in labels:
+            mean, low, high = (float(rows[label][column + end]) for end in ("", "_low", "_high"))
+            if test == "test":
+                axis.errorbar(mean, label, xerr=[[mean - low], [high - mean]], fmt="o", color="tab:blue", markersize=4)
+            else:
+                axis.plot(mean, label, "o", color="tab:orange", markerfacecolor="none", markersize=5)
+    axis.set_title(title)
+    axis.grid(axis="y", alpha=0.3)
+axes[0].invert_yaxis()
+some = next(row for row in fair if row["row"] in labels)
+print(f"{some['crops']} crops a stage, n = {some['n']}")
+
+# %% [markdown]
 # ## Details that matter
 #
 # 1. The same seed, the same files, the same scores for all, and every score beside that of the noisy input.

@@ -153,6 +153,7 @@ def main():
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
     parser.add_argument("flags", nargs="*", help="after --: flags of every training")
     args = parser.parse_args()
+    train.keep_memory()                                  # as all commands do
 
     clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, "test"))
     tests = {"test": [(path.stem, *pair) for path, pair in zip(noisy, zip(clean, noisy))],

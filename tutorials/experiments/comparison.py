@@ -55,6 +55,7 @@ def main():
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
     parser.add_argument("--out", default="tutorials/experiments/comparison.csv", help="(default: %(default)s)")
     args = parser.parse_args()
+    train.keep_memory()                                  # as all commands do
 
     clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, "test"))
     recordings = [(path.stem, *pair) for path, pair in zip(noisy, zip(clean, noisy))]

@@ -1,0 +1,80 @@
+"""Are one-step students robust? Scores over the level of the noise, in the test set's noises and in made ones.
+
+    python tutorials/experiments/robustness.py --data CORPUS "with its noise=A.safetensors" "without=B.safetensors"
+
+ROSE-CD keeps the noise of the teacher's move in training and calls the student robust. Every checkpoint hears the clean
+test recordings in the noises of CORPUS/test/noise, at each of --snrs, and in white noise, which nobody trains on here.
+The last rows are the differences between the first checkpoint and each other. Waves and scores are kept in --scores
+under what they were computed from, so that a command which was interrupted goes on.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import data
+from scoring import cell, enhanced_and_scored, files, identity, noisy_scored
+
+
+def mixtures(clean, noises, snr, folder):
+    """(name, clean, noisy) of each recording in the noises in turn at `snr` dB; in white noise where there is none."""
+    folder = folder / f"{identity(files(clean), files(noises), snr)}"
+    recordings = []
+    for number, path in enumerate(clean):
+        noisy = folder / f"{path.stem}.flac"
+        recordings.append((path.stem, path, noisy))
+        if noisy.exists():
+            continue
+        speech, rng = data.load_audio(path)[0][0], np.random.default_rng([number, 7])
+        noise = torch.from_numpy(rng.standard_normal(len(speech)).astype(np.float32))
+        if noises:
+            wave = data.load_audio(noises[number % len(noises)])[0][0].numpy()
+            start = rng.integers(max(len(wave) - len(speech), 0) + 1)
+            noise = torch.from_numpy(np.resize(wave[start:start + len(speech)], len(speech)))
+        mixture = data.mix_at_snr(speech, noise, snr)
+        data.save_audio(noisy, 0.9 * mixture / mixture.abs().max(), data.SAMPLE_RATE, "PCM_24")
+    return recordings
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="LABEL=CHECKPOINT")
+    parser.add_argument("--data", required=True, help="corpus with test/noise and a test set, as for evaluate")
+    parser.add_argument("--snrs", type=float, nargs="+", default=[-5, 0, 5, 10, 15, 20],
+                        help="dB (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
+    parser.add_argument("--scores", type=Path, default=Path("evaluated/robustness"),
+                        help="folder (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
+    args = parser.parse_args()
+
+    clean = data.paired_paths(args.data, "test")[0][::args.every]
+    models = dict(model.split("=", 1) for model in args.models)
+    first, *others = models
+    print(f"n = {len(clean)} at each level, mean [95 % interval]\n")
+    print(f"| noise | SNR (dB) | {' | '.join(f'{label}: WB-PESQ | SI-SDR (dB)' for label in ('noisy', *models))} |")
+    print("|---|---|" + "---|---|" * (1 + len(models)))
+    differences = []
+    for kind, noises in (("test", data.list_audio(Path(args.data) / "test" / "noise")), ("white", [])):
+        for snr in args.snrs:
+            recordings = mixtures(clean, noises, snr, args.scores)
+            results = {"noisy": noisy_scored(args.scores, recordings, args.workers)}
+            for label, checkpoint in models.items():
+                results[label] = enhanced_and_scored(checkpoint, args.scores, recordings, args.workers)
+            cells = [cell(result, column) for result in results.values() for column in ("pesq", "si_sdr")]
+            print(f"| {kind} | {snr:g} | {' | '.join(cells)} |", flush=True)
+            for other in others:
+                difference = results[first].compare(results[other])
+                cells = [cell(difference, column) for column in ("pesq", "si_sdr")]
+                differences.append(f"| {first} - {other} | {kind} | {snr:g} | {' | '.join(cells)} |")
+    if differences:
+        print("\npaired\n\n| | noise | SNR (dB) | WB-PESQ | SI-SDR (dB) |\n|---|---|---|---|---|")
+        print("\n".join(differences))
+
+
+if __name__ == "__main__":
+    main()
