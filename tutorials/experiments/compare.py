@@ -39,7 +39,7 @@ STAGES = {
     "distilled, no noise": ("consistency.py train", "--teacher {score} --no-move-noise"),
     "renoised": ("consistency.py train", "--moves renoise"),
     "MeanFlowSE": ("meanflow.py train", "--no-displacement --endpoint-weight 0 --clip 0.05"),
-    "separator": ("meanflow.py train", "--separator train --separator-size compact --clip 5"),
+    "separator": ("meanflow.py train", "--separator train --separator-size compact --separator-seconds 0 --clip 5"),
     "MeCo": ("meanflow.py train", "--init {separator} --separator frozen --clip 0.05"),
     "drift": ("drift.py train", "--clip 2"),
     "drift, noise": ("drift.py train", "--clip 2 --no-mask --sigma-max 0.3"),
