@@ -186,14 +186,15 @@ def main():
         writer.writeheader()
         writer.writerows(lines)
 
-    print(f"\n{args.crops} crops a stage, n = {len(noisy)}; mean [95 % interval] of the first seed (spread over "
-          f"{len(args.seeds)} seeds), then the gains over the noisy recordings, test -> other noises\n\n"
+    print(f"\n{args.crops} crops a stage, n = {len(noisy)}; mean [95 % interval] of the first seed (spread, if "
+          f"there are more), then the gains over the noisy recordings, test -> other noises\n\n"
           f"| | calls | crops in all | {' | '.join(columns.values())} | PESQ gain | SI-SDR gain |\n"
           f"|---|---|---|{'---|' * len(columns)}---|---|")
     print(f"| noisy | | | {' | '.join(cell(before['test'], column) for column in columns)} | | |")
     for label, (calls, *_) in costs.items():
         runs = results_of[label, "test"]
-        cells = [f"{cell(runs[0], column)} ({np.ptp([run.mean(column) for run in runs]):.3f})" for column in columns]
+        spread = [f" ({np.ptp([run.mean(column) for run in runs]):.3f})" * (len(runs) > 1) for column in columns]
+        cells = [cell(runs[0], column) + part for column, part in zip(columns, spread)]
         gains = [" -> ".join(f"{results_of[label, test][0].mean(column) - before[test].mean(column):+.2f}"
                              for test in tests) for column in ("pesq", "si_sdr")]
         crops = crops_in_all(ROWS[label][0], args.crops)
