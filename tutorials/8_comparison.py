@@ -239,8 +239,10 @@ for axis, (column, title) in zip(axes, (("pesq", "WB-PESQ"), ("estoi", "ESTOI"),
     axis.set_title(title)
     axis.grid(axis="y", alpha=0.3)
 axes[0].invert_yaxis()
+axes[2].set_xlim(-5, 17)
 some = next(row for row in fair if row["row"] in labels)
-print(f"{some['crops']} crops a stage, n = {some['n']}")
+print(f"{some['crops']} crops a stage, n = {some['n']}; off the last axis, not intelligible: " + ", ".join(
+    row["row"] for row in fair if row["test"] == "test" and float(row["si_sdr"]) < -5))
 
 # %% [markdown]
 # ## Details that matter
