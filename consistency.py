@@ -727,9 +727,9 @@ class Student(nn.Module):
         """What the recurrent network knows at each frame: (B, L) -> (B, frames, hidden)."""
         return self.net.features(self.spectrogram(wave)[:, None])
 
-    def distillation(self, S, T, Y, noisy):
+    def distillation(self, S, T, Y, noisy=None):
         """Distillation loss between spectra of student, teacher and clean, complex (B, F,
-        frames), made of noisy waves (B, L).
+        frames). noisy: the waves (B, L) they were made of, for features.
         """
         config = self.config
         low, high, keep, rule = config.low, config.high, config.keep, config.rule

@@ -747,4 +747,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_memory_that_tensors_free_serves_the_next_without_new_pages():
     pages = [int(subprocess.run([sys.executable, "-c", PAGES.format(root=str(Path(data.__file__).parent), keep=keep)],
                                 capture_output=True, text=True, check=True).stdout) for keep in (False, True)]
-    assert pages[1] < 100 < pages[0]
+    assert 5 * pages[1] < pages[0]                       # kept memory may have to grow once more

@@ -118,7 +118,7 @@ def test_sensitivity_is_tabled_and_drawn(tmp_path, corpus):
                "one=first.safetensors"]
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
     rows = [line.split("|")[1:4] for line in done.stdout.splitlines() if line.startswith(("| 0.1", "| 0.5"))]
-    even, uneven = rows[:2], rows[2:4]                   # PESQ, of even times and of others
+    even, uneven = rows[8:10], rows[10:]                 # SI-SDR, of even times and of others
     assert len(rows) == 2 * 2 * 3 and [row[1] for row in even] == [row[1] for row in uneven]
     assert [row[2] for row in even] != [row[2] for row in uneven]
     assert (tmp_path / "map.png").stat().st_size > 5000
