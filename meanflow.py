@@ -341,7 +341,7 @@ class MeanFlowCorrector(nn.Module):
             return network(xt, context)
         # Each bin relative to the level and phase of the mixture at microphone 0.
         d = xt - context[:, :1]
-        mixture = context[:, self.mic0, None]              # (B, 1, F, T)
+        mixture = context[:, self.mic0, None]            # (B, 1, F, T)
         phase = mixture / mixture.abs().clamp(min=1e-8)
         sigma_data = config.sigma_data * mixture.abs() + 0.01             # not 0 in silence
         c_in, c_skip, c_out = preconditioning(t, sigma_data, config.sigma_max)
@@ -485,7 +485,7 @@ class MeanFlowCorrector(nn.Module):
         """(B, M, L) -> (B, S, L)."""
         if self.config.separator == "train":
             return self.separate(mixture)
-        waves = self.contexts(mixture)                                        # (B S, C, L)
+        waves = self.contexts(mixture)                                     # (B S, C, L)
         level = self.level_of_estimate(waves)
         out = in_spectrogram(self.correct, waves / level, self.spectrogram,
                              self.net.multiple, self.config.pad_mode)

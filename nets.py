@@ -554,8 +554,8 @@ class SpatialLayer(nn.Module):
         layer = self.attention
         tokens = F.linear(h, layer.in_proj_weight, layer.in_proj_bias)     # (B F, T, 3 H)
         tokens = tokens.unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(*tokens.contiguous())
-        return layer.out_proj(h.transpose(1, 2).flatten(2))     # (B F, heads, T, D) back
+        h = F.scaled_dot_product_attention(*tokens.contiguous())   # (B F, heads, T, D)
+        return layer.out_proj(h.transpose(1, 2).flatten(2))
 
 
 class SpatialNet(nn.Module):

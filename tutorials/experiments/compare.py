@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import metrics
 import train
-from scoring import COLUMNS, cell, enhanced_and_scored, files, identity, noisy_scored
+from scoring import COLUMNS, cell, enhanced_and_scored, files, identity, mixtures, noisy_scored
 
 # A stage: name, script and command, flags; START stands for the checkpoint of the stage named by it.
 STAGES = {
@@ -104,29 +104,21 @@ def crops_in_all(name, crops):
 
 def other_noises(clean, folder):
     """(name, clean, noisy) of the same speech in white and pink noise, hum, clicks and babble, at 2.5 to 17.5 dB."""
-    recordings = []
-    for number, path in enumerate(clean):
-        noisy = folder / f"{path.stem}.flac"
-        recordings.append((path.stem, path, noisy))
-        if noisy.exists():
-            continue
-        speech, rng = data.load_audio(path)[0][0], np.random.default_rng([number, 6])
-        length, seconds = len(speech), np.arange(len(speech)) / data.SAMPLE_RATE
+    def noise(number, length, rng):
+        seconds = np.arange(length) / data.SAMPLE_RATE
         if number % 5 == 0:
-            noise = rng.standard_normal(length)
-        elif number % 5 == 1:
+            return rng.standard_normal(length)
+        if number % 5 == 1:
             spectrum = np.fft.rfft(rng.standard_normal(length))
-            noise = np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)).clip(1)), length)
-        elif number % 5 == 2:                            # of the mains, with its harmonics
-            noise = sum(np.sin(2 * np.pi * 50 * k * seconds + rng.uniform(0, 6)) / k for k in range(1, 40))
-        elif number % 5 == 3:
-            noise = (rng.random(length) < 1e-3) * rng.standard_normal(length)
-        else:                                            # six talkers of the test set at once
-            talkers = (data.load_audio(clean[(number + 7 * k) % len(clean)])[0][0].numpy() for k in range(1, 7))
-            noise = sum(np.resize(wave, length) / wave.std() for wave in talkers)
-        mixture = data.mix_at_snr(speech, torch.from_numpy(np.asarray(noise, np.float32)), 2.5 + 5 * (number // 5 % 4))
-        data.save_audio(noisy, 0.9 * mixture / mixture.abs().max(), data.SAMPLE_RATE, "PCM_24")
-    return recordings
+            return np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)).clip(1)), length)
+        if number % 5 == 2:                              # of the mains, with its harmonics
+            return sum(np.sin(2 * np.pi * 50 * k * seconds + rng.uniform(0, 6)) / k for k in range(1, 40))
+        if number % 5 == 3:
+            return (rng.random(length) < 1e-3) * rng.standard_normal(length)
+        talkers = (data.load_audio(clean[(number + 7 * k) % len(clean)])[0][0].numpy() for k in range(1, 7))
+        return sum(np.resize(wave, length) / wave.std() for wave in talkers)
+
+    return mixtures(clean, folder, noise, lambda number: 2.5 + 5 * (number // 5 % 4), seed=6)
 
 
 def cost(checkpoint, path, changes):

@@ -13,31 +13,23 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
-from scoring import cell, enhanced_and_scored, files, identity, noisy_scored
+from scoring import cell, enhanced_and_scored, files, identity, mixtures, noisy_scored
 
 
-def mixtures(clean, noises, snr, folder):
-    """(name, clean, noisy) of each recording in the noises in turn at `snr` dB; in white noise where there is none."""
-    folder = folder / f"{identity(files(clean), files(noises), snr)}"
-    recordings = []
-    for number, path in enumerate(clean):
-        noisy = folder / f"{path.stem}.flac"
-        recordings.append((path.stem, path, noisy))
-        if noisy.exists():
-            continue
-        speech, rng = data.load_audio(path)[0][0], np.random.default_rng([number, 7])
-        noise = torch.from_numpy(rng.standard_normal(len(speech)).astype(np.float32))
-        if noises:
-            wave = data.load_audio(noises[number % len(noises)])[0][0].numpy()
-            start = rng.integers(max(len(wave) - len(speech), 0) + 1)
-            noise = torch.from_numpy(np.resize(wave[start:start + len(speech)], len(speech)))
-        mixture = data.mix_at_snr(speech, noise, snr)
-        data.save_audio(noisy, 0.9 * mixture / mixture.abs().max(), data.SAMPLE_RATE, "PCM_24")
-    return recordings
+def at_level(clean, noises, snr, folder):
+    """(name, clean, noisy) of each recording in the noises in turn at `snr` dB; in white noise where there are none."""
+    def noise(number, length, rng):
+        if not noises:
+            return rng.standard_normal(length)
+        wave = data.load_audio(noises[number % len(noises)])[0][0].numpy()
+        start = rng.integers(max(len(wave) - length, 0) + 1)
+        return np.resize(wave[start:start + length], length)
+
+    folder = folder / identity(files(clean), files(noises), snr)
+    return mixtures(clean, folder, noise, lambda number: snr, seed=7)
 
 
 def main():
@@ -61,7 +53,7 @@ def main():
     differences = []
     for kind, noises in (("test", data.list_audio(Path(args.data) / "test" / "noise")), ("white", [])):
         for snr in args.snrs:
-            recordings = mixtures(clean, noises, snr, args.scores)
+            recordings = at_level(clean, noises, snr, args.scores)
             results = {"noisy": noisy_scored(args.scores, recordings, args.workers)}
             for label, checkpoint in models.items():
                 results[label] = enhanced_and_scored(checkpoint, args.scores, recordings, args.workers)

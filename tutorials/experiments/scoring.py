@@ -7,7 +7,11 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import data
 import metrics
 import train
 
@@ -57,6 +61,20 @@ def enhanced_and_scored(checkpoint, folder, recordings, workers, which=tuple(COL
             sys.exit("some recordings could not be enhanced; nothing is scored")
     pairs = [(name, clean, out) for (name, clean, _), out in zip(recordings, outputs)]
     return scores(folder / scores_of(which), pairs, workers, which)
+
+
+def mixtures(clean, folder, noise, snr, seed):
+    """(name, clean, noisy) of clean recordings, each in noise(number, samples, rng) at snr(number) dB, in a folder."""
+    recordings = []
+    for number, path in enumerate(clean):
+        noisy = folder / f"{path.stem}.flac"
+        recordings.append((path.stem, path, noisy))
+        if not noisy.exists():
+            speech = data.load_audio(path)[0][0]
+            sound = noise(number, len(speech), np.random.default_rng([number, seed]))
+            mixture = data.mix_at_snr(speech, torch.from_numpy(np.asarray(sound, np.float32)), snr(number))
+            data.save_audio(noisy, 0.9 * mixture / mixture.abs().max(), data.SAMPLE_RATE, "PCM_24")
+    return recordings
 
 
 def noisy_scored(folder, recordings, workers, which=tuple(COLUMNS)):
