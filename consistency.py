@@ -628,7 +628,8 @@ class StudentConfig(nets.NetworkConfig, SpectrogramConfig):
     teacher: str = ""                # checkpoint of any method
     distance: Literal["frequency", "response",
                       "feature"] = "frequency"  # DFKD's, of magnitudes, of GRU states
-    distil_weight: float = 5.0       # of the distillation; the task is -SI-SDR in dB
+    distil_weight: float = 5.0       # of the distillation
+    task: Literal["si_sdr", "mse"] = "si_sdr"  # -SI-SDR in dB, or error of the spectrogram
     warmup: int = 0                  # steps of the task alone, before patches are ranked
     keep: float = 0.8                # share of the patches that is distilled
     rule: Literal["top_k", "positive", "both"] = "top_k"  # see select
@@ -753,8 +754,13 @@ class Student(nn.Module):
         clean, noisy = batch
         enhanced = self.in_spectrogram(noisy)
         with torch.autocast(noisy.device.type, enabled=False):
-            task = metrics.si_sdr_loss(clean, enhanced).mean()
-        parts = {"si_sdr": -task.detach()}
+            if self.config.task == "si_sdr":
+                task = metrics.si_sdr_loss(clean, enhanced).mean()
+                parts = {"si_sdr": -task.detach()}
+            else:
+                error = self.spectrogram(enhanced) - self.spectrogram(clean)
+                task = error.abs().square().mean()
+                parts = {"mse": task.detach()}
         warming_up = self.ema is not None and self.ema.num_updates < self.config.warmup
         if self.teacher is None or warming_up:
             return task, parts

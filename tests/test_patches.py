@@ -393,6 +393,15 @@ def test_loss_is_the_task_s_plus_the_weighted_distillation(teacher):
     assert "distilled" in model.loss((clean, noisy))[1]
 
 
+def test_task_mse_is_the_error_of_the_compressed_spectrogram():
+    model = student(distil="none", task="mse", exponent=0.5, factor=0.15)
+    clean, noisy = waves(model)
+    loss, parts = model.loss((clean, noisy))
+    a, b = (model.spectrogram(wave) for wave in (model.enhance(noisy, torch.ones(2, 1)), clean))
+    torch.testing.assert_close(loss, ((a - b).real ** 2 + (a - b).imag ** 2).mean())
+    assert parts.keys() == {"mse"} and loss > 0
+
+
 def test_teacher_must_be_there_exactly_where_it_teaches(teacher):
     with pytest.raises(ValueError, match="needs a --teacher"):
         student().prepare(True)

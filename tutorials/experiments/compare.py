@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoConfig, AutoModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
@@ -25,9 +26,10 @@ import metrics
 import train
 from scoring import COLUMNS, cell, enhanced_and_scored, files, identity, mixtures, noisy_scored
 
-# A stage: name, script and command, flags; START stands for the checkpoint of the stage named by it.
+# A stage: name, script and command, flags; {...} stands for the checkpoint of the stage named by it, or a folder.
 STAGES = {
     "predictive": ("consistency.py train-student", "--distil none"),
+    "predictive, MSE": ("consistency.py train-student", "--distil none --task mse"),
     "score": ("sgmse.py train", ""),
     "score, no PESQ": ("sgmse.py train", "--pesq-weight 0"),
     "score matching": ("sgmse.py train", "--objective score_matching --version 1 --c-skip 0"),
@@ -36,6 +38,9 @@ STAGES = {
     "CRP 5, score matching": ("sgmse.py train", "--init {score matching} --crp last --N 5 --start 0.5"),
     "distilled": ("consistency.py train", "--teacher {score}"),
     "distilled, no PESQ": ("consistency.py train", "--teacher {score, no PESQ} --pesq-weight 0"),
+    "distilled, SI-SDR alone": ("consistency.py train", "--teacher {score} --pesq-weight 0"),
+    "distilled, PESQ alone": ("consistency.py train", "--teacher {score} --si-sdr-weight 0"),
+    "distilled, neither": ("consistency.py train", "--teacher {score} --pesq-weight 0 --si-sdr-weight 0"),
     "distilled, no noise": ("consistency.py train", "--teacher {score} --no-move-noise"),
     "renoised": ("consistency.py train", "--moves renoise"),
     "MeanFlowSE": ("meanflow.py train", "--no-displacement --endpoint-weight 0 --clip 0.05"),
@@ -48,6 +53,8 @@ STAGES = {
     "drift, Eq. (7)": ("drift.py train", "--clip 2 --field separate"),
     "drift, one layer": ("drift.py train", "--clip 2 --layers 0"),
     "drift, unpaired": ("drift.py train", "--clip 2 --unpaired {speech}"),
+    "drift, own encoder": ("drift.py train", "--clip 2 --exclude-self --temperatures 0 --encoder {own}"),
+    "drift, random encoder": ("drift.py train", "--clip 2 --exclude-self --temperatures 0 --encoder {random}"),
     "dagger": ("drift.py train", "--clip 2 --field separate --temperatures 0.1 0.5 1 --pesq-weight 0.1 --si-sdr-weight "
                                  "0.1 --ccmse-weight 1"),
     "dagger, joint": ("drift.py train", "--clip 2 --temperatures 0.1 0.5 1 --pesq-weight 0.1 --si-sdr-weight 0.1 "
@@ -55,7 +62,7 @@ STAGES = {
 }
 # What the table shows: a stage, and how it is used.
 ROWS = {
-    "predictive, SI-SDR": ("predictive", {}),
+    "predictive, SI-SDR": ("predictive", {}), "predictive, error of the spectrogram": ("predictive, MSE", {}),
     "score model, 30 calls": ("score", dict(N=30)), "score model, 5 calls": ("score", dict(N=5)),
     "score model, one call at T": ("score", dict(sampler="direct", start=1.0)),
     "score model without PESQ, one call at T": ("score, no PESQ", dict(sampler="direct", start=1.0)),
@@ -63,13 +70,17 @@ ROWS = {
     "score matching, 30 calls": ("score matching", dict(N=30)),
     "CRP from score matching, 5 calls": ("CRP 5, score matching", {}),
     "consistency distillation": ("distilled", {}), "consistency distillation without PESQ": ("distilled, no PESQ", {}),
+    "consistency distillation, SI-SDR alone": ("distilled, SI-SDR alone", {}),
+    "consistency distillation, PESQ alone": ("distilled, PESQ alone", {}),
+    "consistency distillation, neither": ("distilled, neither", {}),
     "consistency distillation without the move's noise": ("distilled, no noise", {}),
     "consistency training": ("renoised", {}),
     "MeanFlowSE": ("MeanFlowSE", {}), "separator alone": ("separator", {}), "MeCo": ("MeCo", {}),
     "DriftSE": ("drift", {}), "DriftSE, noise added": ("drift, noise", {}),
     "DriftSE, conditional": ("drift, conditional", {}), "DriftSE, self-exclusion": ("drift, self-exclusion", {}),
     "DriftSE, field of Eq. (7)": ("drift, Eq. (7)", {}), "DriftSE, one layer": ("drift, one layer", {}),
-    "DriftSE, unpaired": ("drift, unpaired", {}),
+    "DriftSE, unpaired": ("drift, unpaired", {}), "DriftSE, own encoder": ("drift, own encoder", {}),
+    "DriftSE, random encoder": ("drift, random encoder", {}),
     "DriftSE dagger": ("dagger", {}), "DriftSE dagger, joint field": ("dagger, joint", {}),
 }
 
@@ -82,7 +93,9 @@ def starts(flags):
 def trained(name, seed, args):
     """The checkpoint of a stage, trained where it is not there yet."""
     command, flags = STAGES[name]
-    flags = flags.replace("{speech}", f"|{Path(args.data) / 'train' / 'speech'}|")
+    folders = {"speech": Path(args.data) / "train" / "speech", "own": args.encoder, "random": args.out / "random-encoder"}
+    for folder, path in folders.items():
+        flags = flags.replace(f"{{{folder}}}", f"|{path}|")
     for start in starts(flags):
         flags = flags.replace(f"{{{start}}}", f"|{trained(start, seed, args)}|")
     words = [word for i, part in enumerate(flags.split("|")) for word in ([part] if i % 2 else part.split())]
@@ -139,6 +152,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(default: %(default)s)")
     parser.add_argument("--rows", nargs="+", default=[""], help="rows whose names contain one of these (default: all)")
     parser.add_argument("--preset", default="small", help="(default: small)")
+    parser.add_argument("--encoder", type=Path, help="of drift.py train-encoder, for the two rows with and without it")
     parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
     parser.add_argument("--csv", type=Path, default=Path("compare.csv"), help="(default: %(default)s)")
@@ -146,6 +160,8 @@ def main():
     parser.add_argument("flags", nargs="*", help="after --: flags of every training")
     args = parser.parse_args()
     train.keep_memory()                                  # as all commands do
+    if args.encoder is not None:
+        AutoModel.from_config(AutoConfig.from_pretrained(args.encoder)).save_pretrained(args.out / "random-encoder")
 
     clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, "test"))
     tests = {"test": [(path.stem, *pair) for path, pair in zip(noisy, zip(clean, noisy))],
@@ -159,7 +175,7 @@ def main():
     results_of, costs = {}, {}
     for seed in args.seeds:                              # outermost: a table of fewer seeds is there early
         for label, (stage, changes) in ROWS.items():
-            if not any(part in label for part in args.rows):
+            if not any(part in label for part in args.rows) or "encoder" in label and args.encoder is None:
                 continue
             checkpoint = trained(stage, seed, args)
             costs[label] = calls, parameters, factor = cost(checkpoint, noisy[0], changes)

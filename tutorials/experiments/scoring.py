@@ -1,6 +1,7 @@
 """What the experiments share: scores that are kept, and known by what they were computed from."""
 
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -23,9 +24,15 @@ def identity(*parts):
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+@functools.cache
+def content(path, size, changed):
+    """A hash of a file's content, read once while its size and time of change stay."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def files(paths):
-    """What tells recordings from others of the same names: path, size and time of change."""
-    return [(os.path.realpath(path), (info := os.stat(path)).st_size, info.st_mtime_ns) for path in paths]
+    """What tells recordings from others, wherever a copy of them lies: name and content."""
+    return [(Path(path).name, content(path, (info := os.stat(path)).st_size, info.st_mtime_ns)) for path in paths]
 
 
 def sha256(checkpoint):
