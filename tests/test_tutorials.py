@@ -1,6 +1,7 @@
 """The scripts in tutorials/experiments/ do what the README shows."""
 
 import csv
+import os
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,8 @@ def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_p
     for _ in range(2):
         done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
         outputs.append(done.stdout)
+        for path in data.list_audio(corpus):
+            os.utime(path, (0, 0))                       # a copy of the corpus is the same corpus
     tables = [out[out.index("\n4 crops a stage, n = 2"):] for out in outputs]
     assert tables[0] == tables[1] and "training" not in outputs[1]
     assert [line[9:] for line in outputs[0].splitlines() if line.startswith("training")] == [
