@@ -83,6 +83,13 @@ ROWS = {
     "DriftSE, random encoder": ("drift, random encoder", {}),
     "DriftSE dagger": ("dagger", {}), "DriftSE dagger, joint field": ("dagger, joint", {}),
 }
+# What a step adds to the same weights, or to the same crops, recording by recording.
+PAIRS = [("CRP, 5 calls", "score model, 5 calls"), ("CRP, 5 calls", "score model, one call at T"),
+         ("CRP, 1 call", "predictive, error of the spectrogram"),
+         ("consistency distillation", "score model, one call at T"),
+         ("consistency distillation", "consistency distillation without the move's noise"),
+         ("consistency distillation", "consistency distillation, neither"),
+         ("MeCo", "separator alone"), ("DriftSE dagger", "DriftSE dagger, joint field")]
 
 
 def starts(flags):
@@ -207,6 +214,10 @@ def main():
                              for test in tests) for column in ("pesq", "si_sdr")]
         crops = crops_in_all(ROWS[label][0], args.crops)
         print(f"| {label} | {calls} | {crops} | {' | '.join(cells + gains)} |")
+    print(f"\nthe same test recordings, difference\n\n| | {' | '.join(columns.values())} |\n|---|{'---|' * len(columns)}")
+    for a, b in (pair for pair in PAIRS if costs.keys() >= set(pair)):
+        difference = results_of[a, "test"][0].compare(results_of[b, "test"][0])
+        print(f"| {a} - {b} | {' | '.join(cell(difference, column) for column in columns)} |")
 
 
 if __name__ == "__main__":
