@@ -1,5 +1,6 @@
 """What the pages promise about the files beside them."""
 
+import argparse
 import os
 import re
 import runpy
@@ -79,3 +80,40 @@ def test_every_command_of_the_pages_is_understood(page, words, monkeypatch):
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
     assert stop.value.code == 0 and len(seen) == 1
     assert "$" not in " ".join(words)
+
+
+def scripts():
+    """Each command of a script of tests/ or tutorials/ on the pages, in blocks and within sentences."""
+    for text in PAGES.values():
+        spans = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
+        spans += [span.replace("\n", " ") for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", re.sub(r"```.*?```", "", text,
+                                                                                                flags=re.S))]
+        for span in spans:
+            if found := re.match(r"(?:\S*/)?python ((?:tests|tutorials)/\S+\.py.*)", span):
+                yield tuple(shlex.split(found[1], comments=True))
+
+
+SCRIPTS = sorted(set(scripts()))
+
+
+def test_the_pages_have_commands_of_scripts():
+    assert {Path(words[0]).name for words in SCRIPTS} >= {"nfe.py", "compare.py", "benchmark_speed.py", "latents.py"}
+
+
+@pytest.mark.parametrize("words", SCRIPTS, ids=lambda words: " ".join(words)[:60])
+def test_every_command_of_a_script_is_understood(words, monkeypatch):
+    class Understood(Exception):
+        pass
+
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def understood(*args):
+        parse_args(*args)
+        raise Understood
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", understood)
+    monkeypatch.setattr(sys, "argv", list(words))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str((ROOT / words[0]).parent))
+    with pytest.raises(Understood):
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")

@@ -27,11 +27,11 @@ pairs = {name: recording(name) for name in ("windmill", "waterfall", "cheer")}
 play(**{f"{name}_{side}": wave for name, pair in pairs.items() for side, wave in zip(("clean", "noisy"), pair)})
 
 # %% [markdown]
-# One network call of `consistency` on the second. This picture is the whole task: what is speech, and what only looks like it?
+# One network call of `drift_dagger` on the second. This picture is the whole task: what is speech, and what only looks like it?
 
 # %% tags=["export-waterfall"]
 clean, noisy = pairs["waterfall"]
-enhanced = enhance(pretrained("consistency"), noisy)
+enhanced = enhance(pretrained("drift_dagger"), noisy)
 figure, axes = plt.subplots(3, 1, figsize=(8, 5), sharex=True)
 for axis, title, wave in zip(axes, ("noisy, 2.5 dB", "enhanced by one call of the network", "clean"),
                              (noisy, enhanced, clean)):

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 8 All methods on the same recordings
 #
-# Seven shipped models, three recordings, the same scores for all. They had different losses and between ten minutes and two and a half hours of training, so this page compares *these models*; it does not say which paper is best.
+# Seven shipped models, three recordings, the same scores for all. They had different losses and between a quarter of an hour and two and a half hours of training, so this page compares *these models*; it does not say which paper is best.
 #
 # **You will** choose by cost and quality, hear what fails and how, see who samples and who averages, and read an interval before you believe a difference.
 
