@@ -57,7 +57,8 @@ SPECS = {
         "t_eps": ("loss", 0.2), "fourier_scale": ("start", 4.0), "pad_mode": ("enhance", "constant")},
     "student": {name: (*spec, U_NET) for name, spec in (SIZES | SPECTROGRAM).items()} | {
         "teacher": "test_loss_is_the_task_s_plus_the_weighted_distillation",
-        "distil": ("loss", "random", dict(keep=0.3)), "distance": ("loss", "response"), "distil_weight": ("loss", 1.0), "task": ("loss", "mse"),
+        "distil": ("loss", "random", dict(keep=0.3)), "distance": ("loss", "response"), "distil_weight": ("loss", 1.0),
+        "task": ("loss", "mse"),
         "warmup": ("loss", 10), "keep": ("loss", 0.3), "rule": ("loss", "positive"), "low": ("loss", 1),
         "high": ("loss", 7), "beta": ("loss", 0.2), "exact": ("loss", False), "network": ("weights", "ncsnpp"),
         "hidden": ("weights", 12), "layers": ("weights", 2), "num_frames": ("crop", 300), "attention_resolutions": ("weights", (256,), U_NET)},

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import HubertConfig, HubertModel
 
 import consistency
 import data
@@ -92,8 +93,10 @@ def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus
 
 @pytest.mark.slow
 def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_path, corpus):
+    HubertModel(HubertConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, conv_dim=(8,) * 7,
+                             num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)).save_pretrained(tmp_path / "encoder")
     command = [sys.executable, EXPERIMENTS / "compare.py", "--data", corpus, "--crops", "4", "--preset", "tiny", "--workers",
-               "1", "--rows", "CRP, 1", "dagger, joint", "--", "--num-frames", "24"]
+               "1", "--rows", "CRP, 1", "own encoder", "random encoder", "--encoder", "encoder", "--", "--num-frames", "24"]
     outputs = []
     for _ in range(2):
         done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -103,12 +106,12 @@ def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_p
     tables = [out[out.index("\n4 crops a stage, n = 2"):] for out in outputs]
     assert tables[0] == tables[1] and "training" not in outputs[1]
     assert [line[9:] for line in outputs[0].splitlines() if line.startswith("training")] == [
-        "score, seed 0", "CRP 1, seed 0", "dagger, joint, seed 0"]
+        "score, seed 0", "CRP 1, seed 0", "drift, own encoder, seed 0", "drift, random encoder, seed 0"]
     with open(tmp_path / "compare.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 + 2 * 2 and {row["test"] for row in rows} == {"test", "other"}
+    assert len(rows) == 2 + 3 * 2 and {row["test"] for row in rows} == {"test", "other"}
     known = {row["row"]: row for row in rows}
-    assert known["CRP, 1 call"]["crops_in_all"] == "8" and known["DriftSE dagger, joint field"]["crops_in_all"] == "4"
+    assert known["CRP, 1 call"]["crops_in_all"] == "8" and known["DriftSE, own encoder"]["crops_in_all"] == "4"
     assert all(row["calls"] == "1" for row in rows[2:])
 
 

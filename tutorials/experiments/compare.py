@@ -101,15 +101,18 @@ def trained(name, seed, args):
     """The checkpoint of a stage, trained where it is not there yet."""
     command, flags = STAGES[name]
     folders = {"speech": Path(args.data) / "train" / "speech", "own": args.encoder, "random": args.out / "random-encoder"}
+    encoders = []
     for folder, path in folders.items():
-        flags = flags.replace(f"{{{folder}}}", f"|{path}|")
+        if f"{{{folder}}}" in flags:
+            flags = flags.replace(f"{{{folder}}}", f"|{path}|")
+            encoders += files(path.glob("*.safetensors"))
     for start in starts(flags):
         flags = flags.replace(f"{{{start}}}", f"|{trained(start, seed, args)}|")
     words = [word for i, part in enumerate(flags.split("|")) for word in ([part] if i % 2 else part.split())]
     words += ["--preset", args.preset] * ("--init" not in words)
     words += ["--data", args.data, "--seed", str(seed), "--steps", str(args.crops // 4), "--batch-size", "4"]
     words += [*"--lr 1e-3 --decay 0.33 --ema 0.995 --valid-every 0 --num-frames 128".split(), *args.flags]
-    label = f"{name} {seed} {identity(words, files(data.list_audio(args.data)))}"
+    label = f"{name} {seed} {identity(words, files(data.list_audio(args.data)), *encoders)}"
     run = args.out / "".join(c for c in label.replace(" ", "-") if c.isalnum() or c in "-.")
     if not (run / "last.safetensors").exists():
         print(f"training {name}, seed {seed}", flush=True)
@@ -168,6 +171,7 @@ def main():
     args = parser.parse_args()
     train.keep_memory()                                  # as all commands do
     if args.encoder is not None:
+        torch.manual_seed(0)
         AutoModel.from_config(AutoConfig.from_pretrained(args.encoder)).save_pretrained(args.out / "random-encoder")
 
     clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, "test"))
