@@ -72,7 +72,8 @@ def draw(maps, before, args):
         for axis, (title, gain) in zip(axes[k], gains.items()):
             axis.imshow(gain, cmap="RdBu_r", vmin=-abs(largest), vmax=abs(largest), aspect="auto")
             for i, j in np.ndindex(*gain.shape):
-                axis.text(j, i, f"{gain[i, j] + before.mean(column):.2f}", ha="center", va="center", fontsize=7)
+                axis.text(j, i, f"{gain[i, j] + before.mean(column):.2f}", ha="center", va="center", fontsize=7,
+                          color="white" if abs(gain[i, j]) > 0.6 * largest else "black")
             axis.set_xticks(range(len(args.calls)), args.calls)
             axis.set_yticks(range(len(args.starts)), [f"{start:g}" for start in args.starts])
             axis.set_title(f"{name}\n{title}", fontsize=8)
