@@ -45,10 +45,14 @@ def test_continuous_integration_runs_the_second_command():
     assert commands[1].replace("install -r", "install -q -r") in (ROOT / ".ci/run").read_text()
 
 
+def blocks(text):
+    return re.findall(r"```sh\n(.*?)```", text, re.S)
+
+
 def commands():
     """Each command of a method on the pages, variables of the block filled in: (page, arguments from the script on)."""
     for page, text in PAGES.items():
-        for block in re.findall(r"```sh\n(.*?)```", text, re.S):
+        for block in blocks(text):
             variables = {}
             for line in block.splitlines():
                 line = re.sub(r"\$(\w+)", lambda found: variables.get(found[1], found[0]), line)
@@ -85,10 +89,9 @@ def test_every_command_of_the_pages_is_understood(page, words, monkeypatch):
 def scripts():
     """Each command of a script of tests/ or tutorials/ on the pages, in blocks and within sentences."""
     for text in PAGES.values():
-        spans = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
-        spans += [span.replace("\n", " ") for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", re.sub(r"```.*?```", "", text,
-                                                                                                flags=re.S))]
-        for span in spans:
+        sentences = re.sub(r"```.*?```", "", text, flags=re.S)
+        spans = [span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", sentences)]
+        for span in [*spans, *(line for block in blocks(text) for line in block.splitlines())]:
             if found := re.match(r"(?:\S*/)?python ((?:tests|tutorials)/\S+\.py.*)", span):
                 yield tuple(shlex.split(found[1], comments=True))
 

@@ -11,6 +11,7 @@ on. The table is printed and written to --csv, a line for each row, test and see
 
 import argparse
 import csv
+import re
 import subprocess
 import sys
 import time
@@ -100,24 +101,26 @@ def starts(flags):
 def trained(name, seed, args):
     """The checkpoint of a stage, trained where it is not there yet."""
     command, flags = STAGES[name]
-    folders = {"speech": Path(args.data) / "train" / "speech", "own": args.encoder, "random": args.out / "random-encoder"}
-    encoders = []
-    for folder, path in folders.items():
-        if f"{{{folder}}}" in flags:
-            flags = flags.replace(f"{{{folder}}}", f"|{path}|")
-            encoders += files(path.glob("*.safetensors"))
-    for start in starts(flags):
-        flags = flags.replace(f"{{{start}}}", f"|{trained(start, seed, args)}|")
-    words = [word for i, part in enumerate(flags.split("|")) for word in ([part] if i % 2 else part.split())]
-    words += ["--preset", args.preset] * ("--init" not in words)
-    words += ["--data", args.data, "--seed", str(seed), "--steps", str(args.crops // 4), "--batch-size", "4"]
-    words += [*"--lr 1e-3 --decay 0.33 --ema 0.995 --valid-every 0 --num-frames 128".split(), *args.flags]
-    label = f"{name} {seed} {identity(words, files(data.list_audio(args.data)), *encoders)}"
+    places = {"speech": Path(args.data) / "train" / "speech", "own": args.encoder, "random": args.out / "random-encoder"}
+    places |= {start: trained(start, seed, args) for start in starts(flags)}
+    words, weights = [], []
+    for i, part in enumerate(re.split(r"{(.+?)}", flags)):                 # every second part names a place
+        if i % 2:
+            words.append(places[part])
+            weights += [places[part]] if places[part].is_file() else places[part].glob("*.safetensors")
+        else:
+            words += part.split()
+    options = ["--preset", args.preset] * ("--init" not in words)
+    options += ["--seed", str(seed), "--steps", str(args.crops // 4), "--batch-size", "4"]
+    options += [*"--lr 1e-3 --decay 0.33 --ema 0.995 --valid-every 0 --num-frames 128".split(), *args.flags]
+    # Known by content, not by where it lies: a corpus or a folder of runs that was moved starts nothing anew.
+    label = f"{name} {seed} {identity(flags, options, files(weights), files(data.list_audio(args.data)))}"
     run = args.out / "".join(c for c in label.replace(" ", "-") if c.isalnum() or c in "-.")
     if not (run / "last.safetensors").exists():
         print(f"training {name}, seed {seed}", flush=True)
         script, subcommand = command.split()
-        subprocess.run([sys.executable, train.HERE / script, subcommand, *words, "--out", run], check=True)
+        subprocess.run([sys.executable, train.HERE / script, subcommand, *words, "--data", args.data, *options, "--out",
+                        run], check=True)
     return run / "last.safetensors"
 
 
