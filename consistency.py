@@ -33,7 +33,8 @@ clean than the student.
                           the teacher, another above    band_split
     features              frames as alike as the        selective_feature_loss
                           teacher's
-    training              -SI-SDR + weight x one        Student.loss
+    training              the task + weight x one       Student.loss
+    ... the task          -SI-SDR, or squared error     metrics.si_sdr_loss
 
 Where we differ. The released code holds two methods: distillation as in the paper, and
 training without a teacher (`--moves renoise`), which gave its released weights. The moves

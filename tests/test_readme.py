@@ -1,6 +1,7 @@
 """What the pages promise about the files beside them."""
 
 import argparse
+import inspect
 import os
 import re
 import runpy
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import train
+from data import Spectrogram, mix_at_snr
+from metrics import PESQLoss
 
 ROOT = Path(__file__).parents[1]
 NAMES = "README.md", "pretrained/README.md", "tests/README.md", "tutorials/experiments/README.md"
@@ -37,6 +40,19 @@ def test_named_test_exists(name):
 
 def test_the_front_door_is_one_screen():
     assert len(README.encode()) <= 9000 and 100 <= README.count("\n") <= 150
+
+
+def test_pieces_to_carry_off_are_as_long_as_the_page_says():
+    def section(file, first, after):
+        """Lines from one heading to another."""
+        heads = {line.strip("# -"): number for number, line in enumerate((ROOT / file).read_text().splitlines())
+                 if line.startswith("# ---")}
+        return heads[after] - heads[first]
+
+    lengths = [len((ROOT / "nets.py").read_text().splitlines()), section("sgmse.py", "processes", "the model"),
+               section("drift.py", "fields", "latent spaces"), *(sum(len(inspect.getsource(piece).splitlines()) for piece in pieces)
+                                                for pieces in ([PESQLoss], [Spectrogram, mix_at_snr]))]
+    assert [int(number) for number in re.findall(r"^\|.*\| (\d+) \| torch", README, re.M)] == lengths
 
 
 def test_continuous_integration_runs_the_second_command():
