@@ -54,7 +54,10 @@ STAGES = {
     "drift, Eq. (7)": ("drift.py train", "--clip 2 --field separate"),
     "drift, one layer": ("drift.py train", "--clip 2 --layers 0"),
     "drift, unpaired": ("drift.py train", "--clip 2 --unpaired {speech}"),
+    "drift, unpaired later": ("drift.py train", "--init {drift} --clip 2 --unpaired {speech}"),
     "drift, own encoder": ("drift.py train", "--clip 2 --exclude-self --temperatures 0 --encoder {own}"),
+    "drift, own encoder, deepest": ("drift.py train", "--clip 2 --exclude-self --temperatures 0 --encoder {own} "
+                                                      "--layers 2"),
     "drift, random encoder": ("drift.py train", "--clip 2 --exclude-self --temperatures 0 --encoder {random}"),
     "dagger": ("drift.py train", "--clip 2 --field separate --temperatures 0.1 0.5 1 --pesq-weight 0.1 --si-sdr-weight "
                                  "0.1 --ccmse-weight 1"),
@@ -80,7 +83,9 @@ ROWS = {
     "DriftSE": ("drift", {}), "DriftSE, noise added": ("drift, noise", {}),
     "DriftSE, conditional": ("drift, conditional", {}), "DriftSE, self-exclusion": ("drift, self-exclusion", {}),
     "DriftSE, field of Eq. (7)": ("drift, Eq. (7)", {}), "DriftSE, one layer": ("drift, one layer", {}),
-    "DriftSE, unpaired": ("drift, unpaired", {}), "DriftSE, own encoder": ("drift, own encoder", {}),
+    "DriftSE, unpaired": ("drift, unpaired", {}), "DriftSE, unpaired after pairs": ("drift, unpaired later", {}),
+    "DriftSE, own encoder": ("drift, own encoder", {}),
+    "DriftSE, own encoder, deepest layer": ("drift, own encoder, deepest", {}),
     "DriftSE, random encoder": ("drift, random encoder", {}),
     "DriftSE dagger": ("dagger", {}), "DriftSE dagger, joint field": ("dagger, joint", {}),
 }
@@ -90,7 +95,8 @@ PAIRS = [("CRP, 5 calls", "score model, 5 calls"), ("CRP, 5 calls", "score model
          ("consistency distillation", "score model, one call at T"),
          ("consistency distillation", "consistency distillation without the move's noise"),
          ("consistency distillation", "consistency distillation, neither"),
-         ("MeCo", "separator alone"), ("DriftSE dagger", "DriftSE dagger, joint field")]
+         ("MeCo", "separator alone"), ("DriftSE, own encoder", "DriftSE, random encoder"),
+         ("DriftSE, unpaired after pairs", "DriftSE"), ("DriftSE dagger", "DriftSE dagger, joint field")]
 
 
 def starts(flags):
