@@ -14,6 +14,7 @@ from transformers import HubertConfig, HubertModel
 import consistency
 import data
 import drift
+import meanflow
 import sgmse
 import train
 
@@ -229,3 +230,28 @@ def test_robustness_is_tabled_over_levels_of_both_noises(tmp_path, corpus):
         assert float(noisy[1][3].split()[0]) - float(noisy[0][3].split()[0]) == pytest.approx(15, abs=1)
     pesq = float(rows[2][4].split()[0]) - float(rows[2][6].split()[0])
     assert rows[8][:3] == ["one - two", "test", "0"] and float(rows[8][3].split()[0]) == pytest.approx(pesq, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_correctors_are_tabled_behind_each_separator(tmp_path, corpus):
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        config = meanflow.Config(**meanflow.PRESETS["tiny"] | dict(num_frames=24, separator="frozen"))
+        method = meanflow.MeanFlowCorrector(config)
+        torch.nn.init.normal_(method.net.head.weight, std=0.1)
+        train.save_checkpoint(tmp_path / f"{name}.safetensors", method)
+    command = [sys.executable, EXPERIMENTS / "behind.py", "--data", corpus, "--workers", "1", "--scores",
+               tmp_path / "scores", "one=one.safetensors", "two=two.safetensors"]
+    out = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
+    scores = {tuple(row[:2]): float(row[4].split()[0]) for row in rows[2:9]}
+    added = {tuple(row[:2]): float(row[4].split()[0]) for row in rows[11:]}
+    assert list(scores) == [("noisy", ""), ("one", ""), ("two", ""), ("one", "one"), ("one", "two"), ("two", "one"),
+                            ("two", "two")]
+    assert len({*scores.values()}) == 7                  # each a system of its own
+    assert added == {(a, b): pytest.approx(scores[a, b] - scores[a, ""], abs=2e-3) for a, b in added} and len(added) == 4
+    # The row of a checkpoint's own two parts is what its command scores.
+    done = subprocess.run([sys.executable, train.HERE / "meanflow.py", "evaluate", "--data", corpus, "--checkpoint",
+                           "one.safetensors", "--out", "one"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"{scores['one', 'one']:.3f}"[:-1] in done.stdout
+    assert out.count("over fifths") == 4
