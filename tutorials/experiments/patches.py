@@ -3,8 +3,8 @@
     python consistency.py train-student --preset teacher --data CORPUS --out runs/teacher
     python tutorials/experiments/patches.py --data CORPUS --teacher runs/teacher/last.safetensors -- --steps 400 --lr 3e-3
 
-What follows -- are flags of every student's `consistency.py train-student`. Students and scores are kept in --out under what they were made from, so
-that a command which was interrupted goes on. The intervals are over the recordings, each scored as the mean over the seeds.
+What follows -- are flags of every student's `consistency.py train-student`. Students and scores are kept in --out under
+what they were made from, so that a command which was interrupted goes on. The intervals are over the recordings, each scored as the mean over the seeds.
 """
 
 import argparse
@@ -52,6 +52,7 @@ def main():
     parser.add_argument("--data", required=True, help="corpus with a train and a test split, as for train")
     parser.add_argument("--teacher", required=True, help="checkpoint, or the name of one in pretrained/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: %(default)s)")
+    parser.add_argument("--rows", nargs="+", default=[""], help="rows whose names contain one of these (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/patches"), help="folder (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
     parser.add_argument("flags", nargs="*", help="after --: flags of the students' training")
@@ -63,7 +64,8 @@ def main():
     teacher = enhanced_and_scored(args.teacher, args.out / "teacher", recordings, args.workers)
     learnt_from = identity(files(data.list_audio(args.data)), sha256(args.teacher), args.flags)
     recurrent = getattr(train.load_checkpoint(args.teacher).config, "network", "") == "mask"
-    rows = ROWS | (FEATURE_ROWS if recurrent else {})
+    rows = {label: flags for label, flags in (ROWS | (FEATURE_ROWS if recurrent else {})).items()
+            if any(part in label for part in args.rows)}
     results = {label: [] for label in rows}
     for seed in args.seeds:                              # outermost: a table of fewer seeds is there early
         for label, flags in rows.items():
