@@ -3,10 +3,10 @@
     python tutorials/experiments/drifting.py --data CORPUS -- --preset small --batch-size 8 --lr 1e-3 --clip 2
 
 Trains drift.py by the flags that follow --, up to each number of --steps, and keeps the averaged weights of each in
---out; a command that was interrupted goes on. Frames of the latent space are projected to the two directions in which those of
-the clean test recordings vary most. Lines are where a tenth, a half and nine tenths of the frames lie within, of clean
-speech and of one recording, enhanced; a cross is the mean. The distance is the energy distance between the frames of
---recordings enhanced recordings and those of the same, clean: 0 only for equal distributions.
+--out; a command that was interrupted goes on. Frames of the latent space are projected to the two directions in which
+those of the clean test recordings vary most. Lines are where a tenth, a half and nine tenths of the frames lie within,
+of clean speech and of one recording, enhanced; a cross is the mean. The distance is the energy distance between the
+frames of --recordings enhanced recordings and those of the same, clean: 0 only for equal distributions.
 """
 
 import argparse

@@ -4,7 +4,8 @@
     python tutorials/experiments/patches.py --data CORPUS --teacher runs/teacher/last.safetensors -- --steps 400 --lr 3e-3
 
 What follows -- are flags of every student's `consistency.py train-student`. Students and scores are kept in --out under
-what they were made from, so that a command which was interrupted goes on. The intervals are over the recordings, each scored as the mean over the seeds.
+what they were made from, so that a command which was interrupted goes on. The intervals are over the recordings, each
+scored as the mean over the seeds.
 """
 
 import argparse
