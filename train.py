@@ -662,7 +662,8 @@ def train_command(Method, args):
     valid = valid if rank == 0 else None
 
     size = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    say(f"{type(method).__name__} {args.preset}: {size:,} trainable parameters on {device}, {config.precision}; "
+    start = f"from {config.init}" if config.init else f"preset {args.preset}"
+    say(f"{type(method).__name__}, {start}: {size:,} trainable parameters on {device}, {config.precision}; "
         f"{len(dataset)} recordings; {config.batch_size * config.accumulate * world} crops a step -> {config.out}")
     if (done := steps_done(out)) and rank == 0:
         say(f"continues at step {done} of {config.steps}")

@@ -625,7 +625,7 @@ def test_train_interrupt_resume_enhance_evaluate(tmp_path, capsys, corpus, monke
     assert same(state_of(tmp_path / "a/last.pt"), state_of(tmp_path / "b/last.pt"))
     log = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "pesq" in entry] == [2, 4]
-    capsys.readouterr()
+    assert capsys.readouterr().out.startswith("ScoreSDE, preset tiny: ")
 
     weights, noisily = tmp_path / "a/last.safetensors", ("--sampler", "em", "--N", "3")
     assert (tmp_path / "a/best.safetensors").exists()
@@ -666,6 +666,7 @@ def test_corrected_checkpoint_remembers_its_calls_and_its_start(tmp_path, capsys
     flags = ("train", "--data", corpus, "--init", first, "--crp", "last", "--sampler", "em", "--N", "2",
              "--start", "0.4", "--batch-size", "2", "--device", "cpu", "--valid-every", "0", "--out", tmp_path / "crp")
     assert run(*flags, "--steps", "2") == 0
+    assert capsys.readouterr().out.startswith(f"ScoreSDE, from {first}: ")
     assert run(*flags, "--steps", "3") == 0              # and goes on from its checkpoint
     weights = tmp_path / "crp/last.safetensors"
     assert not same(train.load_checkpoint(weights).state_dict(), train.load_checkpoint(first).state_dict())
