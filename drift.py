@@ -40,7 +40,7 @@ Tutorial: tutorials/7_drift.ipynb
         [--unpaired DIR_OF_CLEAN_SPEECH]
     python drift.py train --data DIR --encoder microsoft/wavlm-large --layers 6 12 24 \\
         --temperatures 0.02 0.05 0.1
-    python drift.py train-encoder --data DIR --out runs/encoder
+    python drift.py train-encoder --data DIR --noisy --out runs/encoder
     python drift.py train --data DIR --encoder runs/encoder
 """
 
@@ -507,7 +507,7 @@ class DriftSE(nn.Module):
     @staticmethod
     def add_commands(commands):
         """train-encoder: a latent space of one's own."""
-        help = "train a speech encoder on clean speech, for --encoder of train"
+        help = "train a speech encoder without labels, for --encoder of train"
         sub = commands.add_parser("train-encoder", help=help, description=help)
         names = ("data", "out", "steps", "batch_size", "lr", "clip", "ema", "seed",
                  "device", "workers", "save_every")

@@ -690,10 +690,19 @@ def train_command(Method, args):
     bar.close()
     if rank == 0:
         finish(method, ema, valid, config, log, say)
-    for problem, count in dataset.problems.most_common():
-        say(f"left out {count} x {problem}")
+    for line in left_out(dataset.problems):
+        say(line)
     if world > 1:
         dist.destroy_process_group()
+
+
+def left_out(problems, named=5):
+    """What a training could not use, a line for each of the most frequent: a Counter of problems, as note keeps it."""
+    first, others = problems.most_common(named), problems.most_common()[named:]
+    lines = [f"left out {count} x {problem}" for problem, count in first]
+    if others:
+        lines.append(f"left out {sum(count for _, count in others)} x {len(others)} others, each named above when it came")
+    return lines
 
 
 def join_processes(config):

@@ -1,5 +1,6 @@
 """train.py: nothing is lost, nothing changes by interruption, and the commands work door to door."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -657,6 +658,14 @@ def test_run_killed_in_its_last_validation_is_finished_by_the_same_command(tmp_p
         run(*flags)
     assert run(*flags) == 0
     assert (tmp_path / "run/best.safetensors").exists() and (tmp_path / "run/last.safetensors").exists()
+
+
+def test_what_was_left_out_is_summed_up_in_a_few_lines():
+    problems = collections.Counter({f"{n}.wav: silent": n for n in range(1, 9)})
+    lines = train.left_out(problems)
+    assert lines[0] == "left out 8 x 8.wav: silent" and len(lines) == 6
+    assert lines[-1].startswith("left out 6 x 3 others")                  # 1 + 2 + 3
+    assert train.left_out(collections.Counter(a=2)) == ["left out 2 x a"] and not train.left_out(collections.Counter())
 
 
 def test_corrected_checkpoint_remembers_its_calls_and_its_start(tmp_path, capsys, corpus):
