@@ -25,6 +25,7 @@ which clean frame is its own.
             a small HuBERT, trained here                   train_encoder, MaskedPrediction
     noise   log sigma ~ N(-3, 1.2), truncated              noise_level
     dagger  PESQ, SI-SDR, spectra, with the clean wave     metrics.PESQLoss, ccmse_loss
+            magnitudes (ours)                              magnitude_loss
     level   the loss does not see it; peak as the input's  DriftSE.enhance
 
 Where we differ. The default is the released code's field, feature scale and temperatures,
@@ -83,6 +84,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     pesq_weight: float = 0.0         # of the PESQ disturbance; dagger: 1e-4
     si_sdr_weight: float = 0.0       # of the negative SI-SDR, per dB; dagger: 1e-4
     ccmse_weight: float = 0.0        # of the relative error of the spectra; dagger: 1e-3
+    magnitude_weight: float = 0.0    # of that of compressed magnitudes: highs (ours)
 
     def __post_init__(self):
         super().__post_init__()
@@ -476,6 +478,16 @@ def ccmse_loss(clean, enhanced, sizes=(512, 1024, 2048)):
     return total / len(sizes)
 
 
+def magnitude_loss(S, S_hat):
+    """Squared error of magnitudes over the power of the clean: spectra (B, F, T) -> ().
+
+    Of compressed spectra it weighs the weak bins of the highs, which a PESQ loss does not
+    hear, and unlike an error of complex spectra it does not shrink where the phase is lost.
+    """
+    error = (S_hat.abs() - S.abs()).square().mean()
+    return error / (S.abs().square().mean() + 1e-8)
+
+
 # -------------------------------------------------------------------------------- the model
 
 class DriftSE(nn.Module):
@@ -498,7 +510,8 @@ class DriftSE(nn.Module):
                                config.channel_mults, config.num_res_blocks,
                                config.attention_resolutions, num_times=0, version=2,
                                image_size=config.n_fft // 2 + 1)
-        weights = config.pesq_weight, config.si_sdr_weight, config.ccmse_weight
+        weights = (config.pesq_weight, config.si_sdr_weight, config.ccmse_weight,
+                   config.magnitude_weight)
         self.needs_pairs = any(weights)
         self.pesq_loss = metrics.PESQLoss()
         self.num_samples = self.spectrogram.samples(config.num_frames)  # of a training crop
@@ -567,14 +580,19 @@ class DriftSE(nn.Module):
                 ccmse = ccmse_loss(clean, enhanced)
                 loss = loss + config.ccmse_weight * ccmse
                 parts["ccmse"] = ccmse.detach()
+            if config.magnitude_weight:
+                magnitude = magnitude_loss(self.spectrogram(clean),
+                                           self.spectrogram(enhanced))
+                loss = loss + config.magnitude_weight * magnitude
+                parts["magnitude"] = magnitude.detach()
         return loss, parts
 
     def enhance(self, wave, peak=None):
         """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_levelled.
 
-        Only the ccmse loss sees the gain of the network. Without it the output gets the
-        level of the input: its peak, as released, or its robust level, as `normalize` says.
-        Each window of a long recording gets its own.
+        Only the losses of spectra see the gain of the network. Without them the output gets
+        the level of the input: its peak, as released, or its robust level, as `normalize`
+        says. Each window of a long recording gets its own.
         """
         def sample(y):
             return self(y, y.real.new_full((len(y),), self.config.sigma))
@@ -582,7 +600,7 @@ class DriftSE(nn.Module):
         def enhance(wave):
             out = in_spectrogram(sample, wave, self.spectrogram, self.net.multiple,
                                  self.config.pad_mode)
-            if self.config.ccmse_weight:
+            if self.config.ccmse_weight or self.config.magnitude_weight:
                 return out
             if self.config.normalize == "robust":        # wave has level 1
                 return out / robust_level(out).clamp(min=1e-8)

@@ -701,7 +701,7 @@ def left_out(problems, named=5):
     first, others = problems.most_common(named), problems.most_common()[named:]
     lines = [f"left out {count} x {problem}" for problem, count in first]
     if others:
-        lines.append(f"left out {sum(count for _, count in others)} x {len(others)} others, each named above when it came")
+        lines.append(f"left out {sum(count for _, count in others)} x {len(others)} others, each named when it came")
     return lines
 
 
@@ -739,7 +739,7 @@ def build(Method, config, device, preset, changes):
         method = Method(Method.Config(**(Method.presets[preset] | changes)))
     if config.unpaired and getattr(method, "needs_pairs", True):
         raise ValueError("--unpaired: these losses compare with the clean recording of the same speech. Of the methods "
-                         "here only drift.py can do without, and its pesq, si_sdr and ccmse weights must be 0")
+                         "here only drift.py can do without; its pesq, si_sdr, ccmse and magnitude weights must be 0")
     if hasattr(method, "prepare"):
         method.prepare(fresh=not config.init)
     method.store = Path(config.out).parent / "store" if config.crops else None

@@ -86,6 +86,16 @@ def test_spectral_loss_is_relative_at_any_level():
     assert losses[0] == pytest.approx(0.09, rel=0.05) and losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
+def test_magnitude_loss_hears_levels_and_no_phase():
+    torch.manual_seed(0)
+    S = torch.randn(2, 5, 7, dtype=torch.complex64)
+    turned = S * torch.polar(torch.ones(2, 5, 7), 6 * torch.rand(2, 5, 7))
+    assert drift.magnitude_loss(S, turned).item() == pytest.approx(0, abs=1e-10)
+    for level in (1, 100):                               # relative
+        assert drift.magnitude_loss(level * S, 0.7 * level * turned).item() == pytest.approx(0.09, rel=1e-4)
+    assert drift.magnitude_loss(0 * S, 0 * S).item() == 0
+
+
 @pytest.mark.parametrize("case", ["frame", "frame_sisdr", "frame_gauss"])
 def test_training_step_equals_reference(case, monkeypatch):
     """Network, inverse STFT, standardised waves, three layers, scale, temperatures, loss, norm of the gradient."""
@@ -571,7 +581,7 @@ def test_settings_of_the_field_reach_the_loss(changes, arguments):
 
 def test_waveform_losses_compare_the_enhanced_wave_with_the_clean_one():
     """At the level of the batch, and not the other way round."""
-    model = tiny(**{f"{name}_weight": 1.0 for name in ("pesq", "si_sdr", "ccmse")})
+    model = tiny(**{f"{name}_weight": 1.0 for name in ("pesq", "si_sdr", "ccmse", "magnitude")})
     clean, noisy = some_batch(model)
     _, parts = model.loss((clean, noisy))
     with torch.no_grad():
@@ -580,6 +590,8 @@ def test_waveform_losses_compare_the_enhanced_wave_with_the_clean_one():
     assert parts["pesq"].item() == pytest.approx(metrics.PESQLoss()(clean, enhanced).mean().item(), rel=1e-4)
     assert parts["si_sdr"].item() == pytest.approx(-metrics.si_sdr_loss(clean, enhanced).mean().item(), rel=1e-4)
     assert parts["ccmse"].item() == pytest.approx(drift.ccmse_loss(clean, enhanced).item(), rel=1e-4)
+    S, S_hat = map(model.spectrogram, (clean, enhanced))
+    assert parts["magnitude"].item() == pytest.approx(drift.magnitude_loss(S, S_hat).item(), rel=1e-4)
     assert abs(metrics.PESQLoss()(enhanced, clean).mean() - parts["pesq"]) > 1e-3
 
 
@@ -592,7 +604,8 @@ def test_waves_are_standardised_each_by_itself():
 
 def test_waveform_losses_are_weighted_as_asked():
     batch = None
-    for weights in (dict(pesq_weight=2.0), dict(si_sdr_weight=2.0), dict(ccmse_weight=2.0)):
+    for weights in (dict(pesq_weight=2.0), dict(si_sdr_weight=2.0), dict(ccmse_weight=2.0),
+                    dict(magnitude_weight=2.0)):
         model = tiny(**weights)
         batch = batch or some_batch(model)
         loss, parts = model.loss(batch)
@@ -601,7 +614,7 @@ def test_waveform_losses_are_weighted_as_asked():
         assert (loss - 1000 * parts["drift"]).item() == pytest.approx(2 * value.item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["pesq", "si_sdr", "ccmse"])
+@pytest.mark.parametrize("name", ["pesq", "si_sdr", "ccmse", "magnitude"])
 def test_only_losses_with_a_weight_are_computed(name):
     """So that crops too short for PESQ train with the others."""
     model = tiny(num_frames=16, **{f"{name}_weight": 1.0})
@@ -661,7 +674,7 @@ def test_enhances_any_length_in_one_call_at_the_level_of_its_input(changes):
 def test_gain_that_the_loss_does_not_see_is_restored_and_one_that_it_sees_is_kept():
     torch.manual_seed(0)
     wave = torch.randn(1, 4000) * 0.1
-    for changes, seen in (({}, False), (drift.DAGGER, True)):
+    for changes, seen in (({}, False), (drift.DAGGER, True), (dict(magnitude_weight=1.0), True)):
         model = tiny(mask=False, **changes)
         drifts, spectra = [], []
         for gain in (1, 3):                                                # of the compressed spectrum: of waves, 9
@@ -670,7 +683,7 @@ def test_gain_that_the_loss_does_not_see_is_restored_and_one_that_it_sees_is_kep
             close(model.enhance(wave), 9 * centred if seen and gain == 3 else centred, 1e-4)
             _, parts = model.loss(some_batch(model))
             drifts.append(parts["drift"].item())
-            spectra.append(parts.get("ccmse"))
+            spectra.append(parts.get("ccmse", parts.get("magnitude")))
         assert drifts[1] == pytest.approx(drifts[0], rel=1e-3)
         assert not seen or spectra[1] > 10 * spectra[0]
 
@@ -699,11 +712,12 @@ def test_every_variant_trains_and_enhances_by_command(flags, corpus, tmp_path):
 def test_what_cannot_be_trained_is_said_and_leaves_nothing(corpus, tmp_path, capsys):
     for flags, message in (
             (("--encoder", tmp_path / "nowhere"), "--encoder mel"),
-            (("--unpaired", corpus / "train/clean", "--ccmse-weight", "1e-3"), "ccmse weights must be 0"),
+            (("--unpaired", corpus / "train/clean", "--ccmse-weight", "1e-3"), "and magnitude weights must be 0"),
             (("--unpaired", tmp_path / "nowhere"), "nowhere"), (("--unpaired", corpus), "give a folder of clean")):
         assert run(*TRAIN, "--data", corpus, *flags, "--steps", "2", "--out", tmp_path / "run") == 2
         assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
-    for weights in (dict(pesq_weight=1.0), dict(si_sdr_weight=1.0), dict(ccmse_weight=1.0)):
+    for weights in (dict(pesq_weight=1.0), dict(si_sdr_weight=1.0), dict(ccmse_weight=1.0),
+                    dict(magnitude_weight=1.0)):
         assert tiny(**weights).needs_pairs
     assert not tiny().needs_pairs
 

@@ -77,7 +77,7 @@ SPECS = {
         "temperatures": ("loss", (0.3,)), "exclude_self": ("loss", False), "sigma_max": ("loss", 0.1),
         "sigma": ("enhance", 0.1), "conditional": ("weights", True), "mask": ("loss enhance", True),
         "drift_weight": ("loss", 2.0), "pesq_weight": ("loss", 1.0), "si_sdr_weight": ("loss", 1.0),
-        "ccmse_weight": ("loss", 1.0), "num_frames": ("crop", 300)},
+        "ccmse_weight": ("loss", 1.0), "magnitude_weight": ("loss", 1.0), "num_frames": ("crop", 300)},
     "encoder": {"hidden": ("weights", 32), "depth": ("weights", 1), "channels": ("weights", 12),
                 "clusters": ("weights", 8), "mask_start": ("loss", 0.3), "mask_length": ("loss", 3),
                 "noisy": ("loss", True)}}
