@@ -1141,6 +1141,15 @@ def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, mics=1, talkers=1, r
         raise FileNotFoundError(f"{error}; {split}/speech + {split}/noise; speech + noise") from None
 
 
+def write_mixtures(dataset, folder):
+    """Files of each recording of a MixedAudio and of its mixture: two lists of paths in folder/clean, folder/noisy."""
+    clean, noisy = ([folder / side / f"{i:05}.wav" for i in range(len(dataset))] for side in ("clean", "noisy"))
+    for i, paths in enumerate(tqdm(zip(clean, noisy), "mixing", len(dataset), unit="file", leave=False)):
+        for path, wave in zip(paths, dataset.utterance(i)[1:]):
+            save_audio(path, wave[None], SAMPLE_RATE, "PCM_24")
+    return clean, noisy
+
+
 def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, crops=0):
     """Yield batches (clean, noisy) for ever, from batch number `step` on; the rank-th of `world` equal parts of each.
 

@@ -914,10 +914,13 @@ def evaluate_command(Method, args):
     which = metrics.known(args.metrics.split(","))
     try:
         clean, noisy = data.paired_paths(args.data, args.split)
-    except FileNotFoundError as error:                   # recordings alone, as in the blind set of the DNS challenge
-        noisy = data.list_audio(data.real_recordings(args.data))
-        clean, which = noisy, metrics.without_reference(which)
-        print(f"{error}. So {len(noisy)} recordings are enhanced and scored without clean ones")
+    except FileNotFoundError as error:
+        if data.speech_of(args.data, args.split):        # and noise: mixed as for validation in training
+            clean, noisy = data.write_mixtures(data.open_data(args.data, args.split), Path(args.out) / "mixtures")
+        else:                                            # recordings alone, as in the blind set of the DNS challenge
+            noisy = data.list_audio(data.real_recordings(args.data))
+            clean, which = noisy, metrics.without_reference(which)
+            print(f"{error}. So {len(noisy)} recordings are enhanced and scored without clean ones")
     alone = clean is noisy
     method = load_for_use(Method, args)
     if args.every < 1 or not 0 <= args.first < len(clean):
@@ -1017,9 +1020,9 @@ def main(Method):
     sub.set_defaults(run=functools.partial(enhance_command, Method))
 
     sub = commands.add_parser("evaluate", help="enhance a test set and score it")
-    sub.add_argument("--data", required=True, help="folder with clean and noisy files, as for train, or of noisy "
-                     "recordings alone, for scores without reference; for several microphones or talkers, see python "
-                     "data.py --help")
+    sub.add_argument("--data", required=True, help="folder with clean and noisy files, or speech and noise to mix, "
+                     "as for train; or of noisy recordings alone, for scores without reference; for several "
+                     "microphones or talkers, see python data.py --help")
     sub.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
     sub.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     sub.add_argument("--first", type=int, default=0, help="number of the first file (default: 0)")

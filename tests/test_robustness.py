@@ -707,6 +707,29 @@ def killer(pair):
     return {"name": pair[0], "note": "", "error": ""}
 
 
+def test_speech_and_noise_are_mixed_to_be_scored_as_they_validate_a_training(tmp_path, capsys):
+    from consistency import ConsistencyModel
+    from helpers import run_command
+    for split, numbers in (("train", range(3)), ("valid", range(3, 5))):
+        for i in numbers:
+            write(tmp_path / f"data/{split}/speech/{i}.wav", CLEAN[4000 * i:4000 * i + 20000])
+        write(tmp_path / f"data/{split}/noise/n.wav", NOISY - CLEAN)
+    flags = ("evaluate", "--data", tmp_path / "data", "--split", "valid", "--out", tmp_path / "out", "--workers", "1")
+    outputs = []
+    for more in ((), (), ("--every", "2")):
+        assert run_command(ConsistencyModel, *flags, *more) == 0
+        outputs.append(capsys.readouterr().out)
+    tables = [out[out.index("\nnoisy"):] for out in outputs]
+    assert tables[0] == tables[1] != tables[2] and "2 recordings of" in outputs[0] and "1 recordings of" in outputs[2]
+    dataset = data.open_data(tmp_path / "data", "valid")
+    for i in range(2):
+        _, clean, noisy = dataset.utterance(i)
+        for side, wave in (("clean", clean), ("noisy", noisy)):
+            written = data.load_audio(tmp_path / f"out/mixtures/{side}/{i:05}.wav")[0][0]
+            assert (written - wave).abs().max() < 1e-6
+    assert len(list((tmp_path / "out/enhanced").rglob("*.wav"))) == 2      # nothing of the other split
+
+
 def test_a_killed_scorer_costs_its_own_file_alone():
     from tqdm import tqdm
     names = ["a", "b", "deadly", "c", "d", "e"]
