@@ -1141,11 +1141,14 @@ def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, mics=1, talkers=1, r
         raise FileNotFoundError(f"{error}; {split}/speech + {split}/noise; speech + noise") from None
 
 
-def write_mixtures(dataset, folder):
-    """Files of each recording of a MixedAudio and of its mixture: two lists of paths in folder/clean, folder/noisy."""
+def write_mixtures(dataset, folder, first=0, every=1):
+    """Paths for each recording of a MixedAudio and its mixture: two lists, in folder/clean and folder/noisy.
+
+    Every `every`-th from number `first` on is written.
+    """
     clean, noisy = ([folder / side / f"{i:05}.wav" for i in range(len(dataset))] for side in ("clean", "noisy"))
-    for i, paths in enumerate(tqdm(zip(clean, noisy), "mixing", len(dataset), unit="file", leave=False)):
-        for path, wave in zip(paths, dataset.utterance(i)[1:]):
+    for i in tqdm(range(first, len(dataset), every), "mixing", unit="file", leave=False):
+        for path, wave in zip((clean[i], noisy[i]), dataset.utterance(i)[1:]):
             save_audio(path, wave[None], SAMPLE_RATE, "PCM_24")
     return clean, noisy
 

@@ -914,13 +914,16 @@ def evaluate_command(Method, args):
     which = metrics.known(args.metrics.split(","))
     try:
         clean, noisy = data.paired_paths(args.data, args.split)
-    except FileNotFoundError as error:
-        if data.speech_of(args.data, args.split):        # and noise: mixed as for validation in training
-            clean, noisy = data.write_mixtures(data.open_data(args.data, args.split), Path(args.out) / "mixtures")
-        else:                                            # recordings alone, as in the blind set of the DNS challenge
+    except FileNotFoundError:
+        try:
+            dataset = data.open_data(args.data, args.split)
+        except FileNotFoundError as error:               # recordings alone, as in the blind set of the DNS challenge
             noisy = data.list_audio(data.real_recordings(args.data))
             clean, which = noisy, metrics.without_reference(which)
             print(f"{error}. So {len(noisy)} recordings are enhanced and scored without clean ones")
+        else:                                            # speech and noise: mixed as for validation in training
+            clean, noisy = data.write_mixtures(dataset, Path(args.out) / "mixtures", max(args.first, 0),
+                                               max(args.every, 1))
     alone = clean is noisy
     method = load_for_use(Method, args)
     if args.every < 1 or not 0 <= args.first < len(clean):

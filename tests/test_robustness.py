@@ -682,7 +682,7 @@ def test_eight_bit_recordings_are_enhanced_and_scored(tmp_path, corpus):
 def test_recordings_without_a_clean_twin_are_enhanced_and_scored_without(tmp_path, corpus, monkeypatch, capsys):
     from consistency import ConsistencyModel
     from helpers import run_command
-    write(tmp_path / "real/deep/a.wav", NOISY[:20000])
+    write(tmp_path / "real/speech/a.wav", NOISY[:20000])                   # with no noise beside it to mix
     write(tmp_path / "real/b.wav", NOISY[20000:44000])
     flags = ("evaluate", "--data", tmp_path / "real", "--out", tmp_path / "out", "--workers", "1")
     loudness = (["rms"], lambda s, s_hat, n: [float(np.sqrt(np.mean(s_hat ** 2)))], [], "")
@@ -721,11 +721,12 @@ def test_speech_and_noise_are_mixed_to_be_scored_as_they_validate_a_training(tmp
         write(tmp_path / f"data/{split}/noise/n.wav", NOISY - CLEAN)
     flags = ("evaluate", "--data", tmp_path / "data", "--split", "valid", "--out", tmp_path / "out", "--workers", "1")
     outputs = []
-    for more in ((), (), ("--every", "2")):
+    for more in (("--every", "2"), (), ()):
         assert run_command(ConsistencyModel, *flags, *more) == 0
+        assert len(list((tmp_path / "out/mixtures").rglob("*.wav"))) == (2 if more else 4)     # only what is scored
         outputs.append(capsys.readouterr().out)
     tables = [out[out.index("\nnoisy"):] for out in outputs]
-    assert tables[0] == tables[1] != tables[2] and "2 recordings of" in outputs[0] and "1 recordings of" in outputs[2]
+    assert tables[0] != tables[1] == tables[2] and "1 recordings of" in outputs[0] and "2 recordings of" in outputs[2]
     dataset = data.open_data(tmp_path / "data", "valid")
     for i in range(2):
         _, clean, noisy = dataset.utterance(i)

@@ -53,7 +53,6 @@ def main():
     parser.add_argument("--data", required=True, help="corpus with a train and a test split, as for train")
     parser.add_argument("--teacher", required=True, help="checkpoint, or the name of one in pretrained/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: %(default)s)")
-    parser.add_argument("--rows", nargs="+", default=[""], help="rows whose names contain one of these (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/patches"), help="folder (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
     parser.add_argument("flags", nargs="*", help="after --: flags of the students' training")
@@ -65,8 +64,7 @@ def main():
     teacher = enhanced_and_scored(args.teacher, args.out / "teacher", recordings, args.workers)
     learnt_from = identity(files(data.list_audio(args.data)), sha256(args.teacher), args.flags)
     recurrent = getattr(train.load_checkpoint(args.teacher).config, "network", "") == "mask"
-    rows = {label: flags for label, flags in (ROWS | (FEATURE_ROWS if recurrent else {})).items()
-            if any(part in label for part in args.rows)}
+    rows = ROWS | (FEATURE_ROWS if recurrent else {})
     results = {label: [] for label in rows}
     for seed in args.seeds:                              # outermost: a table of fewer seeds is there early
         for label, flags in rows.items():
