@@ -280,10 +280,11 @@ def cosine_distance(a, b, size, eps=1e-8):
 
     It sees the phase.
     """
-    a, b = (torch.view_as_real(patches(x, size)) for x in (a, b))
-    # (B, bands, size, frames, 2) each
-    norm_a, norm_b = ((x.square().sum((2, 4)) + eps).sqrt() for x in (a, b))
-    return 1 - (a * b).sum((2, 4)) / (norm_a * norm_b + eps)
+    def inner(a, b):                                        # Re <a, b> of each patch
+        return patches(a.real * b.real + a.imag * b.imag, size).sum(2)
+
+    norm_a, norm_b = ((inner(x, x) + eps).sqrt() for x in (a, b))
+    return 1 - inner(a, b) / (norm_a * norm_b + eps)
 
 
 def knowledge_gap_score(student_error, teacher_error):
@@ -765,7 +766,10 @@ class Student(nn.Module):
         warming_up = self.ema is not None and self.ema.num_updates < self.config.warmup
         if self.teacher is None or warming_up:
             return task, parts
-        teach = self.teacher.on(noisy.device).enhance
+
+        def teach(noisy):
+            return self.teacher.on(noisy.device).enhance(noisy)
+
         if self.store is None:
             taught = teach(noisy)
         else:                                            # where training repeats its crops
