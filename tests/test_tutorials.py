@@ -81,14 +81,19 @@ def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus
     tables = [out[out.index("\nn = 2, 1 seeds"):] for out in outputs]
     assert tables[0] == tables[1] and "student alone, seed 3" in outputs[0] and "seed 3\n" not in outputs[1]
     train.save_checkpoint(tmp_path / "teacher.safetensors", consistency.Student(teacher.config))
+    command[4:4] = ["--rows", "student alone", "DISPatch"]
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "student alone, seed 3\n" in done.stdout                       # another teacher: all anew
+    assert "\n| DISPatch - student alone" in done.stdout and "random" not in done.stdout
     rows = {line.split("|")[1].strip() for line in tables[0].splitlines() if line.startswith("|")}
     assert {"noisy", "teacher", "student alone", "random patches", "DISPatch", "DISPatch + MSSP",
             "DISPatch - random patches", "features, DISPatch - features, all"} <= rows
     student = next((tmp_path / "runs/patches").glob("DISPatch-+-MSSP,-seed-3,-*/last.safetensors"))
     config = train.load_checkpoint(student).config
     assert (config.distil, config.low, config.high) == ("selective", 10, 40)
+    command[5] = "features"
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "--rows 'features'" in done.stderr and "'features, all'" in done.stderr
 
 
 @pytest.mark.slow

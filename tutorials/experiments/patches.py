@@ -52,19 +52,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="corpus with a train and a test split, as for train")
     parser.add_argument("--teacher", required=True, help="checkpoint, or the name of one in pretrained/")
+    parser.add_argument("--rows", nargs="+", metavar="LABEL", help="only these rows of the table (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/patches"), help="folder (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
     parser.add_argument("flags", nargs="*", help="after --: flags of the students' training")
     args = parser.parse_args()
 
+    recurrent = getattr(train.load_checkpoint(args.teacher).config, "network", "") == "mask"
+    rows = ROWS | (FEATURE_ROWS if recurrent else {})
+    if unknown := [label for label in args.rows or () if label not in rows]:
+        parser.error(f"--rows {' '.join(map(repr, unknown))}: with this teacher there are {', '.join(map(repr, rows))}")
+    rows = {label: rows[label] for label in args.rows or rows}
     clean, noisy = data.paired_paths(args.data, "test")
     recordings = [(path.stem, a, path) for a, path in zip(clean, noisy)]
     noisy = noisy_scored(args.out, recordings, args.workers)
     teacher = enhanced_and_scored(args.teacher, args.out / "teacher", recordings, args.workers)
     learnt_from = identity(files(data.list_audio(args.data)), sha256(args.teacher), args.flags)
-    recurrent = getattr(train.load_checkpoint(args.teacher).config, "network", "") == "mask"
-    rows = ROWS | (FEATURE_ROWS if recurrent else {})
     results = {label: [] for label in rows}
     for seed in args.seeds:                              # outermost: a table of fewer seeds is there early
         for label, flags in rows.items():
