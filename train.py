@@ -939,7 +939,10 @@ def evaluate_command(Method, args):
     failed = enhance_all(method, list(zip(noisy, enhanced)), args.seed, args.window)
     if channels(method) != (1, 1) and not alone:
         heard = [out / "microphone0" / f"{name}.wav" for name in names]
-        match_talkers(clean, noisy, enhanced, heard)
+        for *paths, out_path in zip(clean, noisy, heard, enhanced):
+            if out_path.is_file():                       # what could not be enhanced is left to the scoring to name
+                microphone_0(*paths)
+                match_talkers(paths[0], out_path)
         noisy = heard
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in method.named_children()}
     print("parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size))
@@ -952,15 +955,15 @@ def evaluate_command(Method, args):
     return failed + len(after.failed)
 
 
-def match_talkers(clean, noisy, enhanced, heard):
-    """Four lists of paths: puts the talkers of `enhanced` in the order of `clean`, and writes what microphone 0 hears
-    to `heard`, once for each talker. What could not be enhanced is left to the scoring to name.
-    """
-    for paths in zip(clean, noisy, enhanced, heard):
-        if paths[2].is_file():
-            s, y, s_hat = (data.load_audio(path)[0] for path in paths[:3])
-            data.save_audio(paths[3], y[:1].expand(len(s), -1), data.SAMPLE_RATE)
-            data.save_audio(paths[2], in_order(s, s_hat), data.SAMPLE_RATE)
+def microphone_0(clean, noisy, out):
+    """What the first microphone of an array hears, once for each talker of `clean`, written to `out`; all are paths."""
+    talkers, heard = (data.load_audio(path)[0] for path in (clean, noisy))
+    data.save_audio(out, heard[:1].expand(len(talkers), -1), data.SAMPLE_RATE)
+
+
+def match_talkers(clean, enhanced):
+    """Puts the talkers of the file `enhanced` in the order of `clean`."""
+    data.save_audio(enhanced, in_order(*(data.load_audio(path)[0] for path in (clean, enhanced))), data.SAMPLE_RATE)
 
 
 def add_train(commands, name, Method, out, help):

@@ -15,6 +15,7 @@ import consistency
 import data
 import drift
 import meanflow
+import metrics
 import sgmse
 import train
 
@@ -259,3 +260,24 @@ def test_correctors_are_tabled_behind_each_separator(tmp_path, corpus):
     mixed = {name: (two if name.startswith("separator.") else one)[name] for name in one}
     assert len(made) == 4 and any(all(torch.equal(mixed[name], weights[name]) for name in mixed) for weights in made)
     assert out.count("over fifths") == 4
+
+
+def test_talkers_are_scored_in_the_order_of_the_clean_ones_and_an_array_by_its_first_microphone(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    import scoring
+    torch.manual_seed(0)
+    talkers, other = 0.1 * torch.randn(2, 8000), 0.1 * torch.randn(3, 8000)
+    array = torch.cat([talkers.sum(0, keepdim=True) + other[:1], other])
+    paths = [tmp_path / name / "a.wav" for name in ("clean", "noisy")]
+    for path, wave in zip(paths, (talkers, array)):
+        data.save_audio(path, wave, data.SAMPLE_RATE, "FLOAT")
+    recordings, checkpoint = [("a", *paths)], tmp_path / "any.safetensors"
+    checkpoint.write_bytes(b"weights")
+    kept = tmp_path / scoring.identity(scoring.sha256(checkpoint), {}, scoring.files(paths)) / "a.wav"
+    data.save_audio(kept, talkers.flip(0) + 0.01 * other[:2], data.SAMPLE_RATE, "FLOAT")
+    for _ in range(2):                                   # the second time from the file of scores
+        enhanced = scoring.enhanced_and_scored(checkpoint, tmp_path, recordings, 1, ("si_sdr",))
+        assert enhanced.mean("si_sdr") == pytest.approx(40, abs=1)
+        noisy = scoring.noisy_scored(tmp_path, recordings, 1, ("si_sdr",), array=True)
+        expected = np.mean([metrics.si_sdr(talker, array[0]) for talker in talkers])
+        assert noisy.mean("si_sdr") == pytest.approx(expected, abs=1e-3)

@@ -66,7 +66,8 @@ def main():
               for a in separators for b in correctors}
     print(f"\nn = {len(recordings)}, mean [95 % interval]\n")
     print(f"| separator | corrector | {' | '.join(columns.values())} |\n|---|---|{'---|' * len(columns)}")
-    table = {("noisy", ""): noisy_scored(args.scores, recordings, args.workers, which)}
+    array = train.channels(train.load_checkpoint(next(iter(separators.values())))) != (1, 1)
+    table = {("noisy", ""): noisy_scored(args.scores, recordings, args.workers, which, array)}
     table |= {(label, ""): result for label, result in alone.items()} | behind
     for (a, b), result in table.items():
         print(f"| {a} | {b} | {' | '.join(cell(result, column) for column in columns)} |")
