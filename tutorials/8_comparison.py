@@ -155,7 +155,7 @@ for name, wave in (("noisy", y), ("drift", outputs["drift", "waterfall"]),
 below("drift on waterfall: PESQ gained", metrics.pesq(s, outputs["drift", "waterfall"]) - metrics.pesq(s, y), 0.05,
       trained=True)
 s, y = recordings["cheer"]
-part = slice(16000, 38000)
+part = slice(16000, 37000)
 order = sorted(NAMES, key=lambda name: metrics.si_sdr(s, outputs[name, "cheer"]))
 play(cheer_noisy=y[part], **{f"cheer_worst_{order[0]}": outputs[order[0], "cheer"][part],
                              f"cheer_best_{order[-1]}": outputs[order[-1], "cheer"][part]}, cheer_clean=s[part])
