@@ -912,6 +912,8 @@ def enhance_all(method, pairs, seed, window):
 def evaluate_command(Method, args):
     metrics.name_weights(args)
     which = metrics.known(args.metrics.split(","))
+    if args.every < 1 or args.first < 0:
+        raise ValueError(f"--every is 1 or more, --first 0 or more; got {args.every} and {args.first}")
     try:
         clean, noisy = data.paired_paths(args.data, args.split)
     except FileNotFoundError:
@@ -922,13 +924,11 @@ def evaluate_command(Method, args):
             clean, which = noisy, metrics.without_reference(which)
             print(f"{error}. So {len(noisy)} recordings are enhanced and scored without clean ones")
         else:                                            # speech and noise: mixed as for validation in training
-            clean, noisy = data.write_mixtures(dataset, Path(args.out) / "mixtures", max(args.first, 0),
-                                               max(args.every, 1))
+            clean, noisy = data.write_mixtures(dataset, Path(args.out) / "mixtures", args.first, args.every)
     alone = clean is noisy
     method = load_for_use(Method, args)
-    if args.every < 1 or not 0 <= args.first < len(clean):
-        raise ValueError(f"--every is 1 or more, --first one of the {len(clean)} files, from 0; got {args.every} and "
-                         f"{args.first}")
+    if args.first >= len(clean):
+        raise ValueError(f"--first {args.first}: there are {len(clean)} files, counted from 0")
     chosen = slice(args.first, None, args.every)
     clean, noisy = clean[chosen], noisy[chosen]
     out, folder = Path(args.out), os.path.commonpath([path.parent for path in noisy])

@@ -68,10 +68,12 @@ def enhanced_and_scored(checkpoint, folder, recordings, workers, which=tuple(COL
         if train.enhance_all(method, [(noisy, out) for (_, _, noisy), out in zip(recordings, outputs)], 0, 30):
             sys.exit("some recordings could not be enhanced; nothing is scored")
     pairs = [(name, clean, out) for (name, clean, _), out in zip(recordings, outputs)]
-    for _, clean, out in () if (folder / scores_of(which)).exists() else pairs:
-        if soundfile.info(clean).channels > 1:
-            train.match_talkers(clean, out)
-    return scores(folder / scores_of(which), pairs, workers, which)
+    scored = folder / scores_of(which)
+    if not scored.exists():
+        for _, clean, out in pairs:
+            if soundfile.info(clean).channels > 1:       # talkers, in any order
+                train.match_talkers(clean, out)
+    return scores(scored, pairs, workers, which)
 
 
 def mixtures(clean, folder, noise, snr, seed):
@@ -91,12 +93,13 @@ def mixtures(clean, folder, noise, snr, seed):
 def noisy_scored(folder, recordings, workers, which=tuple(COLUMNS), array=False):
     """Results of the noisy recordings themselves, kept likewise; of an array: of its first microphone."""
     waves = identity(files(path for _, *pair in recordings for path in pair))
-    if array:
+    scored = folder / f"noisy-{waves}-{scores_of(which)}"
+    if array and not scored.exists():
         heard = [(name, clean, folder / f"microphone0-{waves}" / f"{name}.wav") for name, clean, _ in recordings]
         for (_, clean, noisy), (*_, out) in zip(recordings, heard):
             train.microphone_0(clean, noisy, out)
         recordings = heard
-    return scores(folder / f"noisy-{waves}-{scores_of(which)}", recordings, workers, which)
+    return scores(scored, recordings, workers, which)
 
 
 def scores_of(which):
