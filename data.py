@@ -18,8 +18,8 @@
 
 Which crop a batch holds is a pure function of seed and position, so that a run resumed at step n, one with other
 workers and one on other hardware all see the same data. A corpus that fits in memory is decoded once into one int16
-array on the training device, where crops, gains and mixing are batched tensor operations; a larger one streams
-through worker processes that read only the crop.
+array; of a larger one only the crop is read. Beside a GPU, and where files are read, worker processes cut and vary the
+crops; rooms, ratios and levels are batched tensor operations on the training device.
 
 Tutorial: tutorials/1_sound.ipynb
 """
@@ -589,8 +589,8 @@ class Recordings:
     full scale is kept with fewer bits: `scales`, 1 or a power of 2.
     """
 
-    def __init__(self, paths, device="cpu", resident=True, min_samples=510):
-        self.paths, self.device, self.resident = paths, device, resident
+    def __init__(self, paths, resident=True, min_samples=510):
+        self.paths, self.resident = paths, resident
         self.lengths, self.problems, waves = np.zeros(len(paths), np.int64), [], []
         self.scales, self.levels = np.ones(len(paths), np.float32), {}
         self.made = {}                                                     # index -> samples, where not resident
@@ -613,7 +613,6 @@ class Recordings:
         if resident:
             self.offsets = np.cumsum(self.lengths) - self.lengths
             self.samples = np.concatenate(waves)                           # int16, all recordings end to end
-            self.on_device = torch.from_numpy(self.samples).to(device)     # the same memory on a CPU
 
     def append(self, name, wave):
         """A recording that no file holds, float32 (L,) in [-1, 1], as the last one."""
@@ -622,7 +621,6 @@ class Recordings:
         if self.resident:
             self.samples = np.concatenate([self.samples, to_int16(wave)])
             self.offsets = np.cumsum(self.lengths) - self.lengths
-            self.on_device = torch.from_numpy(self.samples).to(self.device)
         else:
             self.made[len(self.paths) - 1] = to_int16(wave) / np.float32(32768)
 
@@ -637,7 +635,7 @@ class Recordings:
         return self.levels[index]
 
     def crop(self, index, start, num_samples, loop=False):
-        """float32 (num_samples,) on the host. Beyond the recording: zeros, or its repetition when `loop`."""
+        """float32 (num_samples,). Beyond the recording: zeros, or its repetition when `loop`."""
         length = self.lengths[index]
         first, last = max(start, 0), min(start + num_samples, length)
         if loop and start + num_samples > length:
@@ -653,17 +651,6 @@ class Recordings:
         crop = np.zeros(num_samples, np.float32)
         crop[first - start:last - start] = wave
         return crop
-
-    def gather(self, indices, starts, num_samples, loop=False):
-        """`crop` for a batch at once, on the device: indices, starts (B,) -> float32 (B, num_samples)."""
-        lengths, offsets, scales, starts = (
-            torch.from_numpy(a).to(self.device)[:, None]
-            for a in (self.lengths[indices], self.offsets[indices], self.scales[indices] / np.float32(32768), starts))
-        where = starts + torch.arange(num_samples, device=self.device)     # (B, num_samples)
-        if loop:
-            return self.on_device[offsets + where % lengths] * scales
-        inside = (where >= 0) & (where < lengths)
-        return self.on_device[offsets + where.clamp(min=0).minimum(lengths - 1)] * (scales * inside)
 
 
 def attempt(function, path):
@@ -741,9 +728,9 @@ class Crops:
 
     lead = 0                                             # samples that a crop has before those of the batch
 
-    def __init__(self, sources, files, num_samples, seed, normalize="peak"):
+    def __init__(self, sources, files, num_samples, seed, normalize="peak", device="cpu"):
         self.sources, self.files, self.num_samples, self.seed = sources, files, num_samples, seed
-        self.normalize = normalize
+        self.normalize, self.device = normalize, torch.device(device)
         self.order = (None, None)                        # (epoch, its permutation of the files)
         self.problems = collections.Counter()
         self.note(itertools.chain.from_iterable(source.problems for source in sources))
@@ -785,23 +772,20 @@ class Crops:
                 warnings.warn(f"left out: {problem}", stacklevel=3)
             self.problems[problem] += 1
 
-    def batch(self, items):
-        """Items -> (clean, noisy), float32 (B, L) on the device, each divided by the level of its noisy crop.
+    def collate(self, items):
+        """Items -> (crops of each source, float32 (B, L); choices; problems): what a worker process hands over."""
+        _, _, choices, crops, problems = zip(*items)
+        waves = [torch.from_numpy(np.stack(source)) for source in zip(*crops)]
+        return waves, torch.tensor(choices), list(itertools.chain.from_iterable(problems))
+
+    def batch(self, waves, choices, problems):
+        """What `collate` gives -> (clean, noisy), float32 (B, L) on the device, divided by the level of the noisy crop.
 
         (B, S, L) and (B, M, L) from RoomMixtures; the level is that of all microphones. It is the peak, or what
         `levelled` takes for it.
         """
-        indices, starts, choices, crops, problems = zip(*items)
-        self.note(itertools.chain.from_iterable(problems))
-        parts = []
-        for k, (source, loop) in enumerate(zip(self.sources, self.loops)):
-            if source.resident and torch.device(source.device).type != "cpu":
-                part = source.gather(np.array(indices)[:, k], np.array(starts)[:, k], self.num_samples + self.lead,
-                                     loop)
-            else:
-                part = torch.from_numpy(np.stack([crop[k] for crop in crops])).to(source.device)
-            parts.append(part)
-        clean, noisy = self.combine(*parts, torch.tensor(choices, device=parts[0].device))
+        self.note(problems)
+        clean, noisy = self.combine(*(wave.to(self.device) for wave in waves), choices.to(self.device))
         if self.normalize == "robust":
             noisy, level = levelled(noisy)
             return clean / level, noisy
@@ -839,13 +823,13 @@ class PairedAudio(Crops):
         kept = [path.resolve() not in without for path in paths[0]]
         paths = [list(itertools.compress(side, kept)) for side in paths]
         resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
-        clean, noisy = (Recordings(p, device, resident) for p in paths)
+        clean, noisy = (Recordings(p, resident) for p in paths)
         for path, a, b in zip(clean.paths, clean.lengths, noisy.lengths):
             if a and b and abs(a - b) > SAMPLE_RATE // 10:
                 warnings.warn(f"{path} lasts {a / SAMPLE_RATE:.1f} s and its noisy twin {b / SAMPLE_RATE:.1f} s: "
                               "both are cut to the shorter", stacklevel=2)
         clean.lengths = noisy.lengths = np.minimum(clean.lengths, noisy.lengths)
-        super().__init__((clean, noisy), np.flatnonzero(clean.lengths), num_samples, seed, normalize)
+        super().__init__((clean, noisy), np.flatnonzero(clean.lengths), num_samples, seed, normalize, device)
 
     def draw(self, index, rng, length):
         start = random_start(self.sources[0].lengths[index], length, rng)
@@ -878,11 +862,11 @@ class MixedAudio(Crops):
         self.shares = made, pauses, coloured
         paths = [path for path in list_audio(speech_dir) if path.resolve() not in without], list_audio(noise_dir)
         resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
-        speech, noise = (Recordings(p, device, resident) for p in paths)
+        speech, noise = (Recordings(p, resident) for p in paths)
         self.snrs, self.noise_ends, self.babble = snrs, np.cumsum(noise.lengths), babble
         if babble:
             noise.append("babble", make_babble(speech, np.random.default_rng([seed, 3])))
-        super().__init__((speech, noise), np.flatnonzero(speech.lengths), num_samples, seed, normalize)
+        super().__init__((speech, noise), np.flatnonzero(speech.lengths), num_samples, seed, normalize, device)
 
     def draw(self, index, rng, length):
         start = random_start(self.sources[0].lengths[index], length, rng)
@@ -898,11 +882,15 @@ class MixedAudio(Crops):
         spare = max(int(self.sources[-1].lengths[noise]) - length, 0)
         return noise, int(rng.integers(spare + 1))
 
-    def combine(self, speech, noise, choices):
-        """Crops (B, L) of both, choices (B, 2) of `draw`: SNR in dB, seed -> (clean, noisy)."""
+    def draw_sounding(self, index, rng, whole=False):
+        indices, starts, choices, crops, problems = super().draw_sounding(index, rng, whole)
         if any(self.shares):
-            varied = [vary(s, n, int(seed), *self.shares) for s, n, (_, seed) in zip(speech, noise, choices.tolist())]
-            speech, noise = map(torch.stack, zip(*varied))
+            varied = vary(*map(torch.from_numpy, crops), int(choices[1]), *self.shares)
+            crops = [wave.numpy() for wave in varied]
+        return indices, starts, choices, crops, problems
+
+    def combine(self, speech, noise, choices):
+        """Crops (B, L) of both, choices (B, 2) of `draw`: SNR in dB, seed of `vary` -> (clean, noisy)."""
         return speech, mix_at_snr(speech, noise, choices[:, 0])
 
     def utterance(self, number):
@@ -913,8 +901,8 @@ class MixedAudio(Crops):
         rng = np.random.default_rng([self.seed, number, 2])
         indices, _, choices, crops, problems = self.draw_sounding(self.files[number % len(self)], rng, whole=True)
         self.note(problems)
-        crops = [torch.from_numpy(crop)[None].to(source.device) for crop, source in zip(crops, self.sources)]
-        choices = torch.tensor([choices], device=crops[0].device)
+        crops = [torch.from_numpy(crop)[None].to(self.device) for crop in crops]
+        choices = torch.tensor([choices], device=self.device)
         clean, noisy = (wave[0].cpu() for wave in self.combine(*crops, choices))
         peak = max(1.0, noisy.abs().max().item())        # a file would clip
         return self.sources[0].paths[indices[0]].stem, clean / peak, noisy / peak
@@ -1016,10 +1004,10 @@ class UnpairedAudio(Crops):
                                  "of clean speech alone")
         paths = [path for path in paths if path.resolve() not in speech]
         resident = fits_in_memory(paths) if resident is None else resident
-        clean = Recordings(paths, device, resident)
+        clean = Recordings(paths, resident)
         # Another seed: with the same one, the n-th crop of both sides would be cut at the same share of its file.
         own_seed = int(np.random.SeedSequence([seed, 4]).generate_state(1)[0])
-        super().__init__((clean,), np.flatnonzero(clean.lengths), num_samples, own_seed, normalize)
+        super().__init__((clean,), np.flatnonzero(clean.lengths), num_samples, own_seed, normalize, device)
         self.noisy.problems = self.problems = self.problems + self.noisy.problems
 
     def __getitem__(self, position):
@@ -1031,10 +1019,13 @@ class UnpairedAudio(Crops):
     def combine(self, clean, snr_db):
         return clean, clean
 
-    def batch(self, items):
-        """Items -> (clean, noisy), float32 (B, L), of which no two rows belong together."""
+    def collate(self, items):
         clean, noisy = zip(*items)
-        return super().batch(clean)[0], self.noisy.batch(noisy)[1]
+        return super().collate(clean), self.noisy.collate(noisy)
+
+    def batch(self, clean, noisy):
+        """(clean, noisy), float32 (B, L), of which no two rows belong together."""
+        return super().batch(*clean)[0], self.noisy.batch(*noisy)[1]
 
 
 def paired_paths(root, split):
@@ -1156,21 +1147,22 @@ def write_mixtures(dataset, folder, first=0, every=1):
 def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, crops=0):
     """Yield batches (clean, noisy) for ever, from batch number `step` on; the rank-th of `world` equal parts of each.
 
-    Resident recordings need no workers; others are read by that many processes. crops: the first so many come again
-    and again, in the same order; 0: each comes once.
+    Recordings in memory need no workers beside a CPU, which has its hands full; others are cut, and beside a GPU all
+    are, by that many processes. crops: the first so many come again and again, in the same order; 0: each comes once.
     """
     def positions():
         for number in itertools.count(step):
             first = (number * world + rank) * batch_size
             yield [p % crops if crops else p for p in range(first, first + batch_size)]
 
-    if all(source.resident for source in dataset.sources):
-        for part in positions():
-            yield dataset.batch([dataset[p] for p in part])
-    loader = torch.utils.data.DataLoader(dataset, batch_sampler=positions(), num_workers=workers, collate_fn=list,
-                                         prefetch_factor=4 if workers else None)
-    for items in loader:
-        yield dataset.batch(items)
+    if dataset.device.type == "cpu" and all(source.resident for source in dataset.sources):
+        workers = 0
+    # Its own generator: from the global one it would draw a number, in the first step of a run that is resumed, too.
+    loader = torch.utils.data.DataLoader(dataset, batch_sampler=positions(), num_workers=workers,
+                                         collate_fn=dataset.collate, prefetch_factor=4 if workers else None,
+                                         generator=torch.Generator())
+    for collated in loader:
+        yield dataset.batch(*collated)
 
 
 # ------------------------------------------------------------------------------------------------ rooms
@@ -1282,7 +1274,7 @@ class RoomMixtures(MixedAudio):
         self.must_sound, self.sir = range(config.talkers + 1), sir
         self.folders = np.unique([str(Path(path).parent) for path in speech.paths], return_inverse=True)[1]
         responses = simulated_rooms(range(first_room, first_room + rooms), config, cache)
-        self.responses, self.lead = responses.to(speech.device), responses.shape[-1] - 1
+        self.responses, self.lead = responses.to(self.device), responses.shape[-1] - 1
 
     def draw(self, index, rng, length):
         """(files, starts, (room, SNR, level of each talker in dB))."""

@@ -5,8 +5,9 @@
 Of each method: training crops (2 s of audio or what its preset has, by the default batch of 4) a second, the real-time
 factor of the shipped weights (median of three, 10 s), and the peak memory of a fresh process that enhances a recording
 of so many seconds, with one step of those samplers that take several: each needs what the others do. Training hears
-noise at random: what is measured does not depend on what is heard. All times are taken first, so that only they need
-an idle machine. Nothing here is a test.
+noise at random: what is measured does not depend on what is heard. On CUDA it has the precision and the memory format
+of the train command, and the most memory that a step took of the GPU stands beside its rate. All times are taken first,
+so that only they need an idle machine. Nothing here is a test.
 """
 
 import argparse
@@ -42,23 +43,29 @@ METHODS = {                                              # name: (class, changes
 
 
 def crops_per_second(Method, changes, preset, batch, steps, device):
-    """Median over steps, the first of which only warm up."""
-    method = Method(Method.Config(**Method.presets[preset] | changes)).to(device)
+    """(median over steps, the first of which only warm up; seconds of a crop; MiB of the GPU)."""
+    cuda = device.type == "cuda"
+    method = Method(Method.Config(**Method.presets[preset] | changes))
+    method = method.to(device, memory_format=torch.channels_last if cuda else torch.contiguous_format)
     if hasattr(method, "prepare") and changes.get("separator") != "frozen":
         method.prepare(fresh=changes.get("crp") is None)
     opt, times = torch.optim.Adam(p for p in method.parameters() if p.requires_grad), []
     method.ema = train.EMA(method)
     method.ema.num_updates = 10 ** 6                     # beyond every schedule: all losses take part
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     for step in range(steps + 2):
         clean, noise = 0.1 * torch.randn(2, batch, method.num_samples, device=device)
         started = time.perf_counter()
-        loss, _ = method.loss((clean, clean + noise))
+        with torch.autocast(device.type, torch.bfloat16, enabled=cuda, cache_enabled=False):
+            loss, _ = method.loss((clean, clean + noise))
         loss.backward()
         opt.step()
         opt.zero_grad()
         loss.item()                                      # on CUDA it waits for the result
         times.append(time.perf_counter() - started)
-    return batch / np.median(times[2:]), method.num_samples / 16000
+    memory = torch.cuda.max_memory_allocated() / 2 ** 20 if cuda else 0
+    return batch / np.median(times[2:]), method.num_samples / 16000, memory
 
 
 def real_time_factor(name, seconds, device):
@@ -91,11 +98,12 @@ def main():
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
     args = parser.parse_args()
     device, rng = train.pick_device(args.device), np.random.default_rng(0)
-    print(f"{device}, {torch.get_num_threads()} threads, preset {args.preset}, batch {args.batch}")
+    torch.set_float32_matmul_precision("high")           # as the train command does
+    print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else device}, {torch.get_num_threads()} threads, preset {args.preset}, batch {args.batch}")
     rows = []
     for title, (Method, changes, name) in tqdm(METHODS.items(), unit="method", desc="times"):
-        crops, length = crops_per_second(Method, changes, args.preset, args.batch, args.steps, device)
-        rows.append(f"| {title} | {length:.1f} s | {crops:.2f} |")
+        crops, length, memory = crops_per_second(Method, changes, args.preset, args.batch, args.steps, device)
+        rows.append(f"| {title} | {length:.1f} s | {crops:.2f}{f' ({memory:.0f} MiB)' if memory else ''} |")
         if name is not None:
             method = train.load_checkpoint(name)
             with torch.inference_mode():

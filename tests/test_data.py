@@ -3,7 +3,6 @@
 tests/fixtures/spectrogram.npz holds the official system's (sgmse) transforms of a short recording, and its padding.
 """
 
-import collections
 import itertools
 import json
 import os
@@ -719,13 +718,10 @@ def test_a_recording_beyond_full_scale_keeps_its_peaks(tmp_path, resident):
     recordings = Recordings([quiet, loud], resident=resident)
     assert np.abs(recordings.crop(1, 0, 16000) - wave).max() < 2e-4
     assert np.abs(recordings.crop(0, 0, 16000) - wave / 30).max() < 2e-5
-    if resident:
-        gathered = recordings.gather(np.array([1, 0]), np.array([100, 50]), 8000).numpy()
-        assert np.array_equal(gathered, [recordings.crop(1, 100, 8000), recordings.crop(0, 50, 8000)])
 
 
 @pytest.mark.parametrize("loop", [False, True])
-def test_the_crop_of_the_device_equals_the_crop_of_the_host(corpus, loop):
+def test_a_crop_is_cut_out_of_the_recording_or_its_repetition(corpus, loop):
     paths = data.list_audio(corpus)
     streamed, resident = Recordings(paths, resident=False), Recordings(paths)
     lengths = resident.lengths
@@ -735,10 +731,9 @@ def test_the_crop_of_the_device_equals_the_crop_of_the_host(corpus, loop):
     starts = np.where(spare >= 0, rng.integers(np.maximum(spare, 0) + 1), 0 if loop else -(-spare // 2))
     if loop:
         starts[::3] = rng.integers(lengths[indices[::3]])                  # beyond the last whole crop
-    gathered = resident.gather(indices, starts, N, loop).numpy()
-    for index, start, crop in zip(indices, starts, gathered):
+    for index, start in zip(indices, starts):
+        crop = resident.crop(index, start, N, loop)
         assert crop.dtype == np.float32
-        assert np.array_equal(crop, resident.crop(index, start, N, loop))
         assert np.array_equal(crop, streamed.crop(index, start, N, loop))
         where = start + np.arange(N)
         wave = resident.wave(index).numpy()
@@ -746,10 +741,21 @@ def test_the_crop_of_the_device_equals_the_crop_of_the_host(corpus, loop):
         assert np.array_equal(crop, wave[where % len(wave)] * (inside | loop))
 
 
-def test_batches_made_on_the_device_equal_those_of_the_host(corpus, monkeypatch):
-    expected = take(mixtures(corpus, babble=0.3), 2)
-    monkeypatch.setattr(torch, "device", lambda name: collections.namedtuple("Device", "type")("another"))
-    assert_same(expected, take(mixtures(corpus, babble=0.3), 2))
+def test_beside_another_device_workers_cut_and_vary_what_lies_in_memory(corpus):
+    varied = dict(babble=0.3, made=0.5, pauses=0.5, coloured=0.5)
+    dataset = mixtures(corpus, device="meta", **varied)
+    assert all(wave.is_meta and wave.shape == (4, N) for batch in take(dataset, 2, workers=2) for wave in batch)
+    assert dataset.order[0] is None                      # nothing was drawn in this process
+    expected, made = take(mixtures(corpus, **varied), 2), take(mixtures(corpus, resident=False, **varied), 2, workers=2)
+    for ours, theirs in zip(itertools.chain(*expected), itertools.chain(*made)):
+        torch.testing.assert_close(ours, theirs)         # a worker has one thread, which adds in another order
+
+
+def test_workers_take_no_random_number_of_the_training(corpus):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    take(mixtures(corpus, resident=False), 2, workers=2)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_an_utterance_is_the_same_at_every_call_and_cannot_clip(corpus):

@@ -228,14 +228,6 @@ def test_a_crop_brings_what_was_said_before_it(mixtures):
         assert crop[:dataset.lead].any() == (start + dataset.lead > 0)
 
 
-def test_crops_gathered_on_the_device_equal_those_of_the_host(mixtures, monkeypatch):
-    dataset = mixtures()
-    items = [dataset[p] for p in range(4)]
-    host = dataset.batch(items)
-    monkeypatch.setattr(torch, "device", lambda name: type("Device", (), {"type": "cuda"}))
-    assert all(torch.equal(a, b) for a, b in zip(host, dataset.batch(items)))
-
-
 def test_an_utterance_is_whole_and_the_same_at_every_call(mixtures):
     dataset = mixtures()
     name, clean, mixture = dataset.utterance(4)
