@@ -730,6 +730,13 @@ class Student(nn.Module):
         """What the recurrent network knows at each frame: (B, L) -> (B, frames, hidden)."""
         return self.net.features(self.spectrogram(wave)[:, None])
 
+    def taught(self, what, noisy):
+        """The teacher's method `what` of waves (B, L), kept where crops come again."""
+        function = getattr(self.teacher.on(noisy.device), what)
+        if self.store is None:
+            return function(noisy)
+        return each_once(function, noisy, self.store, f"{self.teacher.record}-{what}")
+
     def distillation(self, S, T, Y, noisy=None):
         """Distillation loss between spectra of student, teacher and clean, complex (B, F,
         frames). noisy: the waves (B, L) they were made of, for features.
@@ -741,9 +748,9 @@ class Student(nn.Module):
         if config.distil == "all":                 # one patch a band, and every one of them
             low, high, keep, rule = S.shape[1], S.shape[1], 1.0, "top_k"
         if config.distance == "feature":
-            teacher = self.teacher.on(noisy.device)
-            return selective_feature_loss(self.features(noisy), teacher.features(noisy), S,
-                                          T, Y, low, keep, rule)
+            theirs = self.taught("features", noisy)
+            return selective_feature_loss(self.features(noisy), theirs, S, T, Y, low, keep,
+                                          rule)
         if config.distance == "response":
             return selective_patch_loss(S, T, Y, low, keep, rule, config.exact)
         return selective_frequency_loss(S, T, Y, low, high, keep, config.beta, rule,
@@ -767,13 +774,7 @@ class Student(nn.Module):
         if self.teacher is None or warming_up:
             return task, parts
 
-        def teach(noisy):
-            return self.teacher.on(noisy.device).enhance(noisy)
-
-        if self.store is None:
-            taught = teach(noisy)
-        else:                                            # where training repeats its crops
-            taught = each_once(teach, noisy, self.store, self.teacher.record)
+        taught = self.taught("enhance", noisy)
         with torch.autocast(noisy.device.type, enabled=False):
             S, T, Y = (self.patch_spectrogram(wave) for wave in (enhanced, taught, clean))
             distilled = self.distillation(S, T, Y, noisy)

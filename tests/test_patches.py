@@ -361,6 +361,10 @@ def test_features_are_distilled_between_recurrent_networks_alone(teacher, tmp_pa
     assert h[0].shape[:2] == h[1].shape[:2] and h[0].shape[2] != h[1].shape[2]
     distilled = consistency.selective_feature_loss(*h, *spectra)
     torch.testing.assert_close(loss, metrics.si_sdr_loss(clean, enhanced).mean() + 3 * distilled)
+    model.store, before = tmp_path / "store", model.teacher.model.calls
+    for _ in range(2):                                   # the second time, waves and features are read
+        torch.testing.assert_close(model.loss((clean, noisy))[0], loss)
+    assert len(list(model.store.iterdir())) == 4 and model.teacher.model.calls == before + 2
     with pytest.raises(ValueError, match="the student has none"):
         student(**Student.presets["tiny"] | dict(teacher=str(teacher), distance="feature")).prepare(True)
     with pytest.raises(ValueError, match="--hop-length 128; the student has none"):
