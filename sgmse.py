@@ -220,7 +220,7 @@ def expi(u):
     """
     n = torch.arange(1, 60, dtype=u.dtype, device=u.device)
     terms = (u[:, None] / n).cumprod(1) / n              # u^n / (n! n), (B, 59)
-    return 0.5772156649015329 + u.abs().log() + terms.sum(1)               # Euler's constant
+    return 0.5772156649015329 + u.abs().log() + terms.sum(1)       # Euler's constant
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ In training it finds its average as `ema`, the number of updates to come as `ste
 again, a folder for what it need not compute twice (else None).
 
 Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was killed and resumed
-gives bit for bit the weights of one that was not, on the same machine with the same number of threads.
+gives bit for bit the weights of one that was not, on the same machine with the same number of threads; on a GPU, which
+adds in any order, nearly.
 """
 
 import argparse
@@ -82,7 +83,7 @@ class TrainConfig:
     clip: float = 0.0                # largest norm of the gradient; 0: no limit
     precision: typing.Literal["auto", "bf16", "fp32"] = "auto"  # of the network; auto: bf16 on CUDA, else fp32
     compile: bool = False            # torch.compile the network: minutes at the start, faster steps
-    workers: int = 4                 # processes that read crops, where the corpus does not fit in memory
+    workers: int = 4                 # processes that cut crops, beside a GPU or of a corpus too large for the memory
     valid_every: int = 1000          # steps between validations; 0: never
     valid_files: int = 20            # recordings to enhance and score
     save_every: float = 60.0         # seconds between checkpoints
