@@ -21,7 +21,7 @@ BBED = sgmse.BBED()
 # %% [markdown]
 # ## Hear it
 #
-# The windmill, 5 dB: the model of stage 1 with 1, 2 and 5 steps from $t=0.5$, then what CRP made of it: for five calls from $t=0.5$, of an earlier state of it, and for one call from $t=0.03$.
+# The windmill, 5 dB: the model of stage 1 with 1, 2 and 5 steps from $t=0.5$, then what CRP made of it: for five calls from $t=0.5$, and for one call from $t=0.03$.
 
 # %%
 clean, noisy = recording("windmill")

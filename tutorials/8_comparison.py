@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 8 All methods on the same recordings
 #
-# Seven shipped models, three recordings, the same scores for all. They had different losses and between a quarter of an hour and two and a half hours of training, so this page compares *these models*; it does not say which paper is best.
+# Seven shipped models, three recordings, the same scores for all. They had different losses and trainings, from a quarter of an hour of a CPU to hours of it and minutes of a GPU, so this page compares *these models*; it does not say which paper is best.
 #
 # **You will** choose by cost and quality, hear what fails and how, see who samples and who averages, and read an interval before you believe a difference.
 
@@ -44,7 +44,7 @@ clean, noisy = recordings["waterfall"]
 play(noisy=noisy, **{name: outputs[name, "waterfall"] for name in NAMES}, clean=clean)
 
 # %%
-figure, axes = plt.subplots(3, 3, figsize=(8, 4.2), sharex=True, sharey=True)
+figure, axes = plt.subplots(3, 3, figsize=(8, 4.1), sharex=True, sharey=True)
 waves = {"noisy": noisy, **{name: outputs[name, "waterfall"] for name in NAMES}, "clean": clean}
 for axis, (title, wave) in zip(axes.flat, waves.items()):
     image = spectrogram(axis, wave, title)
