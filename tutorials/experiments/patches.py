@@ -37,7 +37,8 @@ FEATURE_ROWS = {
 }
 PAIRS = [("all of the teacher", "student alone"), ("DISPatch", "student alone"), ("DISPatch", "all of the teacher"),
          ("DISPatch", "random patches"), ("DISPatch + MSSP", "DISPatch"), ("DISPatch + MSSP", "random patches"),
-         ("magnitudes, DISPatch", "magnitudes, all"), ("features, DISPatch", "features, all")]
+         ("magnitudes, DISPatch", "magnitudes, all"), ("features, DISPatch", "features, all"),
+         ("features, DISPatch", "student alone")]
 
 
 def mean_over(runs):
