@@ -778,12 +778,16 @@ class Crops:
         waves = [torch.from_numpy(np.stack(source)) for source in zip(*crops)]
         return waves, torch.tensor(choices), list(itertools.chain.from_iterable(problems))
 
-    def batch(self, waves, choices, problems):
-        """What `collate` gives -> (clean, noisy), float32 (B, L) on the device, divided by the level of the noisy crop.
+    def batch(self, items):
+        """Items -> (clean, noisy), float32 (B, L) on the device, each divided by the level of its noisy crop.
 
         (B, S, L) and (B, M, L) from RoomMixtures; the level is that of all microphones. It is the peak, or what
         `levelled` takes for it.
         """
+        return self.mix(*self.collate(items))
+
+    def mix(self, waves, choices, problems):
+        """What `collate` gives -> what `batch` gives: the part that the training device does."""
         self.note(problems)
         clean, noisy = self.combine(*(wave.to(self.device) for wave in waves), choices.to(self.device))
         if self.normalize == "robust":
@@ -1023,9 +1027,9 @@ class UnpairedAudio(Crops):
         clean, noisy = zip(*items)
         return super().collate(clean), self.noisy.collate(noisy)
 
-    def batch(self, clean, noisy):
+    def mix(self, clean, noisy):
         """(clean, noisy), float32 (B, L), of which no two rows belong together."""
-        return super().batch(*clean)[0], self.noisy.batch(*noisy)[1]
+        return super().mix(*clean)[0], self.noisy.mix(*noisy)[1]
 
 
 def paired_paths(root, split):
@@ -1162,7 +1166,7 @@ def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, crops=0):
                                          collate_fn=dataset.collate, prefetch_factor=4 if workers else None,
                                          generator=torch.Generator())
     for collated in loader:
-        yield dataset.batch(*collated)
+        yield dataset.mix(*collated)
 
 
 # ------------------------------------------------------------------------------------------------ rooms
