@@ -141,8 +141,8 @@ def test_attention_and_channels_last_change_nothing():
 def test_commands_train_resume_and_enhance(Method, flags, precision, corpus, tmp_path, capsys):
     """Killed and resumed, the weights are those of the unbroken run, but for the order in which a GPU adds."""
     run = functools.partial(run_command, Method)
-    common = ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "64", "--batch-size", "2", "--device", "cuda",
-              "--valid-every", "0", "--precision", precision, "--workers", "2", *flags)
+    common = ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "64", "--batch-size", "2",
+              "--workers", "2", "--device", "cuda", "--valid-every", "0", "--precision", precision, *flags)
     assert run(*common, "--steps", "4", "--out", tmp_path / "a") == 0
     for steps in ("2", "4"):
         assert run(*common, "--steps", steps, "--out", tmp_path / "b") == 0
