@@ -73,7 +73,7 @@ def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus
     teacher = consistency.Student(consistency.StudentConfig(distil="none", hidden=16))
     train.save_checkpoint(tmp_path / "teacher.safetensors", teacher)
     command = [sys.executable, EXPERIMENTS / "patches.py", "--data", corpus, "--teacher", "teacher.safetensors",
-               "--seeds", "3", "--workers", "1", "--", "--steps", "1", "--batch-size", "1", "--num-frames", "60",
+               "--seeds", "3", "--workers", "1", "--csv", "all.csv", "--", "--steps", "1", "--batch-size", "1", "--num-frames", "60",
                "--hidden", "4", "--valid-every", "0"]
     outputs = []
     for _ in range(2):
@@ -89,6 +89,10 @@ def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus
     rows = {line.split("|")[1].strip() for line in tables[0].splitlines() if line.startswith("|")}
     assert {"noisy", "teacher", "student alone", "random patches", "DISPatch", "DISPatch + MSSP",
             "DISPatch - random patches", "features, DISPatch - features, all"} <= rows
+    with open(tmp_path / "all.csv", newline="") as file:
+        kept = {row["row"]: row for row in csv.DictReader(file)}
+    assert kept.keys() == {label for label in rows if label and " - " not in label} - {"---"}
+    assert kept["DISPatch"]["steps"] == "1" and kept["DISPatch"]["seed"] == "3"
     student = next((tmp_path / "runs/patches").glob("DISPatch-+-MSSP,-seed-3,-*/last.safetensors"))
     config = train.load_checkpoint(student).config
     assert (config.distil, config.low, config.high) == ("selective", 10, 40)
@@ -104,8 +108,8 @@ def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_p
         num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2))
     encoder.save_pretrained(tmp_path / "encoder")
     copy = shutil.copytree(corpus, tmp_path / "copy", copy_function=shutil.copy)      # other times, another place
-    command = [sys.executable, EXPERIMENTS / "compare.py", "--crops", "4", "--preset", "tiny", "--workers", "1", "--rows",
-               "CRP, 1", "deepest layer", "random encoder", "--encoder", "encoder"]
+    command = [sys.executable, EXPERIMENTS / "compare.py", "--crops", "4", "--preset", "tiny", "--workers", "1", "--csv",
+               "all.csv", "--rows", "CRP, 1", "deepest layer", "random encoder", "--encoder", "encoder"]
     outputs = []
     for place in (corpus, copy):
         done = subprocess.run([*map(str, command), "--data", place, "--", "--num-frames", "24"], cwd=tmp_path,
@@ -115,9 +119,9 @@ def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_p
     assert tables[0] == tables[1] and "training" not in outputs[1]
     assert [line[9:] for line in outputs[0].splitlines() if line.startswith("training")] == [
         "score, seed 0", "CRP 1, seed 0", "drift, own encoder, deepest, seed 0", "drift, random encoder, seed 0"]
-    with open(tmp_path / "compare.csv", newline="") as file:
+    with open(tmp_path / "all.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 + 3 * 2 and {row["test"] for row in rows} == {"test", "other"}
+    assert {row["table"] for row in rows} == {"budget"} and len(rows) == 2 + 3 * 2 and {row["test"] for row in rows} == {"test", "other"}
     known = {row["row"]: row for row in rows}
     assert known["CRP, 1 call"]["crops_in_all"] == "8" and known["DriftSE, random encoder"]["crops_in_all"] == "4"
     assert all(row["calls"] == "1" for row in rows[2:])
@@ -158,6 +162,49 @@ def test_frames_are_drawn_where_training_takes_them(tmp_path, corpus):
     fresh = drift.DriftSE(drift.Config(**drift.PRESETS["tiny"])).state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in start.state_dict().items())
     assert not torch.equal(own.net.head.weight, start.net.head.weight)
+
+
+def results(*scores, column="pesq"):
+    rows = [{"name": f"{number}", column: score, "note": "", "error": ""} for number, score in enumerate(scores)]
+    return metrics.Results(rows, [column])
+
+
+def test_the_csv_of_all_tables_keeps_what_was_not_scored_anew(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import scoring
+    path = tmp_path / "all.csv"
+    scoring.add_lines(None, [])                          # nobody asked for it
+    scoring.add_lines(path, [scoring.line("two", "a", results(1.0, 2.0), ["pesq"], seed=seed) for seed in (0, 1)])
+    scoring.add_lines(path, [scoring.line("one", "a", results(7.0, column="own_time"), ["own_time"], snr=5)])
+    scoring.add_lines(path, [scoring.line("two", "a", results(3.0, 4.0, 5.0), ["pesq"], seed=1)])
+    with open(path, newline="") as file:
+        first, *rest = csv.DictReader(file)
+    assert (first["table"], first["own_time"], first["pesq"], first["snr"]) == ("one", "7.0000", "", "5")
+    assert [(row["table"], row["seed"], row["n"], row["pesq"]) for row in rest] == [
+        ("two", "0", "2", "1.5000"), ("two", "1", "3", "4.0000")]
+    assert [float(rest[0][f"pesq_{end}"]) for end in ("low", "high")] == [1, 2]
+
+
+def test_runs_of_evaluate_are_compared_on_what_they_share(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import side_by_side
+    results(1.0, 2.0, 9.0).save_csv(tmp_path / "noisy.csv")
+    results(1.5, 3.0).save_csv(tmp_path / "run" / "scores.csv")
+    monkeypatch.setattr(sys, "argv", ["side_by_side.py", "--table", "mine", "--csv", str(tmp_path / "all.csv"),
+                                      f"noisy={tmp_path / 'noisy.csv'}", f"new={tmp_path / 'run'}"])
+    side_by_side.main()
+    shown = capsys.readouterr().out
+    assert shown.startswith("n = 2,") and "| noisy | 1.500 [1.000, 2.000] |" in shown
+    assert "| new - noisy | 0.750 [0.500, 1.000] |" in shown
+    with open(tmp_path / "all.csv", newline="") as file:
+        assert [(row["table"], row["row"], row["pesq"]) for row in csv.DictReader(file)] == [
+            ("mine", "noisy", "1.5000"), ("mine", "new", "2.2500")]
+    results(5.0).save_csv(tmp_path / "other" / "scores.csv")
+    (tmp_path / "other" / "scores.csv").write_text((tmp_path / "other" / "scores.csv").read_text().replace("\n0,", "\nx,"))
+    monkeypatch.setattr(sys, "argv", [*sys.argv, f"other={tmp_path / 'other'}"])
+    with pytest.raises(SystemExit):
+        side_by_side.main()
+    assert "no recording in common" in capsys.readouterr().err
 
 
 def test_energy_distance_is_zero_for_equal_sets_and_twice_the_shift_far_apart(monkeypatch):

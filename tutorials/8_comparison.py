@@ -223,7 +223,7 @@ print(f"n = {table[0]['n']}, mean and 95 % interval")
 
 # %%
 with open(ROOT / "tutorials" / "experiments" / "compare.csv", newline="") as file:
-    fair = [row for row in csv.DictReader(file) if row["seed"] in ("", "0")]
+    fair = [row for row in csv.DictReader(file) if row["table"] == "budget" and row["seed"] in ("", "0")]
 labels = list(dict.fromkeys(row["row"] for row in fair if row["row"] != "noisy"))
 figure, axes = plt.subplots(1, 3, figsize=(9, 0.26 * len(labels) + 0.8), sharey=True)
 for axis, (column, title) in zip(axes, (("pesq", "WB-PESQ"), ("estoi", "ESTOI"), ("si_sdr", "SI-SDR, dB"))):

@@ -20,7 +20,7 @@ import data
 import meanflow
 import metrics
 import train
-from scoring import COLUMNS, cell, enhanced_and_scored, identity, noisy_scored, sha256
+from scoring import (COLUMNS, add_csv_flag, add_lines, cell, enhanced_and_scored, identity, line, noisy_scored, sha256)
 
 
 def put_together(separator, corrector, folder):
@@ -45,6 +45,7 @@ def main():
     parser.add_argument("--data", required=True, help="corpus with a test set, as for evaluate")
     parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     parser.add_argument("--scores", type=Path, default=Path("evaluated/behind"), help="folder (default: %(default)s)")
+    add_csv_flag(parser)
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
     args = parser.parse_args()
 
@@ -69,6 +70,8 @@ def main():
     array = train.channels(train.load_checkpoint(next(iter(separators.values())))) != (1, 1)
     table = {("noisy", ""): noisy_scored(args.scores, recordings, args.workers, which, array)}
     table |= {(label, ""): result for label, result in alone.items()} | behind
+    add_lines(args.csv, [line("correctors", f"{a}, {b}".rstrip(", "), result, columns, test=Path(args.data).name)
+                         for (a, b), result in table.items()])
     for (a, b), result in table.items():
         print(f"| {a} | {b} | {' | '.join(cell(result, column) for column in columns)} |")
     print("\nadded to the separator, the same recordings\n")

@@ -6,11 +6,10 @@ Each row is trained on --crops crops a stage, by the commands that a reader woul
 of them. A row of two stages says how many crops it has seen in all. Scores are those of the test split, and of the same
 speech in noises of another kind, made by code, which no training has heard: how much a method loses there is the
 question of the CRP paper. Checkpoints, waves and scores are kept in --out, so that a command which was interrupted goes
-on. The table is printed and written to --csv, a line for each row, test and seed.
+on. The table is printed; --csv FILE takes a line for each row, test and seed.
 """
 
 import argparse
-import csv
 import re
 import subprocess
 import sys
@@ -25,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import metrics
 import train
-from scoring import COLUMNS, cell, enhanced_and_scored, files, identity, mixtures, noisy_scored
+from scoring import (COLUMNS, add_csv_flag, add_lines, cell, enhanced_and_scored, files, identity, line, mixtures,
+                     noisy_scored)
 
 # A stage: name, script and command, flags; {...} stands for the checkpoint of the stage named by it, or a folder.
 STAGES = {
@@ -174,7 +174,7 @@ def main():
     parser.add_argument("--encoder", type=Path, help="of drift.py train-encoder, for the two rows with and without it")
     parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
-    parser.add_argument("--csv", type=Path, default=Path("compare.csv"), help="(default: %(default)s)")
+    add_csv_flag(parser)
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
     parser.add_argument("flags", nargs="*", help="after --: flags of every training")
     args = parser.parse_args()
@@ -190,8 +190,7 @@ def main():
     if not metrics.missing("dnsmos"):
         which, columns = (*which, "dnsmos"), columns | {"ovrl": "OVRL"}
     before = {test: noisy_scored(args.out, recordings, args.workers, which) for test, recordings in tests.items()}
-    lines = [{"row": "noisy", "test": test} | {column: results.mean(column) for column in columns}
-             for test, results in before.items()]
+    lines = [line("budget", "noisy", results, columns, test=test) for test, results in before.items()]
     results_of, costs = {}, {}
     for seed in args.seeds:                              # outermost: a table of fewer seeds is there early
         for label, (stage, changes) in ROWS.items():
@@ -203,16 +202,10 @@ def main():
                 results = enhanced_and_scored(checkpoint, args.out / "waves", recordings, args.workers, which,
                                               **changes)
                 results_of.setdefault((label, test), []).append(results)
-                scores = {column: results.mean(column) for column in columns}
-                interval = {f"{column}_{end}": bound for column in columns for end, bound in zip(
-                    ("low", "high"), metrics.bootstrap_interval(results.values(column)))}
-                lines.append({"row": label, "test": test, "seed": seed, "n": len(recordings), "crops": args.crops,
-                              "crops_in_all": crops_in_all(stage, args.crops), "calls": calls, "parameters": parameters,
-                              "real_time_factor": round(factor, 4)} | scores | interval)
-    with data.appearing(args.csv) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(max(lines, key=len)))
-        writer.writeheader()
-        writer.writerows(lines)
+                lines.append(line("budget", label, results, columns, test=test, seed=seed, crops=args.crops, calls=calls,
+                                  crops_in_all=crops_in_all(stage, args.crops), parameters=parameters,
+                                  real_time_factor=f"{factor:.4f}"))
+    add_lines(args.csv, lines)
 
     print(f"\n{args.crops} crops a stage, n = {len(noisy)}; mean [95 % interval] of the first seed (spread, if "
           f"there are more), then the gains over the noisy recordings, test -> other noises\n\n"

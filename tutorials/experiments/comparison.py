@@ -16,9 +16,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
-import metrics
 import train
-from scoring import COLUMNS, cell, enhanced_and_scored, noisy_scored, sha256
+from scoring import COLUMNS, cell, enhanced_and_scored, noisy_scored, sha256, with_interval
 
 CHECKPOINTS = ("sgmse_stage1", "sgmse", "sgmse_crp1", "consistency", "meanflow", "drift", "drift_dagger")
 # What a checkpoint does without the step that its method adds: (checkpoint, changes of its config).
@@ -42,8 +41,7 @@ def cost(checkpoint, paths):
 def row(name, results, **rest):
     values = {"checkpoint": name, "n": len(results.rows), **rest}
     for column in COLUMNS:
-        low, high = metrics.bootstrap_interval(results.values(column))
-        values |= {column: f"{results.mean(column):.4f}", f"{column}_low": f"{low:.4f}", f"{column}_high": f"{high:.4f}"}
+        values |= with_interval(column, results.values(column))
     return values
 
 

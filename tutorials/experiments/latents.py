@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import drift
 import metrics
+from scoring import add_csv_flag, add_lines, with_interval
 
 
 def hits(latents, clean, noisy):
@@ -51,6 +52,7 @@ def main():
     parser.add_argument("--data", required=True, help="corpus with a validation split, as for train")
     parser.add_argument("--snrs", type=float, nargs="+", default=[20, 10, 5, 0], help="dB (default: %(default)s)")
     parser.add_argument("--crops", type=int, default=96, help="per SNR (default: %(default)s)")
+    add_csv_flag(parser)
     args = parser.parse_args()
 
     mixtures = {}
@@ -60,6 +62,7 @@ def main():
     print(f"{args.crops // 16 * 16} crops per SNR; share of frames, mean [95 % interval over crops]\n")
     print(f"| latent | layer | {' | '.join(f'{snr:g} dB' for snr in args.snrs)} |")
     print("|---|---|" + "---|" * len(args.snrs))
+    lines = []
     for label, latents in itertools.chain.from_iterable(map(spaces, args.encoders)):
         with torch.no_grad():
             shares = [np.concatenate([hits(latents, *batch) for batch in mixtures[snr]], 1) for snr in args.snrs]
@@ -67,6 +70,10 @@ def main():
             cells = [(share[layer].mean(), *metrics.bootstrap_interval(share[layer])) for share in shares]
             cells = " | ".join("{:.3f} [{:.3f}, {:.3f}]".format(*cell) for cell in cells)
             print(f"| {label} | {layer} | {cells} |")
+            lines += [{"table": "latents", "row": label, "layer": layer, "test": "valid", "snr": f"{snr:g}",
+                       "n": share.shape[1]} | with_interval("own_time", share[layer])
+                      for snr, share in zip(args.snrs, shares)]
+    add_lines(args.csv, lines)
 
 
 if __name__ == "__main__":

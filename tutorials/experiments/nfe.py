@@ -16,7 +16,8 @@ import matplotlib
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import metrics
-from scoring import COLUMNS, cell, enhanced_and_scored, noisy_scored
+from scoring import COLUMNS, add_csv_flag, add_lines, cell, enhanced_and_scored, line, noisy_scored
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -25,6 +26,7 @@ def main():
     parser.add_argument("--calls", type=int, nargs="+", default=[1, 2, 3, 5, 10, 30, 60], help="(default: %(default)s)")
     parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     parser.add_argument("--scores", type=Path, default=Path("evaluated/nfe"), help="folder (default: %(default)s)")
+    add_csv_flag(parser)
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
     parser.add_argument("--out", default="tutorials/experiments/nfe.png", help="(default: %(default)s)")
     args = parser.parse_args()
@@ -39,6 +41,9 @@ def main():
             results = enhanced_and_scored(checkpoint, args.scores, recordings, args.workers, sampler="em", N=calls)
             curves.setdefault(label, {})[calls] = results
 
+    add_lines(args.csv, [line("calls", "noisy", before, test="test")]
+              + [line("calls", label, results, test="test", calls=calls)
+                 for label, curve in curves.items() for calls, results in curve.items()])
     print(f"\nn = {len(recordings)}, mean [95 % interval]\n\n| | calls | {' | '.join(COLUMNS.values())} |")
     print("|---|---|" + "---|" * len(COLUMNS))
     print(f"| noisy | | {' | '.join(cell(before, column) for column in COLUMNS)} |")

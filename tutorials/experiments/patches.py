@@ -5,7 +5,7 @@
 
 What follows -- are flags of every student's `consistency.py train-student`. Students and scores are kept in --out under
 what they were made from, so that a command which was interrupted goes on. The intervals are over the recordings, each
-scored as the mean over the seeds.
+scored as the mean over the seeds; --csv has each seed, too.
 """
 
 import argparse
@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import metrics
 import train
-from scoring import COLUMNS, cell, enhanced_and_scored, files, identity, noisy_scored, sha256
+from scoring import (COLUMNS, add_csv_flag, add_lines, cell, enhanced_and_scored, files, identity, line, noisy_scored,
+                     sha256)
 
 ROWS = {
     "student alone": ["none"],
@@ -56,6 +57,7 @@ def main():
     parser.add_argument("--rows", nargs="+", metavar="LABEL", help="only these rows of the table (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/patches"), help="folder (default: %(default)s)")
+    add_csv_flag(parser)
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
     parser.add_argument("flags", nargs="*", help="after --: flags of the students' training")
     args = parser.parse_args()
@@ -71,6 +73,8 @@ def main():
     teacher = enhanced_and_scored(args.teacher, args.out / "teacher", recordings, args.workers)
     learnt_from = identity(files(data.list_audio(args.data)), sha256(args.teacher), args.flags)
     results = {label: [] for label in rows}
+    lines = [line("patches", label, scored, teacher=args.teacher, test="test")
+             for label, scored in (("noisy", noisy), ("teacher", teacher))]
     for seed in args.seeds:                              # outermost: a table of fewer seeds is there early
         for label, flags in rows.items():
             run = args.out / f"{label}, seed {seed}, {learnt_from}".replace(" ", "-")
@@ -79,9 +83,15 @@ def main():
                 subprocess.run([sys.executable, train.HERE / "consistency.py", "train-student", "--distil", *flags,
                                 "--data", args.data, *(["--teacher", args.teacher] if flags != ["none"] else []), "--seed",
                                 str(seed), "--out", run, *args.flags], check=True)
-            results[label].append(enhanced_and_scored(run / "last.safetensors", run / "test", recordings, args.workers))
+            student = run / "last.safetensors"
+            results[label].append(enhanced_and_scored(student, run / "test", recordings, args.workers))
+            what = dict(teacher=args.teacher, test="test", steps=train.notes_of(student)["step"])
+            lines.append(line("patches", label, results[label][-1], seed=seed, **what))
 
     means = {label: mean_over(runs) for label, runs in results.items()}
+    if len(args.seeds) > 1:
+        lines += [line("patches", label, mean, seed=" ".join(map(str, args.seeds)), **what) for label, mean in means.items()]
+    add_lines(args.csv, lines)
     print(f"\nn = {len(recordings)}, {len(args.seeds)} seeds; mean [95 % interval]; (lowest and highest seed)\n")
     print(f"| | {' | '.join(COLUMNS.values())} |\n|---|{'---|' * len(COLUMNS)}")
     for label, other in ("noisy", noisy), ("teacher", teacher):

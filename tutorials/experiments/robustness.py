@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
-from scoring import cell, enhanced_and_scored, files, identity, mixtures, noisy_scored
+from scoring import add_csv_flag, add_lines, cell, enhanced_and_scored, files, identity, line, mixtures, noisy_scored
 
 
 def at_level(clean, noises, snr, folder):
@@ -41,6 +41,7 @@ def main():
     parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     parser.add_argument("--scores", type=Path, default=Path("evaluated/robustness"),
                         help="folder (default: %(default)s)")
+    add_csv_flag(parser)
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
     args = parser.parse_args()
 
@@ -50,19 +51,21 @@ def main():
     print(f"n = {len(clean)} at each level, mean [95 % interval]\n")
     print(f"| noise | SNR (dB) | {' | '.join(f'{label}: WB-PESQ | SI-SDR (dB)' for label in ('noisy', *models))} |")
     print("|---|---|" + "---|---|" * (1 + len(models)))
-    differences = []
+    differences, lines = [], []
     for kind, noises in (("test", data.list_audio(Path(args.data) / "test" / "noise")), ("white", [])):
         for snr in args.snrs:
             recordings = at_level(clean, noises, snr, args.scores)
             results = {"noisy": noisy_scored(args.scores, recordings, args.workers)}
             for label, checkpoint in models.items():
                 results[label] = enhanced_and_scored(checkpoint, args.scores, recordings, args.workers)
+            lines += [line("robustness", label, result, test=kind, snr=f"{snr:g}") for label, result in results.items()]
             cells = [cell(result, column) for result in results.values() for column in ("pesq", "si_sdr")]
             print(f"| {kind} | {snr:g} | {' | '.join(cells)} |", flush=True)
             for other in others:
                 difference = results[first].compare(results[other])
                 cells = [cell(difference, column) for column in ("pesq", "si_sdr")]
                 differences.append(f"| {first} - {other} | {kind} | {snr:g} | {' | '.join(cells)} |")
+    add_lines(args.csv, lines)
     if differences:
         print("\npaired\n\n| | noise | SNR (dB) | WB-PESQ | SI-SDR (dB) |\n|---|---|---|---|---|")
         print("\n".join(differences))

@@ -1,4 +1,4 @@
-"""What the experiments share: scores that are kept, and known by what they were computed from."""
+"""What the experiments share: scores that are kept, known by what they were computed from, and the CSV of all tables."""
 
 import csv
 import functools
@@ -18,6 +18,8 @@ import metrics
 import train
 
 COLUMNS = {"pesq": "WB-PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR (dB)"}
+# What a line of the CSV of all tables is of; its other columns are what came out.
+KEYS = ("table", "row", "teacher", "layer", "test", "snr", "seed", "steps", "crops", "calls", "start", "spacing")
 
 
 def identity(*parts):
@@ -46,10 +48,16 @@ def scores(path, pairs, workers, which=tuple(COLUMNS)):
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         metrics.evaluate(pairs, which, workers).save_csv(path)
-    columns = [column for metric in which for column in metrics.METRICS[metric][0]]
+    return read(path)
+
+
+def read(path):
+    """The results in a file of Results.save_csv."""
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [{key: float(value) if key in columns else value for key, value in row.items()}
-                for row in csv.DictReader(file)]
+        reader = csv.DictReader(file)
+        columns = [name for name in reader.fieldnames if name not in ("name", "seconds", "note", "error")]
+        rows = [{key: float(value) if key in columns else value for key, value in row.items()
+                 if value or key not in columns} for row in reader]
     return metrics.Results(rows, columns)
 
 
@@ -109,3 +117,40 @@ def scores_of(which):
 def cell(results, column):
     low, high = metrics.bootstrap_interval(results.values(column))
     return f"{results.mean(column):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def with_interval(column, values):
+    """Mean and 95 % interval of a score, for a CSV."""
+    numbers = {column: np.mean(values)} | dict(zip((f"{column}_low", f"{column}_high"), metrics.bootstrap_interval(values)))
+    return {name: f"{number:.4f}" for name, number in numbers.items()}
+
+
+def line(table, row, results, columns=COLUMNS, **what):
+    """A line of the CSV of all tables: what was scored, the number of recordings, and each score with its interval."""
+    found = {"table": table, "row": row, **what, "n": len(results.rows)}
+    for column in columns:
+        found |= with_interval(column, results.values(column))
+    return found
+
+
+def add_lines(path, lines):
+    """Lines into the CSV of all tables: each takes the place of the one with the same KEYS; the others stay.
+
+    path: None if nobody asked for it.
+    """
+    if path is None:
+        return
+    before = []
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            before = list(csv.DictReader(file))
+    every = {tuple(str(one.get(key, "")) for key in KEYS): one for one in [*before, *lines]}.values()
+    names = dict.fromkeys(name for one in every for name in one)
+    with data.appearing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*(key for key in KEYS if key in names), *(n for n in names if n not in KEYS)])
+        writer.writeheader()
+        writer.writerows(sorted(every, key=lambda one: one["table"]))
+
+
+def add_csv_flag(parser):
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="add the rows and their intervals to those of other tables")

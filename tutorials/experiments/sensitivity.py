@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
-from scoring import COLUMNS, enhanced_and_scored, noisy_scored
+from scoring import COLUMNS, add_csv_flag, add_lines, enhanced_and_scored, line, noisy_scored
 
 
 def main():
@@ -30,6 +30,7 @@ def main():
     parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     parser.add_argument("--scores", type=Path, default=Path("evaluated/sensitivity"),
                         help="folder (default: %(default)s)")
+    add_csv_flag(parser)
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
     parser.add_argument("--out", default="tutorials/experiments/sensitivity.png", help="(default: %(default)s)")
     args = parser.parse_args()
@@ -37,6 +38,7 @@ def main():
     clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, "test"))
     recordings = [(path.stem, *pair) for path, pair in zip(noisy, zip(clean, noisy))]
     before = noisy_scored(args.scores, recordings, args.workers)
+    lines = [line("start and calls", "noisy", before, test="test")]
     maps = {}                                            # title -> means (starts, calls, scores)
     for label, checkpoint in (model.split("=", 1) for model in args.models):
         for spacing in args.spacings:
@@ -46,9 +48,12 @@ def main():
                     uneven = dict(spacing=spacing) if calls > 2 and spacing != 1 else {}
                     results = enhanced_and_scored(checkpoint, args.scores, recordings, args.workers, sampler="em",
                                                   start=start, N=calls, **uneven)
+                    lines.append(line("start and calls", label, results, test="test", calls=calls, start=start,
+                                      spacing=spacing))
                     means[i, j] = [results.mean(column) for column in COLUMNS]
             maps[f"{label}, {'even' if spacing == 1 else f'spacing {spacing:g}'}"] = means
 
+    add_lines(args.csv, lines)
     print(f"\nn = {len(recordings)}; noisy: " + ", ".join(
         f"{name} {before.mean(column):.3f}" for column, name in COLUMNS.items()))
     for k, name in enumerate(COLUMNS.values()):

@@ -3,7 +3,7 @@
     python tutorials/experiments/voices.py CORPUS/train/speech                           each folder in it, and all
     python tutorials/experiments/voices.py CORPUS/train/speech --links runs/women       ... and links to what lies above
     python drift.py train --data CORPUS --unpaired runs/women ...
-    python tutorials/experiments/voices.py CORPUS/test/pairs/clean evaluated/women/enhanced
+    python tutorials/experiments/voices.py clean=CORPUS/test/pairs/clean "towards women=evaluated/women/enhanced"
 
 The share of voiced frames whose pitch lies above --above Hz, 165 by default, between men's voices and women's and
 children's; mean and 95 % interval over recordings. Pitch is the first high peak of the autocorrelation of frames of
@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import metrics
+from scoring import add_csv_flag, add_lines, with_interval
 
 SIZE, HOP, LOW, HIGH = 1024, 160, 60, 450                # samples of a frame and between two; Hz
 
@@ -53,26 +54,31 @@ def share_above(path, hertz):
     return (f > hertz).mean() if len(f) else np.nan
 
 
-def line(name, shares):
+def shown(name, shares):
+    """Prints mean and interval of the shares, and returns them as a line of the CSV."""
     shares = np.array(shares)[~np.isnan(shares)]
     low, high = metrics.bootstrap_interval(shares)
     print(f"{name:30} n {len(shares):4}   {shares.mean():.3f} [{low:.3f}, {high:.3f}]", flush=True)
+    return {"table": "voices", "row": name, "n": len(shares)} | with_interval("share_above", shares)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")
     parser.add_argument("--above", type=float, default=165, help="Hz (default: 165)")
     parser.add_argument("--links", type=Path, help="new folder for links to the high recordings of all folders")
+    add_csv_flag(parser)
     args = parser.parse_args()
-    high = []
-    for folder in args.folders:
+    high, lines = [], []
+    for label, _, name in (folder.rpartition("=") for folder in args.folders):
+        folder = Path(name)
         shares = {path: share_above(path, args.above) for path in data.list_audio(folder)}
         parts = sorted({path.relative_to(folder).parts[0] for path in shares if path.parent != folder})
         for part in parts:
-            line(part, [share for path, share in shares.items() if path.relative_to(folder).parts[0] == part])
-        line(f"{folder}", list(shares.values()))
+            shown(part, [share for path, share in shares.items() if path.relative_to(folder).parts[0] == part])
+        lines.append(shown(label or name, list(shares.values())))
         high += [(folder, path) for path, share in shares.items() if share > 0.5]
+    add_lines(args.csv, lines)
     if args.links:
         args.links.mkdir(parents=True)
         for folder, path in high:
