@@ -740,6 +740,11 @@ class Crops:
     def __len__(self):
         return len(self.files)
 
+    @property
+    def resident(self):
+        """Whether all recordings are in memory."""
+        return all(source.resident for source in self.sources)
+
     def __getitem__(self, position):
         """(indices, starts, choices of `draw`, crops: a float32 array of each source, problems met on the way)."""
         epoch, place = divmod(position, len(self))
@@ -1014,6 +1019,10 @@ class UnpairedAudio(Crops):
         super().__init__((clean,), np.flatnonzero(clean.lengths), num_samples, own_seed, normalize, device)
         self.noisy.problems = self.problems = self.problems + self.noisy.problems
 
+    @property
+    def resident(self):
+        return super().resident and self.noisy.resident
+
     def __getitem__(self, position):
         return super().__getitem__(position), self.noisy[position]
 
@@ -1159,7 +1168,7 @@ def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, crops=0):
             first = (number * world + rank) * batch_size
             yield [p % crops if crops else p for p in range(first, first + batch_size)]
 
-    if dataset.device.type == "cpu" and all(source.resident for source in dataset.sources):
+    if dataset.device.type == "cpu" and dataset.resident:
         workers = 0
     # Its own generator: from the global one it would draw a number, in the first step of a run that is resumed, too.
     loader = torch.utils.data.DataLoader(dataset, batch_sampler=positions(), num_workers=workers,

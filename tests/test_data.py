@@ -706,7 +706,7 @@ def test_streamed_equals_resident(corpus, workers):
 
 
 def test_a_corpus_too_large_for_memory_is_streamed(corpus, monkeypatch):
-    assert all(source.resident for source in mixtures(corpus).sources)
+    assert mixtures(corpus).resident
     monkeypatch.setattr(data, "RESIDENT_LIMIT", 100000)
     assert not any(source.resident for source in mixtures(corpus).sources)
 
@@ -825,6 +825,17 @@ def test_unpaired_batches_are_a_function_of_seed_and_position(voices, resident):
     dataset = make()
     starts = [[side[1][0] for side in dataset[p]] for p in range(50)]
     assert abs(np.corrcoef(starts, rowvar=False)[0, 1]) < 0.5
+
+
+@pytest.mark.parametrize("large", [0, 1])
+def test_worker_processes_read_the_side_that_does_not_fit_in_memory(large, voices, monkeypatch):
+    """The clean one or the noisy one: read is what is not in memory, and not by the training process."""
+    fits = iter([large == 0, large == 1])                # the noisy side is asked about first
+    monkeypatch.setattr(data, "fits_in_memory", lambda paths: next(fits))
+    dataset = UnpairedAudio(voices, voices / "other", num_samples=N)
+    assert [dataset.sources[0].resident, dataset.noisy.sources[0].resident] == [large == 1, large == 0]
+    take(dataset, 1, workers=1)
+    assert dataset.order[0] is None and dataset.noisy.order[0] is None     # nothing was drawn in this process
 
 
 def test_noisy_files_in_the_clean_folder_are_refused_and_so_is_a_single_recording(voices, tmp_path):
