@@ -101,6 +101,9 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
             raise ValueError(f"--N counts network calls, 1 or more; got {self.N}")
         if not 0 < self.t_eps < 1:
             raise ValueError(f"--t-eps is a time of the process, below 1; got {self.t_eps}")
+        if not self.k > 0 or self.k == 1:
+            raise ValueError("--k is the base of a diffusion that changes with time, above 0 "
+                             f"and not 1; got {self.k}")
 
 
 # For teachers that predict x0 as y + F, as the presets small and tiny of sgmse.py do.
@@ -329,8 +332,8 @@ def selective_patch_loss(S, T, Y, size=20, keep=0.8, rule="top_k", exact=True):
     """Response distillation, (|S| - |T|)^2, on the patches that `select` picks.
 
     exact: as released, the sum is divided by the nominal number of patches, keep * all of
-    them, and the zeros beyond the top bin count; otherwise by the number kept in each
-    utterance, over real bins.
+    them, and the zeros beyond the top bin count; otherwise, and where the rule is positive
+    and has no such number, by the number kept in each utterance, over real bins.
     """
     T = T.detach()
     inside = None if exact else torch.ones_like(S, dtype=torch.bool)
@@ -340,7 +343,8 @@ def selective_patch_loss(S, T, Y, size=20, keep=0.8, rule="top_k", exact=True):
 
     gap = knowledge_gap_score(error(S, Y), error(T, Y))                 # (B, bands, frames)
     mask = select(gap, keep, rule)
-    return selected_mean(error(S, T), mask, keep * gap.numel() if exact else None)
+    nominal = exact and rule != "positive"
+    return selected_mean(error(S, T), mask, keep * gap.numel() if nominal else None)
 
 
 def band_split(T):
@@ -706,6 +710,10 @@ class Student(nn.Module):
                              "any method; --distil none trains without one")
         else:
             self.teacher = Teacher(config.teacher)
+            if train.channels(self.teacher.model) != (1, 1):
+                raise ValueError(f"--teacher {config.teacher} hears several microphones or "
+                                 "separates talkers; a student learns from one that maps a "
+                                 "recording to one voice")
             if config.distance == "feature":
                 hop = self.patch_spectrogram.hop_length
                 for name, model in (("student", self), ("teacher", self.teacher.model)):

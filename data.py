@@ -1139,6 +1139,9 @@ def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, mics=1, talkers=1, r
     if rooms:
         raise FileNotFoundError(f"{root}: rooms are simulated around recordings of speech and of noise. Looked for the "
                                 f"folders {split}/speech + {split}/noise; speech + noise")
+    if split == "train" and any((babble, made, pauses, coloured)):
+        raise ValueError(f"--babble, --made, --pauses and --coloured are for speech and noise that are mixed here; {root} "
+                         "holds mixtures")
     try:
         return PairedAudio(root, split, **options)
     except FileNotFoundError as error:

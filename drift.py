@@ -445,6 +445,8 @@ def train_encoder(config, encoder=EncoderConfig()):
 def encoder_command(args):
     """The command train-encoder: train_encoder by flags."""
     config = train.TrainConfig(**ENCODER | train.given(args, train.TrainConfig))
+    if not config.data:
+        raise ValueError("give the clean speech with --data DIR; see --help")
     train_encoder(config, EncoderConfig(**train.given(args, EncoderConfig)))
     print(f"written to {config.out}; to use it: drift.py train --encoder {config.out} ...")
 

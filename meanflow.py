@@ -91,7 +91,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     displacement: bool = True        # weight (t - r)^2: the x_r-loss; MeanFlowSE: none
     endpoint_weight: float = 1.0     # of the Endpoint loss, per dB; MeanFlowSE: 0
     reduction: Literal["sum", "mean"] = "sum"  # of the loss over an example's bins
-    schedule: int = 0                # updates of the schedules; 0: as many as --steps
+    schedule: int = 0                # updates of the schedules; 0: the whole training
     N: int = 1                       # network calls at inference
     t_end: float = 0.03              # process time at which inference stops
     sigma_data: float = 0.0          # rms of x0 - s_hat over |mixture|; > 0: as in EDM
@@ -315,6 +315,8 @@ class MeanFlowCorrector(nn.Module):
                                config.num_res_blocks, config.attention_resolutions,
                                image_size=config.n_fft // 2 + 1, num_times=2, version=2,
                                fourier_scale=config.fourier_scale)
+        if config.sigma_data:                            # no correction is the start
+            nn.init.zeros_(self.net.head.bias)
         if config.separator != "none":
             self.separator_stft = Spectrogram(512, 256, transform="none")
             sizes = {"small": {}, "compact": nets.COMPACT}[config.separator_size]
@@ -325,7 +327,8 @@ class MeanFlowCorrector(nn.Module):
         if config.separator != "none":
             heard = round(config.separator_seconds * SAMPLE_RATE)
             self.num_samples = max(self.num_samples, heard)
-        self.calls, self.ema, self.steps, self.store = 0, None, 0, None    # set by train.py
+        self.calls = 0
+        self.ema, self.progress, self.store = None, 1, None             # set by train.py
 
     def forward(self, xt, context, r, t):
         """u(x_t, r, t), complex (B, 1, F, T). context: s_hat and, with a separator, the
@@ -427,9 +430,9 @@ class MeanFlowCorrector(nn.Module):
         def u(x, r, t):
             return self(x, context, r, t)
 
-        progress = 1
-        if self.ema is not None:
-            progress = self.ema.num_updates / (config.schedule or self.steps)
+        progress = self.progress
+        if self.ema is not None and config.schedule:
+            progress = self.ema.num_updates / config.schedule
         share = average_weight(progress)
         gamma = interval_exponent(progress)
         r, t = sample_times(len(x0), gamma, config.t_eps, device=x0.device)

@@ -90,6 +90,9 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
         if not 0 < self.t_eps <= self.start <= 1:
             raise ValueError("--start and --t-eps are times of the process, 0 < t_eps <= "
                              f"start <= 1; got start {self.start}, t_eps {self.t_eps}")
+        if not self.k > 0 or self.k == 1:
+            raise ValueError("--k is the base of a diffusion that changes with time, above 0 "
+                             f"and not 1; got {self.k}")
         if not self.spacing > 0:
             raise ValueError(f"--spacing is a power, above 0; got {self.spacing}")
         bridge = self.sde == "sbve"
@@ -532,7 +535,8 @@ class ScoreSDE(nn.Module):
         """What the network stands for: the score, the denoised mean or x0, as `objective`
         says.
 
-        xt, y complex (B, 1, F, T), t (B,) -> complex (B, 1, F, T): c_skip x_t + c_out F.
+        xt, y complex (B, 1, F, T), t (B,) -> complex (B, 1, F, T): c_skip x_t + c_out F; of
+        the objective denoiser F alone, as released.
         """
         config = self.config
         self.calls += 1

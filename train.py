@@ -13,8 +13,8 @@ called before training;
 where a preset is trained by other constants than the defaults here, also a dictionary `recipes` of these;
 where its loss can do with clean speech of other recordings than the noisy ones', also needs_pairs = False; where it
 hears several microphones or separates talkers, num_mics and num_speakers, with waves (B, M, L) in and (B, S, L) out.
-In training it finds its average as `ema`, the number of updates to come as `steps`, and as `store`, where crops come
-again, a folder for what it need not compute twice (else None).
+In training it finds its average as `ema`, the share of the training that is done as `progress`, and as `store`, where
+crops come again, a folder for what it need not compute twice (else None).
 
 Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was killed and resumed
 gives bit for bit the weights of one that was not, on the same machine with the same number of threads; on a GPU, which
@@ -122,19 +122,19 @@ class Loss(torch.nn.Module):
         return self.method.loss(batch)
 
 
-def fit(method, loader, config, ema=None):
+def fit(method, loader, config, ema=None, resumed=None):
     """Train: yield (step, what to log) after each update; step counts from 1.
 
     loader: function (number of the first batch, rank, world size) -> endless iterator of batches. Continues from
     config.out/last.pt where there is one, and writes it every config.save_every seconds, before each validation and at
-    the end. A step whose gradient is not finite is skipped; ten in a row raise FloatingPointError.
+    the end. resumed: called with the step that a run continues from, its weights in place. A step whose gradient is not
+    finite is skipped; ten in a row raise FloatingPointError.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(method.parameters()).device
     weights = [p for p in method.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(weights, config.lr, config.betas, weight_decay=config.weight_decay)
     method.ema = ema = ema or EMA(method, config.ema)    # for a loss with a target network
-    method.steps = config.steps                          # for one with a schedule
     last = Path(config.out) / "last.pt"
     done, before = resume(last, method, opt, ema, config.identity(world)) if last.exists() else (0, 0.0)
 
@@ -147,9 +147,12 @@ def fit(method, loader, config, ema=None):
     method.train()
     started = saved = time.monotonic()
     bad, progress = 0, progress_of(done, before, config)
+    if done and resumed:
+        resumed(done)
     for step in range(done + 1, config.steps + 1):
         if progress >= 1:
             break
+        method.progress = progress                       # for a loss with a schedule
         opt.param_groups[0]["lr"] = learning_rate(step, progress, config)
         seed_everything(config.seed, step, rank)
         for micro in range(config.accumulate):
@@ -312,6 +315,8 @@ def load_checkpoint(path, Method=None, partly=False, **changes):
         try:
             Method = chosen(Method, *released(content))
             return Method.from_official(content, **changes).eval()
+        except KeyError as error:
+            raise CheckpointError(f"{path}: looks like a released checkpoint, but lacks {error}") from None
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{path}: {error}") from None
     try:
@@ -387,7 +392,7 @@ def released(content):
             # ROSE-CD's student has the wrapper of its teacher, but hears its input unscaled.
             student = theirs.get("loss_type") == "precond_denoiser" and theirs.get("c_in") == "1"
             return ("consistency", "ConsistencyModel") if student else ("sgmse", "ScoreSDE")
-        if any(name.endswith("layers.0.full.weight") for name in content.get("state_dict", content)):
+        if any(str(name).endswith("layers.0.full.weight") for name in content.get("state_dict") or content):
             return "meanflow", "MeanFlowCorrector"
         if {"model", "optimizer", "step"} <= keys:
             raise ValueError("the state of a training; use best.safetensors or last.safetensors beside it")
@@ -676,7 +681,15 @@ def train_command(Method, args):
 
     bar, smooth = tqdm(total=config.steps, unit="step", disable=rank > 0, mininterval=1), None
     bar.update(done)
-    for step, parts in fit(method, loader, config, ema):
+
+    def validation(step):
+        """Every so many steps, once each: a run that was killed in one has saved the step already."""
+        if config.valid_every and step % config.valid_every == 0:
+            if valid and not validated(out, step):
+                validate_and_keep(method, ema, valid, config, step, log, bar.write)
+            wait_for_rank_0(store, rank, f"validated {step}")
+
+    for step, parts in fit(method, loader, config, ema, validation):
         bar.update(step - bar.n)
         if step % 50 == 0 or step == config.steps:
             values = {name: float(value) for name, value in parts.items()}
@@ -684,10 +697,7 @@ def train_command(Method, args):
             bar.set_postfix(loss=f"{smooth:.4g}")
             if log:
                 log(step, values)
-        if config.valid_every and step % config.valid_every == 0:
-            if valid:
-                validate_and_keep(method, ema, valid, config, step, log, bar.write)
-            wait_for_rank_0(store, rank, f"validated {step}")
+        validation(step)
     bar.close()
     if rank == 0:
         finish(method, ema, valid, config, log, say)
@@ -777,6 +787,13 @@ def steps_done(out):
     return read_pickle(last)["step"] if last.exists() else 0
 
 
+def validated(out, step):
+    """Whether the log of a run has scores after that step."""
+    log = Path(out) / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return any("pesq" in line for line in map(json.loads, lines) if line["step"] == step)
+
+
 def validate_and_keep(method, ema, dataset, config, step, log, say):
     """Score the averaged weights; where they are the best of the run they become best.safetensors."""
     best = Path(config.out) / "best.safetensors"
@@ -784,10 +801,10 @@ def validate_and_keep(method, ema, dataset, config, step, log, say):
         method.eval()
         scores, audio, note = validate(method, dataset, config)
         method.train()
-        log(step, scores, audio)
-        say(f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()) + note)
         if merit(scores) > best_so_far(best):
             save_checkpoint(best, method, step=step, **scores)
+        log(step, scores, audio)                         # last: it says that all of this is done
+        say(f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()) + note)
 
 
 def finish(method, ema, valid, config, log, say):
@@ -796,10 +813,7 @@ def finish(method, ema, valid, config, log, say):
     if notes_of(last).get("step") == step:
         say(f"already finished, after step {step}: {last}. More --steps or another --out train on")
         return
-    log_file = Path(config.out) / "log.jsonl"
-    lines = log_file.read_text().splitlines() if log_file.exists() else []
-    validated = any("pesq" in line for line in map(json.loads, lines) if line["step"] == step)
-    if valid and config.valid_every and not validated:
+    if valid and config.valid_every and not validated(config.out, step):
         validate_and_keep(method, ema, valid, config, step, log, say)
     with ema.applied():
         save_checkpoint(last, method, step=step)
@@ -948,7 +962,7 @@ def evaluate_command(Method, args):
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in method.named_children()}
     print("parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size))
     print(f"{len(names)} recordings of {args.data}, {args.split}")
-    before = metrics.evaluate(zip(names, clean, noisy), which, args.workers)
+    before = metrics.evaluate(zip(names, clean, noisy, noisy), which, args.workers)
     after = metrics.evaluate(zip(names, enhanced if alone else clean, enhanced, noisy), which, args.workers)
     after.save_csv(out / "scores.csv")
     for title, results in (("noisy", before), ("enhanced", after), ("enhanced - noisy", after.compare(before))):

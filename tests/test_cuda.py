@@ -67,7 +67,7 @@ def build(name, device):
     if hasattr(method, "prepare"):
         method.prepare(fresh=name != "CRP")
     method = method.to(device)
-    method.ema, method.steps, method.store = train.EMA(method), 10, None
+    method.ema, method.progress, method.store = train.EMA(method), 0.5, None
     method.ema.num_updates = 10 ** 6                     # beyond every schedule
     return method
 

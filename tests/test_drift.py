@@ -765,6 +765,8 @@ def test_encoder_is_trained_and_resumed_by_one_call_and_is_a_latent_space(corpus
 def test_encoder_command_hands_over_its_flags_and_says_what_is_wrong(tmp_path, monkeypatch, capsys):
     assert run("train-encoder", "--data", tmp_path / "nowhere", "--out", tmp_path / "run") == 2
     assert "nowhere" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert run("train-encoder", "--out", tmp_path / "run") == 2
+    assert "--data DIR" in capsys.readouterr().err and not (tmp_path / "run").exists()
     seen = []
     monkeypatch.setattr(drift, "train_encoder", lambda *given: seen.extend(given))
     assert run("train-encoder", "--data", "speech", "--steps", "7", "--hidden", "32") == 0

@@ -119,7 +119,7 @@ def build(method, changes):
     if method == "drift":
         model.prepare()
     if method in ("student", "meanflow"):                # in the middle of a training of eight updates
-        model.ema, model.steps = train.EMA(model), 8
+        model.ema, model.progress = train.EMA(model), 0.5
         model.ema.num_updates = 4
     return model
 

@@ -36,6 +36,13 @@ def test_mistyped_choice_is_refused_by_the_command_and_by_the_config(Method, com
     assert flag in message and "sharp" in message and all(str(choice) in message for choice in choices)
 
 
+@pytest.mark.parametrize("Config", [sgmse.Config, consistency.Config])
+def test_a_diffusion_that_does_not_change_is_refused(Config):
+    for k in (1.0, 0.0, -2.0):                           # its closed forms divide by log k
+        with pytest.raises(ValueError, match="--k is the base"):
+            Config(k=k)
+
+
 def test_every_field_with_a_few_words_as_its_values_is_a_choice():
     """What is left of plain text are names of files, encoders and devices."""
     text = {field.name for _, _, Config in COMMANDS for field in dataclasses.fields(Config) if field.type is str}

@@ -199,6 +199,16 @@ def test_quiet_recordings_are_lessons(tmp_path):
     assert len(MixedAudio(tmp_path / "speech", tmp_path / "noise", num_samples=8000)[3][4]) == 0
 
 
+@pytest.mark.parametrize("option", ["babble", "made", "pauses", "coloured"])
+def test_what_varies_mixtures_is_refused_for_recorded_ones(tmp_path, option):
+    for side in ("clean", "noisy"):
+        write(tmp_path / "train" / side / "a.wav", sound(30000))
+        write(tmp_path / "valid" / side / "a.wav", sound(30000))
+    with pytest.raises(ValueError, match=f"--{option}.* that are mixed here; .* holds mixtures"):
+        data.open_data(tmp_path, "train", **{option: 0.2}, num_samples=8000)
+    assert len(data.open_data(tmp_path, "valid", **{option: 0.2}, num_samples=8000)) == 1     # as a training asks
+
+
 def test_validation_is_never_mixed_with_silence(tmp_path):
     write(tmp_path / "speech/a.wav", sound(30000))
     write(tmp_path / "speech/b.wav", np.zeros(30000))

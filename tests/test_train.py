@@ -660,6 +660,40 @@ def test_run_killed_in_its_last_validation_is_finished_by_the_same_command(tmp_p
     assert (tmp_path / "run/best.safetensors").exists() and (tmp_path / "run/last.safetensors").exists()
 
 
+def test_run_killed_in_any_validation_repeats_it_and_ends_as_one_that_was_not(tmp_path, corpus, monkeypatch):
+    def flags(name):
+        return ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "24", "--batch-size", "2", "--device",
+                "cpu", "--valid-files", "1", "--valid-every", "2", "--N", "1", "--steps", "3", "--out", tmp_path / name)
+
+    def scores(name):
+        lines = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
+        return [(line["step"], line["si_sdr"]) for line in lines if "pesq" in line]
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    assert run(*flags("whole")) == 0
+    for place in ("validate", "save_checkpoint"):        # before the scores, and before they are kept
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(train, place, killed)
+            run(*flags(place))
+        assert run(*flags(place)) == 0
+        assert scores(place) == scores("whole") and [step for step, _ in scores(place)] == [2, 3]
+        best = [tmp_path / name / "best.safetensors" for name in (place, "whole")]
+        assert same(*(train.load_checkpoint(path).state_dict() for path in best))
+        assert train.notes_of(best[0]) == train.notes_of(best[1])
+
+
+@pytest.mark.slow
+def test_noisy_recordings_are_scored_by_every_metric_that_the_enhanced_ones_are(tmp_path, corpus, capsys):
+    train.save_checkpoint(tmp_path / "model.safetensors", tiny())
+    assert run("evaluate", "--data", corpus, "--checkpoint", tmp_path / "model.safetensors", "--metrics",
+               "si_sdr,si_sir_sar", "--out", tmp_path / "scores", "--workers", "1") == 0
+    tables = capsys.readouterr().out.split("\n\n")
+    assert [table.splitlines()[0] for table in tables[1:4]] == ["noisy", "enhanced", "enhanced - noisy"]
+    assert all("n/a" not in table and "si_sar" in table for table in tables[1:4])
+
+
 def test_what_was_left_out_is_summed_up_in_a_few_lines():
     problems = collections.Counter({f"{n}.wav: silent": n for n in range(1, 9)})
     lines = train.left_out(problems)

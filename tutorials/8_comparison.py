@@ -219,30 +219,34 @@ print(f"n = {table[0]['n']}, mean and 95 % interval")
 # %% [markdown]
 # ## Every paradigm under one budget
 #
-# The shipped weights had different losses, data and hours. Here every paradigm had the same: network, crops, batch, learning rate. The table was written by `python tutorials/experiments/compare.py`, whose `--help` says what each row is. Filled: the test recordings, with 95 % intervals. Hollow: the same speech in noise of another kind, made by code; the lines are the noisy recordings of both.
+# The shipped weights had different losses, data and hours. Here every paradigm had the same: network, crops, batch, learning rate. The table was written by `python tutorials/experiments/compare.py`, whose `--help` says what each row is. Filled: the test recordings after the most crops that a row was trained with, with 95 % intervals; grey: after fewer. Hollow: the same speech in noise of another kind, made by code; the lines are the noisy recordings of both.
 
 # %%
 with open(ROOT / "tutorials" / "experiments" / "compare.csv", newline="") as file:
     fair = [row for row in csv.DictReader(file) if row["table"] == "budget" and row["seed"] in ("", "0")]
-labels = list(dict.fromkeys(row["row"] for row in fair if row["row"] != "noisy"))
+fair.sort(key=lambda row: int(row["crops"] or 0))
+test, other = ({row["row"]: row for row in fair if row["test"] == name} for name in ("test", "other"))   # most crops
+labels = [label for label in test if label != "noisy"]
 figure, axes = plt.subplots(1, 3, figsize=(9, 0.26 * len(labels) + 0.8), sharey=True)
 for axis, (column, title) in zip(axes, (("pesq", "WB-PESQ"), ("estoi", "ESTOI"), ("si_sdr", "SI-SDR, dB"))):
-    for test, style in (("test", "-"), ("other", ":")):
-        rows = {row["row"]: row for row in fair if row["test"] == test}
+    for rows, style in ((test, "-"), (other, ":")):
         axis.axvline(float(rows["noisy"][column]), color="0.7", linestyle=style)
-        for label in labels:
-            mean, low, high = (float(rows[label][column + end]) for end in ("", "_low", "_high"))
-            if test == "test":
-                axis.errorbar(mean, label, xerr=[[mean - low], [high - mean]], fmt="o", color="tab:blue", markersize=4)
-            else:
-                axis.plot(mean, label, "o", color="tab:orange", markerfacecolor="none", markersize=5)
+    for row in fair:
+        if row["test"] == "test" and row is not test[row["row"]]:
+            axis.plot(float(row[column]), labels.index(row["row"]), "o", color="0.6", markersize=4)
+    for y, label in enumerate(labels):
+        mean, low, high = (float(test[label][column + end]) for end in ("", "_low", "_high"))
+        axis.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o", color="tab:blue", markersize=4)
+        axis.plot(float(other[label][column]), y, "o", color="tab:orange", markerfacecolor="none", markersize=5)
     axis.set_title(title)
     axis.grid(axis="y", alpha=0.3)
+axes[0].set_yticks(range(len(labels)), labels)
 axes[0].invert_yaxis()
 axes[2].set_xlim(-5, 17)
-some = next(row for row in fair if row["row"] in labels)
-print(f"{some['crops']} crops a stage, n = {some['n']}; off the last axis, not intelligible: " + ", ".join(
-    row["row"] for row in fair if row["test"] == "test" and float(row["si_sdr"]) < -5))
+print(f"n = {test['noisy']['n']}; crops a stage: " + ", ".join(
+    f"{crops} in {sum(test[label]['crops'] == crops for label in labels)} rows"
+    for crops in dict.fromkeys(row["crops"] for row in fair if row["crops"])))
+print("off the last axis, not intelligible:", ", ".join(label for label in labels if float(test[label]["si_sdr"]) < -5))
 
 # %% [markdown]
 # ## Details that matter
