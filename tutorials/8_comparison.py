@@ -219,7 +219,7 @@ print(f"n = {table[0]['n']}, mean and 95 % interval")
 # %% [markdown]
 # ## Every paradigm under one budget
 #
-# The shipped weights had different losses, data and hours. Here every paradigm had the same: network, crops, batch, learning rate. The table was written by `python tutorials/experiments/compare.py`, whose `--help` says what each row is. Filled: the test recordings after the most crops that a row was trained with, with 95 % intervals; grey: after fewer. Hollow: the same speech in noise of another kind, made by code; the lines are the noisy recordings of both.
+# The shipped weights had different losses, data and hours. Here every paradigm had the same: network (but for the separator, a small SpatialNet), crops a stage, batch, learning rate. The table was written by `python tutorials/experiments/compare.py`, whose `STAGES` and `ROWS` say what each row is. Filled: the test recordings after the most crops that a row was trained with, with 95 % intervals; grey: after fewer. Hollow: the same speech in noise of another kind, made by code; the lines are the noisy recordings of both.
 
 # %%
 with open(ROOT / "tutorials" / "experiments" / "compare.csv", newline="") as file:
@@ -253,7 +253,7 @@ print("off the last axis, not intelligible:", ", ".join(label for label in label
 #
 # 1. The same seed, the same files, the same scores for all, and every score beside that of the noisy input.
 # 2. Intervals of differences are paired: recordings differ more than methods do.
-# 3. PESQ and SI-SDR are in the losses of `consistency` and `drift_dagger`, SI-SDR in that of `meanflow`: they were taught to these tests.
+# 3. PESQ is in the losses of `sgmse_stage1`, from which both CRP models went on, `consistency` and `drift_dagger`, SI-SDR in those of the last two and of `meanflow`: they were taught to these tests.
 # 4. `meanflow`'s two calls are of two networks, a separator and its corrector.
 #
 # ## Where paper and code differ
@@ -282,7 +282,7 @@ print("off the last axis, not intelligible:", ", ".join(label for label in label
 #
 # <details><summary>Solution</summary>
 #
-# Reference-free scores: `python metrics.py CLEAN_DIR ENHANCED_DIR --metrics dnsmos` with the optional packages; or ask ten people for a grade from 1 to 5, and give the mean with its interval.
+# Reference-free scores: `python consistency.py evaluate --data FOLDER --metrics dnsmos` of the folder of recordings, with the optional packages; or ask ten people for a grade from 1 to 5, and give the mean with its interval.
 #
 # </details>
 

@@ -17,7 +17,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import train
-from scoring import COLUMNS, cell, enhanced_and_scored, noisy_scored, sha256, with_interval
+from scoring import (COLUMNS, add_csv_flag, add_lines, cell, enhanced_and_scored, line, noisy_scored, sha256,
+                     with_interval)
 
 CHECKPOINTS = ("sgmse_stage1", "sgmse", "sgmse_crp1", "consistency", "meanflow", "drift", "drift_dagger")
 # What a checkpoint does without the step that its method adds: (checkpoint, changes of its config).
@@ -52,6 +53,7 @@ def main():
     parser.add_argument("--scores", type=Path, default=Path("evaluated/comparison"), help="folder (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
     parser.add_argument("--out", default="tutorials/experiments/comparison.csv", help="(default: %(default)s)")
+    add_csv_flag(parser)
     args = parser.parse_args()
     train.keep_memory()                                  # as all commands do
 
@@ -70,6 +72,8 @@ def main():
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    add_lines(args.csv, [line("shipped", label.replace("`", ""), results, test="test")
+                         for label, results in printed.items()])
     print(f"\nn = {len(recordings)}; mean [95 % interval], and below it the paired difference to noisy\n\n"
           f"| | {' | '.join(COLUMNS.values())} |\n|---|{'---|' * len(COLUMNS)}")
     for label, results in printed.items():
