@@ -179,9 +179,9 @@ def test_the_csv_of_all_tables_keeps_what_was_not_scored_anew(tmp_path, monkeypa
     scoring.add_lines(path, [scoring.line("two", "a", results(3.0, 4.0, 5.0), ["pesq"], seed=1)])
     with open(path, newline="") as file:
         first, *rest = csv.DictReader(file)
-    assert (first["table"], first["own_time"], first["pesq"], first["snr"]) == ("one", "7.0000", "", "5")
+    assert (first["table"], first["own_time"], first["pesq"], first["snr"]) == ("one", "7.000000", "", "5")
     assert [(row["table"], row["seed"], row["n"], row["pesq"]) for row in rest] == [
-        ("two", "0", "2", "1.5000"), ("two", "1", "3", "4.0000")]
+        ("two", "0", "2", "1.500000"), ("two", "1", "3", "4.000000")]
     assert [float(rest[0][f"pesq_{end}"]) for end in ("low", "high")] == [1, 2]
 
 
@@ -198,7 +198,7 @@ def test_runs_of_evaluate_are_compared_on_what_they_share(tmp_path, monkeypatch,
     assert "| new - noisy | 0.750 [0.500, 1.000] |" in shown
     with open(tmp_path / "all.csv", newline="") as file:
         assert [(row["table"], row["row"], row["pesq"]) for row in csv.DictReader(file)] == [
-            ("mine", "noisy", "1.5000"), ("mine", "new", "2.2500")]
+            ("mine", "noisy", "1.500000"), ("mine", "new", "2.250000")]
     results(5.0).save_csv(tmp_path / "other" / "scores.csv")
     (tmp_path / "other" / "scores.csv").write_text((tmp_path / "other" / "scores.csv").read_text().replace("\n0,", "\nx,"))
     monkeypatch.setattr(sys, "argv", [*sys.argv, f"other={tmp_path / 'other'}"])

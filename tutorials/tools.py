@@ -1,8 +1,9 @@
 """What the notebooks share: showing a function, playing sound, checking a number, drawing a spectrogram, training for
-a minute. The methods themselves stand in the files above this folder, which this module puts on the path.
+a minute, printing rows of the experiments. The methods themselves stand in the files above this folder, which this module puts on the path.
 """
 
 import base64
+import csv
 import inspect
 import io
 import os
@@ -131,3 +132,24 @@ def fifths(values):
     """(mean of the first fifth, mean of the last fifth): what a training did."""
     n = max(1, len(values) // 5)
     return float(np.mean(values[:n])), float(np.mean(values[-n:]))
+
+
+def measured(file, table, *rows, columns=("pesq", "estoi", "si_sdr"), **where):
+    """Print rows of a table of experiments/FILE: what tells them apart, and mean [95 % interval] of each score.
+
+    rows: how their names begin (default: all); where: what other columns hold.
+    """
+    with open(ROOT / "tutorials" / "experiments" / file, newline="") as lines:
+        found = [row for row in csv.DictReader(lines) if row["table"] == table and row["row"].startswith(rows or "")
+                 and all(row[key] == str(value) for key, value in where.items())]
+    keys = [key for key in ("teacher", "layer", "test", "snr", "seed", "steps", "crops", "calls")
+            if len({row[key] for row in found if row["row"] != "noisy"}) > 1]
+    cells = [["row", *keys, *columns]]
+    for row in found:
+        scores = ["{:.3f} [{:.3f}, {:.3f}]".format(*(float(row[column + end]) for end in ("", "_low", "_high")))
+                  for column in columns]
+        cells.append([row["row"], *(row[key] for key in keys), *scores])
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    print("n = " + ", ".join(dict.fromkeys(row["n"] for row in found)))
+    for line in cells:
+        print("  ".join(f"{word:{width}}" for word, width in zip(line, widths)).rstrip())

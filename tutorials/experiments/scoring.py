@@ -122,7 +122,7 @@ def cell(results, column):
 def with_interval(column, values):
     """Mean and 95 % interval of a score, for a CSV."""
     numbers = {column: np.mean(values)} | dict(zip((f"{column}_low", f"{column}_high"), metrics.bootstrap_interval(values)))
-    return {name: f"{number:.4f}" for name, number in numbers.items()}
+    return {name: f"{number:.6f}" for name, number in numbers.items()}
 
 
 def line(table, row, results, columns=COLUMNS, **what):
