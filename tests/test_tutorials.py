@@ -127,6 +127,15 @@ def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_p
     assert all(row["calls"] == "1" for row in rows[2:])
 
 
+def test_rows_of_the_fair_table_are_chosen_by_name_or_by_part_of_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import compare
+    assert list(compare.rows_named(["DriftSE", "CRP, "])) == ["CRP, 5 calls", "CRP, 1 call", "DriftSE"]
+    assert compare.rows_named([""]) == compare.ROWS and len(compare.rows_named(["DriftSE,"])) > 5
+    with pytest.raises(ValueError, match="'MeCa': there are .*'MeCo'"):
+        compare.rows_named(["MeCo", "MeCa"])
+
+
 @pytest.mark.slow
 def test_sensitivity_is_tabled_and_drawn(tmp_path, corpus):
     config = sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=24))

@@ -130,6 +130,14 @@ def trained(name, seed, args):
     return run / "last.safetensors"
 
 
+def rows_named(names):
+    """Those of ROWS that have one of the names or, where it is no row's, contain it. Raises ValueError for one in none."""
+    parts = [name for name in names if name not in ROWS]
+    if unknown := [part for part in parts if not any(part in label for label in ROWS)]:
+        raise ValueError(f"{' '.join(map(repr, unknown))}: there are {', '.join(map(repr, ROWS))}")
+    return {label: use for label, use in ROWS.items() if label in names or any(part in label for part in parts)}
+
+
 def crops_in_all(name, crops):
     return crops * (1 + sum(crops_in_all(start, 1) for start in starts(STAGES[name][1])))
 
@@ -169,7 +177,8 @@ def main():
     parser.add_argument("--data", required=True, help="corpus with a train and a test split, as for train")
     parser.add_argument("--crops", type=int, required=True, help="crops of a stage's training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(default: %(default)s)")
-    parser.add_argument("--rows", nargs="+", default=[""], help="rows whose names contain one of these (default: all)")
+    parser.add_argument("--rows", nargs="+", default=[""], metavar="ROW",
+                        help="rows of these names, or whose names contain one (default: all)")
     parser.add_argument("--preset", default="small", help="(default: small)")
     parser.add_argument("--encoder", type=Path, help="of drift.py train-encoder, for the two rows with and without it")
     parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
@@ -178,6 +187,10 @@ def main():
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
     parser.add_argument("flags", nargs="*", help="after --: flags of every training")
     args = parser.parse_args()
+    try:
+        chosen = rows_named(args.rows)
+    except ValueError as error:
+        parser.error(f"--rows {error}")
     train.keep_memory()                                  # as all commands do
     if args.encoder is not None:
         torch.manual_seed(0)
@@ -193,8 +206,8 @@ def main():
     lines = [line("budget", "noisy", results, columns, test=test) for test, results in before.items()]
     results_of, costs = {}, {}
     for seed in args.seeds:                              # outermost: a table of fewer seeds is there early
-        for label, (stage, changes) in ROWS.items():
-            if not any(part in label for part in args.rows) or "encoder" in label and args.encoder is None:
+        for label, (stage, changes) in chosen.items():
+            if "encoder" in label and args.encoder is None:
                 continue
             checkpoint = trained(stage, seed, args)
             costs[label] = calls, parameters, factor = cost(checkpoint, noisy[0], changes)
