@@ -102,8 +102,8 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
         if not 0 < self.t_eps < 1:
             raise ValueError(f"--t-eps is a time of the process, below 1; got {self.t_eps}")
         if not self.k > 0 or self.k == 1:
-            raise ValueError("--k is the base of a diffusion that changes with time, above 0 "
-                             f"and not 1; got {self.k}")
+            raise ValueError("--k is the base of a diffusion that changes with time, above "
+                             f"0 and not 1; got {self.k}")
 
 
 # For teachers that predict x0 as y + F, as the presets small and tiny of sgmse.py do.

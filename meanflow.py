@@ -32,17 +32,18 @@ identity, a difference quotient with its norm clipped, sums over bins. `principl
 Gaussian world the first ends between the flow and the posterior mean, the second on the
 flow.
 
-Where we differ. The schedules follow the updates (`--schedule`), not whole epochs. Where
-the estimate is nearly silent the level is that of the mixture, 26 dB down; the published
-program draws another excerpt. The derivative is taken in float32 whatever the precision of
-training. Inference of MeanFlowSE ends at `--t-end 0`, as its authors advise. In the small
-presets the network sees each bin relative to the mixture's, in level and phase, and is
-scaled and skipped (`--sigma-data`): it starts as one that keeps the estimate. Their
-Endpoint loss weighs 30 times more, as its gradient is a tenth of that of the velocities.
-Means over bins have small gradients: `--clip 0.05`, where sums have 1. Several microphones
-or talkers train in simulated rooms, data.RoomMixtures, where by default no mixture comes
-twice. The separator hears longer excerpts than the corrector: in short ones it makes errors
-of its own. Where the crops of the training come again (`--crops`), its estimates are kept
+Where we differ. The schedules follow the share of the training that is done, or so many
+updates (`--schedule`), not whole epochs. Where the estimate is nearly silent the level
+is that of the mixture, 26 dB down; the published program draws another excerpt. The
+derivative is taken in float32 whatever the precision of training. Inference of
+MeanFlowSE ends at `--t-end 0`, as its authors advise. In the small presets the network
+sees each bin relative to the mixture's, in level and phase, and is scaled and skipped
+(`--sigma-data`): it starts as one that keeps the estimate. Their Endpoint loss weighs
+30 times more, as its gradient is a tenth of that of the velocities. Means over bins
+have small gradients: `--clip 0.05`, where sums have 1. Several microphones or talkers
+train in simulated rooms, data.RoomMixtures, where by default no mixture comes twice.
+The separator hears longer excerpts than the corrector: in short ones it makes errors of
+its own. Where the crops of the training come again (`--crops`), its estimates are kept
 in a folder beside the run.
 
 Tutorial: tutorials/6_meanflow.ipynb

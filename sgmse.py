@@ -91,8 +91,8 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
             raise ValueError("--start and --t-eps are times of the process, 0 < t_eps <= "
                              f"start <= 1; got start {self.start}, t_eps {self.t_eps}")
         if not self.k > 0 or self.k == 1:
-            raise ValueError("--k is the base of a diffusion that changes with time, above 0 "
-                             f"and not 1; got {self.k}")
+            raise ValueError("--k is the base of a diffusion that changes with time, above "
+                             f"0 and not 1; got {self.k}")
         if not self.spacing > 0:
             raise ValueError(f"--spacing is a power, above 0; got {self.spacing}")
         bridge = self.sde == "sbve"
