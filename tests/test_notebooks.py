@@ -1,5 +1,6 @@
 """The notebooks: built from the sources beside them, run without an error, short enough for a test."""
 
+import csv
 import json
 import re
 import runpy
@@ -168,6 +169,19 @@ def test_shown_functions_and_named_weights_count(tmp_path, monkeypatch, small):
     second = digest()
     (root / "shown_here.py").write_text('def one():\n    """One!"""\n\n\ndef two():\n    """Three."""\n')
     assert len({first, second, digest()}) == 3
+
+
+def test_rows_of_the_experiments_are_printed_with_what_tells_them_apart():
+    code = "import tools; tools.measured('compare.csv', 'patches', 'DISPatch', seed=1, columns=('estoi',))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=TUTORIALS, capture_output=True, text=True, check=True)
+    n, head, *lines = done.stdout.splitlines()
+    with open(TUTORIALS / "experiments" / "compare.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["table"] == "patches" and row["seed"] == "1"
+                and row["row"].startswith("DISPatch")]
+    assert n == "n = 110" and head.split() == ["row", "teacher", "steps", "estoi"] and len(lines) == len(rows) > 3
+    for line, row in zip(lines, rows):
+        assert line.startswith(row["row"]) and row["teacher"] in line and row["steps"] in line
+        assert line.endswith("{:.3f} [{:.3f}, {:.3f}]".format(*(float(row[f"estoi{end}"]) for end in ("", "_low", "_high"))))
 
 
 # ------------------------------------------------------------------------------------------------ pages

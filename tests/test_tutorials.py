@@ -198,7 +198,10 @@ def test_runs_of_evaluate_are_compared_on_what_they_share(tmp_path, monkeypatch,
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     import side_by_side
     results(1.0, 2.0, 9.0).save_csv(tmp_path / "noisy.csv")
-    results(1.5, 3.0).save_csv(tmp_path / "run" / "scores.csv")
+    new = results(1.5, 3.0, 8.0)
+    new.rows[2] |= {"error": "pesq: no utterance"}
+    del new.rows[2]["pesq"]
+    new.save_csv(tmp_path / "run" / "scores.csv")
     monkeypatch.setattr(sys, "argv", ["side_by_side.py", "--table", "mine", "--csv", str(tmp_path / "all.csv"),
                                       f"noisy={tmp_path / 'noisy.csv'}", f"new={tmp_path / 'run'}"])
     side_by_side.main()
@@ -214,6 +217,9 @@ def test_runs_of_evaluate_are_compared_on_what_they_share(tmp_path, monkeypatch,
     with pytest.raises(SystemExit):
         side_by_side.main()
     assert "no recording in common" in capsys.readouterr().err
+    import scoring
+    with pytest.raises(SystemExit, match="1 recordings could not be scored; the first, 2: pesq: no utterance"):
+        scoring.scores(tmp_path / "run" / "scores.csv", [], 1)
 
 
 def test_energy_distance_is_zero_for_equal_sets_and_twice_the_shift_far_apart(monkeypatch):

@@ -44,11 +44,18 @@ def sha256(checkpoint):
 
 
 def scores(path, pairs, workers, which=tuple(COLUMNS)):
-    """Results of (name, clean, other) pairs, from the file `path` where there is one. which: names of metrics."""
+    """Results of (name, clean, other) pairs, from the file `path` where there is one. which: names of metrics.
+
+    Ends the program where a recording has no score: a table is of all of them.
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         metrics.evaluate(pairs, which, workers).save_csv(path)
-    return read(path)
+    results = read(path)
+    if results.failed:
+        sys.exit(f"{path}: {len(results.failed)} recordings could not be scored; the first, {results.failed[0]['name']}: "
+                 f"{results.failed[0]['error']}. Mend it and delete the file")
+    return results
 
 
 def read(path):

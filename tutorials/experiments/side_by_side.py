@@ -27,12 +27,13 @@ def main():
     results = {}
     for label, run in (run.rsplit("=", 1) for run in args.runs):
         results[label] = read(run if Path(run).is_file() else Path(run) / "scores.csv")
-    names = set.intersection(*({row["name"] for row in found.rows} for found in results.values()))
+    columns = [column for column in TITLES if all(column in found.columns for found in results.values())]
+    names = set.intersection(*({row["name"] for row in found.rows if row.keys() >= set(columns)}
+                               for found in results.values()))
     if not names:
-        parser.error("the runs have no recording in common")
+        parser.error("the runs have no recording in common that has all scores")
     for found in results.values():
         found.rows = [row for row in found.rows if row["name"] in names]
-    columns = [column for column in TITLES if all(column in found.columns for found in results.values())]
 
     head = f"| | {' | '.join(TITLES[column] for column in columns)} |\n|---|{'---|' * len(columns)}"
     print(f"n = {len(names)}, mean [95 % interval]\n\n{head}")
