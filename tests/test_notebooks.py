@@ -172,7 +172,7 @@ def test_shown_functions_and_named_weights_count(tmp_path, monkeypatch, small):
 
 
 def test_rows_of_the_experiments_are_printed_with_what_tells_them_apart():
-    code = "import tools; tools.measured('compare.csv', 'patches', 'DISPatch', seed=1, columns=('estoi',))"
+    code = "import tools; tools.experiment('compare.csv', 'patches', 'DISPatch', seed=1, columns=('estoi',))"
     done = subprocess.run([sys.executable, "-c", code], cwd=TUTORIALS, capture_output=True, text=True, check=True)
     n, head, *lines = done.stdout.splitlines()
     with open(TUTORIALS / "experiments" / "compare.csv", newline="") as file:

@@ -6,7 +6,7 @@
 # **You will** train through a sampler, see what the last call can repair and what it cannot, and find that its optimum is a mean: with one call, CRP turns a sampler into a predictor. Paper: Lay, Lemercier, Richter, Gerkmann (ICASSP 2024, arXiv 2309.09677).
 
 # %%
-from tools import (below, check, enhance, fast, fifths, measured, play, pretrained, recording, show, spectrogram,
+from tools import (below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show, spectrogram,
                    train_small)
 
 import matplotlib.pyplot as plt
@@ -230,7 +230,7 @@ plt.legend();
 # Rows of the [experiments](experiments/README.md), where the commands stand, with voices that training never heard: mean [95 % interval over recordings]. Under "budget" every row had the same network size, crops a stage, batch and schedule.
 
 # %%
-measured("compare.csv", "budget", "noisy", "predictive", "score", "CRP", test="test")
+experiment("compare.csv", "budget", "noisy", "predictive", "score", "CRP", test="test")
 
 # %% [markdown]
 # With few crops one call at T beats the sampler, and CRP, which needs as many again, comes to that one call: with 12,000 crops a stage 0.02 PESQ below it [-0.08, 0.04] and 0.3 dB above [-0.3, 0.9]. The predictive row is the paper's control: by its means it lies 0.12 PESQ and 0.7 dB or more below both with 12,000 crops, and was level with them in PESQ with 3,000. Score matching, the paper's stage 1, is slower to learn, and CRP mends most where most is wrong.

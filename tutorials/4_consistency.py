@@ -6,7 +6,7 @@
 # **You will** see the boundary, the teacher's moves, and a fact that the paper's title hides: which *move* the teacher makes decides if the student samples or averages, and whether the move's noise is kept does not. Papers: ROSE-CD (Xu, Yan, Kleijn, arXiv 2507.05688), *Consistency Models* (Song et al., arXiv 2303.01469).
 
 # %%
-from tools import (below, check, enhance, fast, fifths, measured, play, pretrained, recording, show, spectrogram,
+from tools import (below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show, spectrogram,
                    tiny, train_small)
 
 import matplotlib.pyplot as plt
@@ -332,9 +332,9 @@ plt.ylabel("consistency loss");
 # Rows of the [experiments](experiments/README.md), where the commands stand, with voices that training never heard: mean [95 % interval over recordings]. "with" and "without": two students that heard the noise of the teacher's move in training, or not, tested over the level of the noise.
 
 # %%
-measured("compare.csv", "budget", "score model, one call", "consistency", test="test")
+experiment("compare.csv", "budget", "score model, one call", "consistency", test="test")
 print()
-measured("compare.csv", "robustness", test="test", columns=("pesq", "si_sdr"))
+experiment("compare.csv", "robustness", test="test", columns=("pesq", "si_sdr"))
 
 # %% [markdown]
 # Without the noise of the move the student is better at every level of noise: the randomised trajectory makes it no more robust here. Each loss on the waveform buys its own score, and without both the student ends below the noisy speech.

@@ -6,7 +6,7 @@
 # **You will** compute the knowledge gap score on a real pair, see what the released rule really keeps, and read a table in which the choice of patches did not matter. Paper: Kim, Choi, *DISPatch* (ICASSP 2026, arXiv 2509.15922); the two losses are the authors', the recipe and the weights around them are ours.
 
 # %%
-from tools import (below, check, enhance, fast, fifths, measured, play, pretrained, recording, show, spectrogram,
+from tools import (below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show, spectrogram,
                    train_small)
 
 import matplotlib.pyplot as plt
@@ -242,10 +242,10 @@ for axis, name, label in zip(axes, ("si_sdr", "distilled"), ("SI-SDR, dB", "dist
 below("distillation: last fifth over first fifth", last / first, 0.9, trained=True)
 
 # %% [markdown]
-# **Does the choice matter?** Here it does not: on 110 test recordings, with three seeds, from a U-Net and from a recurrent teacher of 0.9 million parameters ([experiments](experiments/README.md)), random patches of the same number were as good as selected ones, and all of the teacher as good as both; it gained at most 0.02 PESQ over none. After 20,000 steps likewise: over three seeds the choice changed -0.06 dB [-0.19, 0.09]. Single seeds said -0.35, 0.16 and 0.03 dB, the first with an interval over recordings that left 0 out: trainings differ by more than recordings tell. Without random patches and other seeds one would have reported an effect of the choice. Means over three seeds of each recording [95 % interval over recordings]:
+# **Does the choice matter?** Here it does not: on 110 test recordings, with three seeds, from a U-Net and from a recurrent teacher of 0.9 million parameters ([experiments](experiments/README.md)), random patches of the same number were as good as selected ones, and all of the teacher as good as both; it gained at most 0.02 PESQ over none. After 20,000 steps, over three seeds, the choice changed -0.06 dB [-0.19, 0.09] with the recurrent teacher and 0.17 dB [0.06, 0.29] with the U-Net, whose single seeds said 0.26, 0.04 and 0.22 dB. The intervals are over recordings, and trainings differ by more: one seed of the recurrent teacher said -0.35 dB [-0.59, -0.08]. Without random patches and other seeds one would have reported whatever the first seed said. Means over three seeds of each recording [95 % interval over recordings]:
 
 # %%
-measured("compare.csv", "patches", seed="0 1 2")
+experiment("compare.csv", "patches", seed="0 1 2")
 
 # %% [markdown]
 # ## Details that matter

@@ -6,7 +6,7 @@
 # **You will** see the identity that ties the two velocities, what its factor $c$ does, how the jump becomes a corrector behind a separator, for one microphone and for an array. Papers: MeCo (Kim, Choi, arXiv 2606.09677), MeanFlowSE (2509.14858), *Mean Flows* (Geng et al., 2505.13447), *Improved Mean Flows* (2512.02012).
 
 # %%
-from tools import (below, check, enhance, fast, fifths, measured, play, pretrained, recording, show, spectrogram,
+from tools import (below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show, spectrogram,
                    tiny, train_small)
 
 import tempfile
@@ -384,10 +384,10 @@ axes[1].set(xlabel="step", title="SI-SDR of the one-call output, dB");
 # Rows of the [experiments](experiments/README.md), where the commands stand, with voices that training never heard: mean [95 % interval over recordings]. First one microphone under one budget, then two talkers in simulated rooms with every loss, then the corrector of both losses where it was not trained.
 
 # %%
-measured("compare.csv", "budget", "noisy", "separator", "MeCo", "MeanFlowSE", test="test")
+experiment("compare.csv", "budget", "noisy", "separator", "MeCo", "MeanFlowSE", test="test")
 for test in ("rooms2", "rooms", "rooms2-large", "rooms3"):
     print(f"\n{test}")
-    measured("compare.csv", "correctors", test=test, columns=("pesq", "estoi", "si_sdr", "distillmos"))
+    experiment("compare.csv", "correctors", test=test, columns=("pesq", "estoi", "si_sdr", "distillmos"))
 
 # %% [markdown]
 # With one microphone MeCo adds 0.6 dB to its separator, and no other score. For two talkers plain MeanFlow makes the separator's estimates worse, and the $x_r$-loss mends nothing of it after 300 steps. The Endpoint loss gains 0.23 dB [0.04, 0.53], recording by recording, as both together do, at a price of 0.02 PESQ. Where the corrector was not trained it gains 0.22 dB [0.10, 0.35] behind a separator of three talkers (`rooms3`), and nothing behind that of one (`rooms`) or in large rooms.

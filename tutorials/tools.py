@@ -134,7 +134,7 @@ def fifths(values):
     return float(np.mean(values[:n])), float(np.mean(values[-n:]))
 
 
-def measured(file, table, *rows, columns=("pesq", "estoi", "si_sdr"), **where):
+def experiment(file, table, *rows, columns=("pesq", "estoi", "si_sdr"), **where):
     """Print rows of a table of experiments/FILE: what tells them apart, and mean [95 % interval] of each score.
 
     rows: how their names begin (default: all); where: what other columns hold.
