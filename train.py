@@ -842,6 +842,9 @@ def open_log(folder):
     """Function (step, scalars, waves by name) that appends to FOLDER/log.jsonl, and to TensorBoard where installed."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "log.jsonl"
+    if path.exists():                                    # a kill can leave half a last line
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     try:
         from torch.utils.tensorboard import SummaryWriter
         board = SummaryWriter(folder)
@@ -850,7 +853,7 @@ def open_log(folder):
 
     def log(step, scalars, waves=()):
         values = {name: value if np.isfinite(value) else None for name, value in scalars.items()}  # JSON has no NaN
-        with open(folder / "log.jsonl", "a") as file:
+        with open(path, "a") as file:
             file.write(json.dumps({"step": step, "time": round(time.time()), **values}) + "\n")
         if board:
             for name, value in scalars.items():

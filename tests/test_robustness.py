@@ -226,6 +226,16 @@ def test_the_log_is_valid_json_whatever_is_scored(tmp_path):
     assert (line["step"], line["loss"], line["pesq"], line["x"]) == (7, 0.5, None, None)
 
 
+def test_a_half_written_line_of_the_log_does_not_stop_a_resumed_run(tmp_path):
+    train.open_log(tmp_path)(7, {"pesq": 1.5})
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 8, "pe')
+    log = train.open_log(tmp_path)
+    assert train.validated(tmp_path, 7) and not train.validated(tmp_path, 8)
+    log(8, {"pesq": 1.6})
+    assert [json.loads(line)["pesq"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1.5, 1.6]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 3000), st.integers(1, 4), st.floats(-30, 40), st.floats(1e-4, 10), st.floats(1e-4, 10))
 def test_mixtures_have_their_ratio_at_any_length_and_level(length, rows, snr_db, loud, noise_level):
