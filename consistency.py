@@ -789,10 +789,20 @@ class Student(nn.Module):
         loss = task + self.config.distil_weight * distilled
         return loss, parts | {"distilled": distilled.detach()}
 
+    def at_its_level(self, wave):
+        """in_spectrogram, where nothing in training told the U-Net how loud speech is: its
+        estimate times the factor with which it explains most of the noisy wave.
+        """
+        estimate = self.in_spectrogram(wave)
+        if self.config.network == "mask" or self.config.task != "si_sdr":  # bounded, or told
+            return estimate
+        power = estimate.square().sum(-1, keepdim=True).clamp(min=1e-8)
+        return estimate * (estimate * wave).sum(-1, keepdim=True) / power
+
     def enhance(self, wave, peak=None):
         """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_levelled."""
         with torch.no_grad():
-            return enhance_levelled(self.in_spectrogram, wave, self.config.normalize, peak)
+            return enhance_levelled(self.at_its_level, wave, self.config.normalize, peak)
 
 
 if __name__ == "__main__":

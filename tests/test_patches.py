@@ -384,6 +384,34 @@ def test_features_are_distilled_between_recurrent_networks_alone(teacher, tmp_pa
         student(teacher=str(tmp_path / "u.safetensors"), distance="feature").prepare(True)
 
 
+@pytest.mark.parametrize("gain", [7.0, -0.2])
+def test_speech_has_its_level_in_the_mixture_whatever_the_level_si_sdr_left_the_u_net_at(gain):
+    """Closed form: to noise that is orthogonal to what the network finds, its factor is 1 / gain."""
+    torch.manual_seed(0)
+    model = student(**Student.presets["tiny"] | dict(distil="none"))
+    clean, noise = torch.randn(2, 2, 16000)
+    noise -= clean * (noise * clean).sum(-1, keepdim=True) / clean.square().sum(-1, keepdim=True)
+    model.in_spectrogram = lambda wave: gain * clean
+    torch.testing.assert_close(model.at_its_level(clean + noise), clean)
+    model.in_spectrogram = torch.zeros_like
+    assert model.at_its_level(clean + noise).abs().max() == 0
+    for told in (dict(task="mse"), dict(network="mask")):
+        other = student(**Student.presets["tiny"] | dict(distil="none") | told)
+        other.in_spectrogram = lambda wave: gain * clean
+        torch.testing.assert_close(other.at_its_level(clean + noise), gain * clean)
+
+
+def test_the_level_that_the_u_net_is_left_at_is_not_heard():
+    torch.manual_seed(0)
+    model, noisy = student(**Student.presets["tiny"] | dict(distil="none", normalize="peak")), torch.randn(2, 16000) / 8
+    for p in model.net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    enhanced, inner = model.enhance(noisy), model.in_spectrogram
+    model.in_spectrogram = lambda wave: 7 * inner(wave)
+    torch.testing.assert_close(model.enhance(noisy), enhanced)
+    assert (enhanced - noisy).abs().max() > 0.01
+
+
 def test_loss_is_the_task_s_plus_the_weighted_distillation(teacher):
     model = student(teacher=str(teacher), distil_weight=3.0, warmup=2)
     model.prepare(fresh=True)
