@@ -536,11 +536,13 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
     subtype = data.written_subtype(info, format) if lossless else None
     left = min(info.frames, -(-(samples + 1) * info.samplerate // second))         # some headers say a little too much
     with data.audio_writer(out, info.samplerate, channels_out, subtype, left) as writer:
+        beyond = 0                                       # samples that a file of integers cannot hold
         for piece in pieces:
             if progress:
                 progress(piece.shape[1] / second)
             piece = np.ascontiguousarray(piece.T)
             piece = piece if back is None else back.resample_chunk(piece)
+            beyond += np.count_nonzero(np.abs(piece) > 1)
             writer.write(piece[:left])
             left -= len(piece[:left])
         if back is not None:
@@ -548,6 +550,10 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
             writer.write(piece)
             left -= len(piece)
         writer.write(np.zeros((left, channels_out), np.float32))           # a resampler may end a sample early
+        share = beyond / (info.frames * channels_out)
+        if share > 0.01 and writer.subtype not in ("FLOAT", "DOUBLE"):
+            warnings.warn(f"{out}: {share:.0%} of the samples were beyond full scale and are clipped. Unless the "
+                          "recording is as loud, look at the checkpoint and its number of calls")
     return info.frames / info.samplerate
 
 

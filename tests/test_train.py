@@ -512,6 +512,19 @@ def test_enhanced_file_has_the_form_of_its_input(tmp_path, rate, channels, subty
         np.testing.assert_allclose(*(soundfile.read(p)[0] for p in paths), atol=1e-4)
 
 
+def test_an_output_that_a_file_of_integers_would_clip_is_said(tmp_path):
+    wave = np.tile(np.r_[np.full(98, 0.1), 0.5, 0.5], 400)[:, None].repeat(2, 1)           # 2 % of it loud
+    for subtype in ("PCM_16", "FLOAT"):
+        soundfile.write(tmp_path / f"{subtype}.wav", wave, 16000, subtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train.enhance_file(Echo(1.9), tmp_path / "PCM_16.wav", tmp_path / "out.wav")
+        train.enhance_file(Echo(3.0), tmp_path / "FLOAT.wav", tmp_path / "out.wav")
+        assert soundfile.read(tmp_path / "out.wav")[0].max() == pytest.approx(1.5)
+    with pytest.warns(UserWarning, match="out.wav: 2% of the samples were beyond full scale and are clipped"):
+        train.enhance_file(Echo(3.0), tmp_path / "PCM_16.wav", tmp_path / "out.wav")
+
+
 def test_enhanced_file_stays_in_step_with_its_input(tmp_path):
     """A chirp through 44.1 -> 16 -> 44.1 kHz in windows: no shift, no gap."""
     t = np.arange(44100 * 5) / 44100
