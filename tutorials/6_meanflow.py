@@ -341,7 +341,7 @@ print(f"four mixtures of one room, learnt by heart: SA-SDR {first:.1f} -> {last:
 below("SA-SDR at the start less that at the end, dB", first - last, -6, trained=True)
 
 # %% [markdown]
-# Nothing that generalises: a compact separator learns four excerpts by heart. `talkers` is one that was trained for an hour and a half of one core, and its corrector. Here are two excerpts at once, of one and the same voice, with a noise 10 dB below them, in a room that it never heard: a draw in which it works.
+# Nothing that generalises: a compact separator learns four excerpts by heart. `talkers` is one that was trained for an hour and a half of one core and minutes of GPUs, and its corrector. Here are two excerpts at once, of one and the same voice, with a noise 10 dB below them, in a room that it never heard: a draw in which it works.
 
 # %%
 method = pretrained("talkers")
@@ -358,7 +358,7 @@ for k, (before, after) in enumerate(zip(scores["microphone 0"], scores["correcte
     below(f"talker {k}: SI-SDR at microphone 0 less that of the estimate, dB", before - after, -3, trained=True)
 
 # %% [markdown]
-# Each talker is still to be heard in the other's estimate, and other draws are worse: over 60 rooms the separator gains 3.9 dB, and its corrector 0.2 more ([experiments](experiments/README.md)).
+# Each talker is still to be heard in the other's estimate, and other draws are worse: over 60 rooms the separator gains 5.3 dB, and its corrector 0.05 more ([experiments](experiments/README.md)).
 #
 # ## Train small
 #
@@ -390,7 +390,7 @@ for test in ("rooms2", "rooms", "rooms2-large", "rooms3"):
     experiment("compare.csv", "correctors", test=test, columns=("pesq", "estoi", "si_sdr", "distillmos"))
 
 # %% [markdown]
-# With one microphone MeCo adds 0.6 dB to its separator, and no other score. For two talkers plain MeanFlow makes the separator's estimates worse, and the $x_r$-loss mends nothing of it after 300 steps. The Endpoint loss gains 0.23 dB [0.04, 0.53], recording by recording, as both together do, at a price of 0.02 PESQ. Where the corrector was not trained it gains 0.22 dB [0.10, 0.35] behind a separator of three talkers (`rooms3`), and nothing behind that of one (`rooms`) or in large rooms.
+# With one microphone MeCo adds 0.6 dB to its separator, and no other score. For two talkers plain MeanFlow makes the separator's estimates worse, and the $x_r$-loss mends nothing of it after 300 steps. The Endpoint loss gains 0.04 dB [-0.00, 0.09], recording by recording, both together 0.05 [0.00, 0.10], and 0.08 DistillMOS, at a price of 0.03 PESQ. Behind a separator that was 1.5 dB worse it was 0.23 dB: a better one leaves less to correct. Where the corrector was not trained it gains 0.16 dB [0.06, 0.27] behind a separator of three talkers (`rooms3`), 0.15 [-0.00, 0.29] in large rooms, and nothing behind the separator of one (`rooms`).
 #
 # ## Details that matter
 #

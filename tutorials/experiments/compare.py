@@ -63,6 +63,8 @@ STAGES = {
                                  "0.1 --ccmse-weight 1"),
     "dagger, joint": ("drift.py train", "--clip 2 --temperatures 0.1 0.5 1 --pesq-weight 0.1 --si-sdr-weight 0.1 "
                                         "--ccmse-weight 1"),
+    "dagger, no drifts": ("drift.py train", "--clip 2 --drift-weight 0 --pesq-weight 0.1 --si-sdr-weight 0.1 "
+                                            "--ccmse-weight 1"),
 }
 # What the table shows: a stage, and how it is used.
 ROWS = {
@@ -88,6 +90,7 @@ ROWS = {
     "DriftSE, own encoder, deepest layer": ("drift, own encoder, deepest", {}),
     "DriftSE, random encoder": ("drift, random encoder", {}),
     "DriftSE dagger": ("dagger", {}), "DriftSE dagger, joint field": ("dagger, joint", {}),
+    "DriftSE dagger without drifts": ("dagger, no drifts", {}),
 }
 # What a step adds to the same weights, or to the same crops, recording by recording.
 PAIRS = [("CRP, 5 calls", "score model, 5 calls"), ("CRP, 5 calls", "score model, one call at T"),
@@ -96,7 +99,10 @@ PAIRS = [("CRP, 5 calls", "score model, 5 calls"), ("CRP, 5 calls", "score model
          ("consistency distillation", "consistency distillation without the move's noise"),
          ("consistency distillation", "consistency distillation, neither"),
          ("MeCo", "separator alone"), ("DriftSE, own encoder", "DriftSE, random encoder"),
-         ("DriftSE, unpaired after pairs", "DriftSE"), ("DriftSE dagger", "DriftSE dagger, joint field")]
+         ("DriftSE, unpaired after pairs", "DriftSE"), ("DriftSE dagger", "DriftSE dagger, joint field"),
+         ("DriftSE dagger", "DriftSE dagger without drifts"), ("DriftSE dagger", "predictive, SI-SDR"),
+         ("DriftSE", "predictive, SI-SDR"), ("consistency distillation", "predictive, SI-SDR"),
+         ("CRP, 5 calls", "predictive, SI-SDR")]
 
 
 def starts(flags):

@@ -24,6 +24,11 @@ CHECKPOINTS = ("sgmse_stage1", "sgmse", "sgmse_crp1", "consistency", "meanflow",
 # What a checkpoint does without the step that its method adds: (checkpoint, changes of its config).
 CONTROLS = {"`sgmse_stage1`, one call at T": ("sgmse_stage1", dict(sampler="direct", start=1.0)),
             "`meanflow`, its separator alone": ("meanflow", dict(separator="train"))}
+AT_T, SEPARATOR = CONTROLS
+# What to read side by side, recording by recording.
+PAIRS = [("`consistency`, 1 call", AT_T), ("`consistency`, 1 call", "`sgmse_stage1`, 15 calls"),
+         ("`sgmse`, 5 calls", AT_T), ("`sgmse_crp1`, 1 call", AT_T),
+         ("`drift_dagger`, 1 call", "`consistency`, 1 call"), ("`meanflow`, 2 calls", SEPARATOR)]
 
 
 def cost(checkpoint, paths):
@@ -80,7 +85,11 @@ def main():
         print(f"| {label} | {' | '.join(cell(results, column) for column in COLUMNS)} |")
         if label != "noisy":
             difference = results.compare(before)
-            print(f"| … − noisy | {' | '.join(cell(difference, column) for column in COLUMNS)} |")
+            print(f"| … − noisy, paired | {' | '.join(cell(difference, column) for column in COLUMNS)} |")
+    print(f"\nthe same recordings, difference\n\n| | {' | '.join(COLUMNS.values())} |\n|---|{'---|' * len(COLUMNS)}")
+    for a, b in PAIRS:
+        difference = printed[a].compare(printed[b])
+        print(f"| {a} − {b} | {' | '.join(cell(difference, column) for column in COLUMNS)} |")
 
 
 if __name__ == "__main__":
