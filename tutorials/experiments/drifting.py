@@ -119,9 +119,10 @@ def draw(target, clouds, distances, path):
         contours(axis, target[::5], "0.6", box)
         contours(axis, points, "tab:red", box)
         axis.set(title=name, xlim=box[0], ylim=box[1], xticks=[], yticks=[])
-    last.barh(list(distances), list(distances.values()), color="tab:red")
+    bars = last.barh(range(len(distances)), list(distances.values()), color="tab:red")
+    last.bar_label(bars, [f"{name}: {distance:.3f}" for name, distance in distances.items()], padding=3)
+    last.set(title="energy distance to clean", yticks=[], xlim=(0, 2.3 * max(distances.values())))
     last.invert_yaxis()
-    last.set(title="energy distance to clean")
     for axis in axes.flat[len(clouds) + 1:]:
         axis.set_axis_off()
     figure.savefig(path, dpi=80)
