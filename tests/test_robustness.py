@@ -783,10 +783,10 @@ sys.path.insert(0, {root!r})
 import train
 if {keep}:
     train.keep_memory()
-for _ in range(5):
+for _ in range(20):
     torch.ones(1 << 24)                                  # 64 MiB: what is kept grows at first
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(50):
     torch.ones(1 << 24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -796,4 +796,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_memory_that_tensors_free_serves_the_next_without_new_pages():
     pages = [int(subprocess.run([sys.executable, "-c", PAGES.format(root=str(Path(data.__file__).parent), keep=keep)],
                                 capture_output=True, text=True, check=True).stdout) for keep in (False, True)]
-    assert 5 * pages[1] < pages[0]                       # kept memory may have to grow once more
+    assert 5 * pages[1] < pages[0]                       # kept memory may have to grow a few times more
