@@ -790,11 +790,11 @@ class Student(nn.Module):
         return loss, parts | {"distilled": distilled.detach()}
 
     def at_its_level(self, wave):
-        """in_spectrogram, where nothing in training told the U-Net how loud speech is: its
-        estimate times the factor with which it explains most of the noisy wave.
+        """in_spectrogram. A U-Net that learnt from SI-SDR, which hears no level, is scaled to
+        fit the noisy wave best, in least squares; a mask keeps the mixture's level.
         """
         estimate = self.in_spectrogram(wave)
-        if self.config.network == "mask" or self.config.task != "si_sdr":  # bounded, or told
+        if self.config.network == "mask" or self.config.task != "si_sdr":
             return estimate
         power = estimate.square().sum(-1, keepdim=True).clamp(min=1e-8)
         return estimate * (estimate * wave).sum(-1, keepdim=True) / power

@@ -23,7 +23,7 @@ noise = lambda n: torch.randn(n, 1, 1, 1, dtype=torch.complex64)           # E|z
 # %% [markdown]
 # ## Hear it
 #
-# `sgmse_stage1`, a small score model after two and a half hours on two CPU cores and four minutes on a GPU, on the cheering crowd: 3, 15 and 60 calls of the network.
+# `sgmse_stage1`, a small score model after two and a half hours on two CPU cores and nine and a half minutes on GPUs, on the cheering crowd: 3, 15 and 60 calls of the network.
 
 # %%
 clean, noisy = recording("cheer")

@@ -46,7 +46,7 @@ for axis, title, wave in zip(axes, ("noisy", "separator", "corrected", "clean"),
 figure.colorbar(image, ax=axes, label="dB");
 
 # %% [markdown]
-# Most of the gain is the separator's. With one microphone this corrector leaves PESQ and SI-SDR where they were; behind an array one adds to SI-SDR, most where the separator is worst ([experiments](experiments/README.md)).
+# Most of the gain is the separator's. Over 110 recordings this corrector adds 0.04 dB and takes 0.006 PESQ; behind an array one adds as little, most where the separator is worst ([experiments](experiments/README.md)).
 #
 # ## Key equations
 #

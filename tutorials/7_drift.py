@@ -39,7 +39,7 @@ for axis in axes[1]:
 figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 
 # %% [markdown]
-# Over a test set `drift` gains two thirds of the SI-SDR of `drift_dagger`, three tenths of the PESQ and next to no ESTOI ([notebook 8](8_comparison.ipynb)). That is what 6,000 crops of a second bought, with no pair in the loss; `drift_dagger` heard 166,000 crops of two. More of it is no cure: after another 55,000 crops, 64 at a time, the drifts had fallen to a twentieth and the words were gone ([model card](../pretrained/README.md)).
+# Over a test set `drift` gains three quarters of the SI-SDR of `drift_dagger`, 38 % of the PESQ and 23 % of the ESTOI ([notebook 8](8_comparison.ipynb)). That is what 12,000 crops of a second bought, with no pair in the loss; `drift_dagger` heard 166,000 crops of two. More of it is no cure: when weights after 6,000 crops had heard another 55,000, 64 at a time, the drifts had fallen to a twentieth and the words were gone ([model card](../pretrained/README.md)).
 #
 # ## Key equations
 #
