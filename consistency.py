@@ -790,8 +790,8 @@ class Student(nn.Module):
         return loss, parts | {"distilled": distilled.detach()}
 
     def at_its_level(self, wave):
-        """in_spectrogram. A U-Net that learnt from SI-SDR, which hears no level, is scaled to
-        fit the noisy wave best, in least squares; a mask keeps the mixture's level.
+        """in_spectrogram. A U-Net that learnt from SI-SDR, which hears no level, is scaled
+        to fit the noisy wave best, in least squares; a mask keeps the mixture's level.
         """
         estimate = self.in_spectrogram(wave)
         if self.config.network == "mask" or self.config.task != "si_sdr":
