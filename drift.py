@@ -24,7 +24,7 @@ which clean frame is its own.
     latent  layers of a speech encoder, or mel frames      SpeechLatents, mel_frames
             a small HuBERT, trained here                   train_encoder, MaskedPrediction
     noise   log sigma ~ N(-3, 1.2), truncated              noise_level
-    dagger  PESQ, SI-SDR, spectra, with the clean wave     metrics.PESQLoss, ccmse_loss
+    dagger  PESQ, SI-SDR, spectra, with the clean wave     losses.PESQLoss, ccmse_loss
             magnitudes (ours)                              magnitude_loss
     level   the loss does not see it; peak as the input's  DriftSE.enhance
 
@@ -60,6 +60,8 @@ import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 from tqdm import tqdm
 
+import commands
+import losses
 import metrics
 import nets
 import train
@@ -444,10 +446,10 @@ def train_encoder(config, encoder=EncoderConfig()):
 
 def encoder_command(args):
     """The command train-encoder: train_encoder by flags."""
-    config = train.TrainConfig(**ENCODER | train.given(args, train.TrainConfig))
+    config = train.TrainConfig(**ENCODER | commands.given(args, train.TrainConfig))
     if not config.data:
         raise ValueError("give the clean speech with --data DIR; see --help")
-    train_encoder(config, EncoderConfig(**train.given(args, EncoderConfig)))
+    train_encoder(config, EncoderConfig(**commands.given(args, EncoderConfig)))
     print(f"written to {config.out}; to use it: drift.py train --encoder {config.out} ...")
 
 
@@ -462,32 +464,6 @@ def noise_level(n, sigma_max=0.3, sigma_min=0.01, mean=-3.0, std=1.2, device=Non
     u = torch.rand(n, device=device, dtype=torch.float64)
     sigma = (mean + std * torch.special.ndtri(low + (high - low) * u)).exp()
     return sigma.clamp(sigma_min, sigma_max).float()
-
-
-def ccmse_loss(clean, enhanced, sizes=(512, 1024, 2048)):
-    """Squared error of complex spectra over the power of the clean ones, mean over STFT
-    sizes; waves (B, L) -> ().
-
-    Called "complex compressed MSE" by the released code, which compresses nothing.
-    """
-    total = 0
-    for size in sizes:
-        window = torch.hann_window(size, device=clean.device, dtype=clean.dtype)
-        S, S_hat = (torch.stft(x, size, size // 4, window=window, return_complex=True)
-                    for x in (clean, enhanced))          # (B, bins, frames)
-        error, power = ((s.abs().square().sum((1, 2)).mean() for s in (S_hat - S, S)))
-        total = total + error / (power + 1e-8)
-    return total / len(sizes)
-
-
-def magnitude_loss(S, S_hat):
-    """Squared error of magnitudes over the power of the clean: spectra (B, F, T) -> ().
-
-    Of compressed spectra it weighs the weak bins of the highs, which a PESQ loss does not
-    hear, and unlike an error of complex spectra it does not shrink where the phase is lost.
-    """
-    error = (S_hat.abs() - S.abs()).square().mean()
-    return error / (S.abs().square().mean() + 1e-8)
 
 
 # -------------------------------------------------------------------------------- the model
@@ -515,7 +491,7 @@ class DriftSE(nn.Module):
         weights = (config.pesq_weight, config.si_sdr_weight, config.ccmse_weight,
                    config.magnitude_weight)
         self.needs_pairs = any(weights)
-        self.pesq_loss = metrics.PESQLoss()
+        self.pesq_loss = losses.PESQLoss()
         self.num_samples = self.spectrogram.samples(config.num_frames)  # of a training crop
         self.calls, self.latents = 0, None
 
@@ -526,8 +502,8 @@ class DriftSE(nn.Module):
         sub = commands.add_parser("train-encoder", help=help, description=help)
         names = ("data", "out", "steps", "batch_size", "lr", "clip", "ema", "seed",
                  "device", "workers", "save_every")
-        train.add_flags(sub, train.TrainConfig, names, train.TrainConfig(**ENCODER))
-        train.add_flags(sub, EncoderConfig, defaults=EncoderConfig())
+        commands.add_flags(sub, train.TrainConfig, names, train.TrainConfig(**ENCODER))
+        commands.add_flags(sub, EncoderConfig, defaults=EncoderConfig())
         sub.set_defaults(run=encoder_command)
 
     def prepare(self, fresh=True):
@@ -575,15 +551,15 @@ class DriftSE(nn.Module):
                 loss = loss + config.pesq_weight * pesq
                 parts["pesq"] = pesq.detach()
             if config.si_sdr_weight:
-                si_sdr = metrics.si_sdr_loss(clean, enhanced).mean()
+                si_sdr = losses.si_sdr_loss(clean, enhanced).mean()
                 loss = loss + config.si_sdr_weight * si_sdr
                 parts["si_sdr"] = -si_sdr.detach()
             if config.ccmse_weight:
-                ccmse = ccmse_loss(clean, enhanced)
+                ccmse = losses.ccmse_loss(clean, enhanced)
                 loss = loss + config.ccmse_weight * ccmse
                 parts["ccmse"] = ccmse.detach()
             if config.magnitude_weight:
-                magnitude = magnitude_loss(self.spectrogram(clean),
+                magnitude = losses.magnitude_loss(self.spectrogram(clean),
                                            self.spectrogram(enhanced))
                 loss = loss + config.magnitude_weight * magnitude
                 parts["magnitude"] = magnitude.detach()
@@ -611,28 +587,6 @@ class DriftSE(nn.Module):
         with torch.no_grad():
             return enhance_levelled(enhance, wave, self.config.normalize, peak)
 
-    @classmethod
-    def from_official(cls, checkpoint, **changes):
-        """The model of a released checkpoint of DriftSE, with its averaged weights.
-
-        checkpoint: the file's content as train.read_pickle gives it. changes: config fields
-        to override. Raises train.CheckpointError for a model that this file does not cover.
-        """
-        theirs, weights = checkpoint["config"], checkpoint["ema"]
-        train.covered(theirs, sr=(16000,), window=("hann",), transform_type=("exponent",))
-        names = dict(
-            n_fft="n_fft", hop_length="hop_length", num_frames="num_frames",
-            exponent="spec_abs_exponent", factor="spec_factor", width="nf",
-            channel_mults="ch_mult", num_res_blocks="num_res_blocks",
-            attention_resolutions="attn_resolutions")
-        signals = weights["all_modules.0.weight"].shape[1] // 2            # of the stem
-        ours = train.renamed(theirs, names) | dict(conditional=signals == 2)
-        if theirs.get("train_add_gaussian"):
-            ours["sigma"] = 0.01                         # at inference, by their program
-        model = cls(cls.Config(**ours | changes))
-        model.net = nets.NCSNpp.from_official(weights, **model.net.config)
-        return model
-
 
 if __name__ == "__main__":
-    train.main(DriftSE)
+    commands.main(DriftSE)

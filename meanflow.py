@@ -19,7 +19,7 @@ it; MeanFlowSE starts from the noisy speech itself.
                                                            difference_derivative
     identity       u = v - c (t - r) du/dt                 average_velocity_target
     times          t, then r = t - U^gamma (t - t_eps)     sample_times, interval_exponent
-    velocity loss  E |u(x_t, t, t) - v|^2 / 2              metrics.half_square
+    velocity loss  E |u(x_t, t, t) - v|^2 / 2              losses.half_square
     x_r-loss       E (t - r)^2 |u(x_t, r, t) - u_tgt|^2 / 2    displacement_loss
     both           their weights over the training         average_weight
     Endpoint loss  -SI-SDR of the one-step output          endpoint_si_sdr_loss
@@ -41,7 +41,7 @@ sees each bin relative to the mixture's, in level and phase, and is scaled and s
 (`--sigma-data`): it starts as one that keeps the estimate. Their Endpoint loss weighs
 30 times more, as its gradient is a tenth of that of the velocities. Means over bins
 have small gradients: `--clip 0.05`, where sums have 1. Several microphones or talkers
-train in simulated rooms, data.RoomMixtures, where by default no mixture comes twice.
+train in simulated rooms, rooms.RoomMixtures, where by default no mixture comes twice.
 The separator hears longer excerpts than the corrector: in short ones it makes errors of
 its own. Where the crops of the training come again (`--crops`), its estimates are kept
 in a folder beside the run.
@@ -53,12 +53,11 @@ Tutorial: tutorials/6_meanflow.ipynb
         --lr 1e-3 --clip 5 --out sep
     python meanflow.py train --data DIR --separator frozen --init sep/best.safetensors \\
         --clip 1 --crops 20000
-    python data.py DIR --mics 4 --talkers 2 --out runs/test
+    python rooms.py DIR --mics 4 --talkers 2 --out runs/test
     python meanflow.py evaluate --data runs/test --checkpoint runs/meanflow/best.safetensors
 """
 
 import contextlib
-import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,9 +65,9 @@ import torch
 import torch.nn as nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import metrics
+import commands
+import losses
 import nets
-import train
 from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, each_once, enhance_levelled,
                   fingerprint, in_spectrogram, per_bin, robust_level)
 
@@ -236,7 +235,7 @@ def displacement_loss(u, u_target, r, t):
     """The x_r-loss: error of the point x_t - (t - r) u that the jump reaches, so velocities
     count by (t - r)^2.
     """
-    return metrics.half_square(per_bin(t - r) * (u - u_target))
+    return losses.half_square(per_bin(t - r) * (u - u_target))
 
 
 def endpoint_si_sdr_loss(u, x0, s_hat, z, spectrogram, t_end=0.03, sigma_max=0.487):
@@ -249,23 +248,7 @@ def endpoint_si_sdr_loss(u, x0, s_hat, z, spectrogram, t_end=0.03, sigma_max=0.4
     with torch.autocast(x0.device.type, enabled=False):
         length = spectrogram.samples(x0.shape[-1])       # waves: (B, length)
         clean, enhanced = (spectrogram.inverse(x[:, 0], length) for x in (x0, x_hat))
-        return metrics.si_sdr_loss(clean, enhanced)
-
-
-def sa_sdr_loss(clean, estimate, eps=1e-8):
-    """Source-aggregated SDR of the best permutation: (its negative in dB (B,), the
-    estimates in the order of `clean`).
-
-    clean, estimate: waves (B, S, L). One ratio for the whole mixture, so that a talker may
-    be silent.
-    """
-    talkers = torch.arange(clean.shape[1], device=clean.device)
-    orders = list(itertools.permutations(talkers.tolist()))
-    orders = torch.tensor(orders, device=clean.device)                     # (S!, S)
-    errors = (clean[:, :, None] - estimate[:, None]).square().sum(-1)     # (B, S, S): pairs
-    error, best = errors[:, talkers, orders].sum(-1).min(-1)               # (B,)
-    loss = -10 * ((clean.square().sum((1, 2)) + eps) / (error + eps)).log10()
-    return loss, estimate.gather(1, orders[best][:, :, None].expand_as(estimate))
+        return losses.si_sdr_loss(clean, enhanced)
 
 
 # -------------------------------------------------------------------------------- inference
@@ -381,7 +364,7 @@ class MeanFlowCorrector(nn.Module):
         if clean is None:
             estimate = self.separate(mixture)
         else:
-            estimate = sa_sdr_loss(clean, self.separate_once(mixture))[1]
+            estimate = losses.sa_sdr_loss(clean, self.separate_once(mixture))[1]
         mixture = mixture.repeat_interleave(estimate.shape[1], dim=0)      # (B S, M, L)
         return torch.cat([estimate.flatten(0, 1)[:, None], mixture], dim=1)
 
@@ -409,7 +392,7 @@ class MeanFlowCorrector(nn.Module):
         """
         clean, mixture = (wave if wave.ndim == 3 else wave[:, None] for wave in batch)
         if self.config.separator == "train":
-            loss = sa_sdr_loss(clean, self.separate(mixture))[0].mean()
+            loss = losses.sa_sdr_loss(clean, self.separate(mixture))[0].mean()
             return loss, {"sa_sdr": -loss.detach()}
         # The separator hears more than the corrector learns from, see above.
         heard = self.contexts(mixture, clean)
@@ -442,7 +425,7 @@ class MeanFlowCorrector(nn.Module):
         v = conditional_velocity(x0, s_hat, z, config.sigma_max)
 
         u_now = u(xt, t, t)
-        loss = velocity = metrics.half_square(u_now - v)
+        loss = velocity = losses.half_square(u_now - v)
         parts = {"velocity": velocity.detach()}
         if share >= 0.05:                                # until then the velocity alone
             u_target = average_velocity_target(
@@ -454,7 +437,7 @@ class MeanFlowCorrector(nn.Module):
             if config.displacement:
                 average = displacement_loss(u_average, u_target, r, t)
             else:
-                average = metrics.half_square(u_average - u_target)
+                average = losses.half_square(u_average - u_target)
             loss = (1 - share) * velocity + share * average
             parts["average"] = average.detach()
             if config.endpoint_weight:
@@ -495,38 +478,6 @@ class MeanFlowCorrector(nn.Module):
                              self.net.multiple, self.config.pad_mode)
         return (out * level[:, 0]).unflatten(0, (len(mixture), -1))        # (B, S, L)
 
-    @classmethod
-    def from_official(cls, checkpoint, **changes):
-        """The model of a released checkpoint of MeanFlowSE, with its averaged weights, or
-        the separator of one of NBSS, which is then the whole model.
-
-        checkpoint: the file's content as train.read_pickle gives it. changes: config fields
-        to override. Raises train.CheckpointError for a model that this file does not cover.
-        """
-        if "ema" not in checkpoint:
-            weights = checkpoint.get("state_dict", checkpoint)
-            sizes = nets.SpatialNet.official_sizes(weights)
-            train.covered(sizes, bins=(257,), layers=(8,), width=(96,), hidden=(192,),
-                          squeezed=(8,), groups=(8,))
-            heard = {name: sizes[name] for name in ("num_mics", "num_speakers")}
-            model = cls(cls.Config(**heard | dict(separator="train") | changes))
-            model.separator = nets.SpatialNet.from_official(weights, **sizes)
-            return model
-        theirs = checkpoint["hyper_parameters"]
-        train.covered(theirs, ode=("flowmatching",), backbone=("ncsnpp",), sr=(16000,),
-                      sigma_min=(0.0,), window=("hann",), transform_type=("exponent",),
-                      normalize=("noisy",))
-        names = dict(
-            sigma_max="sigma_max", t_eps="t_eps", c="mf_first_order_coef", n_fft="n_fft",
-            hop_length="hop_length", num_frames="num_frames", exponent="spec_abs_exponent",
-            factor="spec_factor", width="nf", channel_mults="ch_mult",
-            num_res_blocks="num_res_blocks", attention_resolutions="attn_resolutions",
-            fourier_scale="fourier_scale")
-        ours = PRESETS["meanflowse"] | train.renamed(theirs, names)
-        model = cls(cls.Config(**ours | changes))
-        model.net = train.averaged_network(model.net, checkpoint)
-        return model
-
 
 if __name__ == "__main__":
-    train.main(MeanFlowCorrector)
+    commands.main(MeanFlowCorrector)

@@ -47,9 +47,9 @@ from typing import Literal
 import torch
 import torch.nn as nn
 
-import metrics
+import commands
+import losses
 import nets
-import train
 from data import Spectrogram, SpectrogramConfig, enhance_levelled, in_spectrogram, per_bin
 
 
@@ -275,7 +275,7 @@ class SBVE:
 # x0, y, z: complex (B, 1, F, T), E|z|^2 = 1; t: (B,). score, denoiser, predict: functions
 # (x_t, y, t) -> complex (B, 1, F, T).
 
-PESQ = metrics.PESQLoss()    # has nothing to learn
+PESQ = losses.PESQLoss()    # has nothing to learn
 
 
 def diffuse(x0, y, t, z, sde):
@@ -288,7 +288,7 @@ def dsm_loss(score, x0, y, t, z, sde):
     2.
     """
     xt = diffuse(x0, y, t, z, sde)
-    return metrics.half_square(per_bin(sde.std(t)) * score(xt, y, t) + z)
+    return losses.half_square(per_bin(sde.std(t)) * score(xt, y, t) + z)
 
 
 def denoising_loss(denoiser, x0, y, t, z, sde, weight=torch.ones_like):
@@ -296,7 +296,7 @@ def denoising_loss(denoiser, x0, y, t, z, sde, weight=torch.ones_like):
     x0.
     """
     error = denoiser(diffuse(x0, y, t, z, sde), y, t) - sde.mean(x0, y, t)
-    return metrics.half_square(per_bin(weight(sde.std(t)).sqrt()) * error)
+    return losses.half_square(per_bin(weight(sde.std(t)).sqrt()) * error)
 
 
 def edm_scaling(std, sigma_data=0.1):
@@ -320,12 +320,12 @@ def data_prediction_loss(predict, x0, y, t, z, sde, spectrogram, l1_weight=0.001
                          pesq_weight=0.0):
     """E |x_hat - x0|^2 / 2 per bin + a E |difference of the waves| / 2 per sample + b PESQ.
 
-    a: l1_weight; b: pesq_weight, of metrics.PESQLoss.
+    a: l1_weight; b: pesq_weight, of losses.PESQLoss.
     """
     x_hat = predict(diffuse(x0, y, t, z, sde), y, t)
     length = spectrogram.samples(x0.shape[-1])
     enhanced, clean = (spectrogram.inverse(x[:, 0], length) for x in (x_hat, x0))   # (B, L)
-    loss = metrics.half_square(x_hat - x0) / x0[0].numel()
+    loss = losses.half_square(x_hat - x0) / x0[0].numel()
     loss = loss + l1_weight * 0.5 * (enhanced - clean).abs().mean()
     return loss + pesq_weight * PESQ(clean, enhanced).mean() if pesq_weight else loss
 
@@ -346,7 +346,7 @@ def crp_loss(score, x0, y, sde, N=5, start=0.5, trained="last", spacing=1.0):
             x = x_mean + noise * torch.randn_like(x)
     x_hat, _ = reverse_step(score, x, y, times[j], steps[j], sde)
     target = sde.mean(x0, y, each(times[j] - steps[j], y))              # after the last: x0
-    return metrics.half_square(x_hat - target)
+    return losses.half_square(x_hat - target)
 
 
 # --------------------------------------------------------------------------------- samplers
@@ -615,58 +615,6 @@ class ScoreSDE(nn.Module):
 
         return enhance_levelled(enhance, wave, self.config.normalize, peak)
 
-    @classmethod
-    def from_official(cls, checkpoint, **changes):
-        """The model of a released checkpoint of sgmse, sgmse-bbed, sgmse_crp or ROSE-CD's
-        teacher, with its averaged weights.
-
-        checkpoint: the file's content as train.read_pickle gives it. changes: config fields
-        to override. Raises train.CheckpointError for a model that this file does not cover.
-        """
-        model = cls(official_config(checkpoint["hyper_parameters"], **changes))
-        model.net = train.averaged_network(model.net, checkpoint)
-        return model
-
-
-def official_config(theirs, **changes):
-    """Config of a released checkpoint's hyper-parameters, a flat dictionary whose keys
-    changed over the years. Raises train.CheckpointError, which names the key, for what is
-    not covered.
-    """
-    train.covered(theirs, backbone=("ncsnpp", "ncsnpp_v2"), output_scale=("time",),
-                  sde=("ouve", "bbed", "bbve", "sbve"), T_sampling=(0.999,), sr=(16000,),
-                  window=("hann",), transform_type=("exponent",), normalize=("noisy",),
-                  centered=(True,))
-    version = {"ncsnpp": 1, "ncsnpp_v2": 2}[theirs["backbone"]]
-    names = dict(
-        t_eps="t_eps", N="N", n_fft="n_fft", hop_length="hop_length",
-        num_frames="num_frames", exponent="spec_abs_exponent", factor="spec_factor",
-        width="nf",
-        channel_mults="ch_mult", num_res_blocks="num_res_blocks",
-        attention_resolutions="attn_resolutions", fourier_scale="fourier_scale",
-        l1_weight="l1_weight", pesq_weight="pesq_weight")
-    ours = dict(sde=theirs["sde"], version=version)
-    if version == 2:
-        names |= dict(objective="loss_type", network_scaling="network_scaling", c_in="c_in",
-                      c_out="c_out", c_skip="c_skip", sigma_data="sigma_data",
-                      weighting="loss_weighting")
-        ours |= dict(pad_mode="reflect")
-    # Older files also have an `sde_n`, which never was the number of steps of a sampler.
-    if theirs["sde"] == "ouve":
-        names |= dict(theta="theta", sigma_min="sigma_min", sigma_max="sigma_max")
-    elif theirs["sde"] == "bbed":
-        names |= dict(k="k", c="theta")
-    elif theirs["sde"] == "bbve":                        # an older name of BBED
-        low, high = theirs["sigma_min"], theirs["sigma_max"]
-        ours |= dict(sde="bbed", k=high / low, c=theirs["theta"] * low ** 2)
-    else:
-        names |= dict(k="k", c="c")
-        ours |= dict(sampler=f"bridge_{theirs.get('sampler_type', 'ode')}")
-    if theirs.get("inference_N"):                        # CRP
-        names |= dict(N="inference_N", start="inference_start")
-        ours |= dict(sampler="em")
-    return Config(**train.renamed(theirs, names) | ours | changes)
-
 
 if __name__ == "__main__":
-    train.main(ScoreSDE)
+    commands.main(ScoreSDE)

@@ -19,6 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
+import rooms
 
 BATCH, SAMPLES, ROOMS = 16, 32640, 16
 
@@ -68,13 +69,13 @@ def main():
         for workers in (0, 2, 4):
             print(f"streaming, {workers} workers   {crops_per_second(streaming, args.seconds, workers):8.0f} crops/s")
         for mics, talkers in ((1, 1), (4, 1), (4, 2)):
-            config, cache = data.RoomConfig(mics, talkers), Path(folder) / "rooms"
+            config, cache = rooms.RoomConfig(mics, talkers), Path(folder) / "rooms"
             start = time.perf_counter()
-            data.simulated_rooms(range(ROOMS), config, cache)
+            rooms.simulated_rooms(range(ROOMS), config, cache)
             took = time.perf_counter() - start
-            rooms = data.RoomMixtures(*folders, config, ROOMS, cache=cache, num_samples=SAMPLES, device=args.device,
+            mixtures = rooms.RoomMixtures(*folders, config, ROOMS, cache=cache, num_samples=SAMPLES, device=args.device,
                                       resident=True)
-            print(f"rooms, mics {mics}, talkers {talkers}  {crops_per_second(rooms, args.seconds):8.0f} crops/s; "
+            print(f"rooms, mics {mics}, talkers {talkers}  {crops_per_second(mixtures, args.seconds):8.0f} crops/s; "
                   f"{took / ROOMS:.2f} s a room to simulate")
 
 

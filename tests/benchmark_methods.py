@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import commands
 import consistency
 import drift
 import meanflow
@@ -83,7 +84,7 @@ def enhance_and_say_peak(name, path):
     """Runs in a process of its own: MiB of memory at most."""
     one_step = dict(N=1) if name.startswith("sgmse") else {}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        train.enhance_file(train.load_checkpoint(name, **one_step), path, Path(folder) / "out.wav")
+        commands.enhance_file(train.load_checkpoint(name, **one_step), path, Path(folder) / "out.wav")
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     print(int(peak.split()[1]) // 1024)                  # getrusage would give the parent's
 
@@ -127,7 +128,7 @@ def main():
 
 
 if __name__ == "__main__":
-    train.keep_memory()                                  # as all commands do
+    commands.keep_memory()                                  # as all commands do
     if sys.argv[1:2] == ["--peak"]:
         enhance_and_say_peak(*sys.argv[2:])
     else:

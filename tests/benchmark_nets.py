@@ -24,8 +24,8 @@ import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import commands
 import nets
-import train
 
 CASES = {"paper": dict(), "width32": dict(width=32), "small": nets.SMALL}
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -187,7 +187,7 @@ def main():
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)     # one case of a fresh process
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train.keep_memory()                                  # as all commands do
+    commands.keep_memory()                                  # as all commands do
     if args.memory:
         print(memory(args.only, args.memory[0], args.device, args.memory[1] == "forward+backward"))
         return

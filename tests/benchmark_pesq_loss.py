@@ -1,4 +1,4 @@
-"""How closely metrics.PESQLoss follows the package pesq, and what each costs.
+"""How closely losses.PESQLoss follows the package pesq, and what each costs.
 
     python tests/benchmark_pesq_loss.py --data CORPUS
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data
+import losses
 import metrics
 
 
@@ -24,7 +25,7 @@ def main():
     parser.add_argument("--data", required=True, help="folder with a test set, as for evaluate")
     args = parser.parse_args()
 
-    loss, rows = metrics.PESQLoss(), []
+    loss, rows = losses.PESQLoss(), []
     for paths in tqdm(list(zip(*data.paired_paths(args.data, "test"))), unit="file", leave=False):
         clean, noisy = (data.load_audio(path)[0][0] for path in paths)
         started = time.perf_counter()

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import commands
 import data
 import train
 
@@ -31,7 +32,7 @@ def main():
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
     args = parser.parse_args()
 
-    train.keep_memory()                                  # as all commands do
+    commands.keep_memory()                                  # as all commands do
     device = train.pick_device(args.device)
     methods = {}
     for name in args.checkpoints:
@@ -47,7 +48,7 @@ def main():
         for _ in tqdm(range(args.rounds + 1), desc="rounds", leave=False):                 # the first only warms up
             for name, method in methods.items():
                 method.calls, started = 0, time.perf_counter()
-                array = train.channels(method) != (1, 1)
+                array = commands.channels(method) != (1, 1)
                 for wave in waves:                       # sum: on CUDA it waits for the result
                     method.enhance(wave[None] if array else wave[:1]).sum().item()
                 times[name].append((time.perf_counter() - started) / seconds)

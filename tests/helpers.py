@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+import commands
 import nets
 import sgmse
-import train
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -54,7 +54,7 @@ def run_command(Method, *arguments):
     sys.argv = [f"{Method.__name__}.py", *map(str, arguments)]
     try:
         with pytest.raises(SystemExit) as stop:
-            train.main(Method)
+            commands.main(Method)
     finally:
         sys.argv = before
     return stop.value.code

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import consistency
-import metrics
+import losses
 import nets
 import sgmse
 import train
@@ -272,7 +272,7 @@ def test_consistency_loss_equals_reference(case, monkeypatch):
     if case == "consistency_sisdr":
         length = student.num_samples
         clean, enhanced = (student.spectrogram.inverse(s[:, 0], length) for s in (x0, estimate))
-        loss = loss + 5e-5 * metrics.si_sdr_loss(clean, enhanced).mean()
+        loss = loss + 5e-5 * losses.si_sdr_loss(clean, enhanced).mean()
     expected = json.loads(str(fixture["meta_json"]))["results"][case]
     assert loss.item() == pytest.approx(expected["loss"], rel=1e-5)
     loss.backward()
@@ -419,7 +419,7 @@ def test_loss_is_made_of_the_functions(moves, monkeypatch):
     target = averaged(sde.mean(x0, y, r) + sgmse.per_bin(sde.std(r)) * later, y, r)
     error = (t ** -2 * (estimate - target).abs().square().mean((1, 2, 3))).mean()
     reference, enhanced = (model.spectrogram.inverse(s[:, 0], model.num_samples) for s in (x0, estimate))
-    pesq, si_sdr = metrics.PESQLoss()(reference, enhanced).mean(), metrics.si_sdr_loss(reference, enhanced).mean()
+    pesq, si_sdr = losses.PESQLoss()(reference, enhanced).mean(), losses.si_sdr_loss(reference, enhanced).mean()
     torch.testing.assert_close(loss, 2 * error + 0.3 * pesq + 0.7 * si_sdr, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(parts["si_sdr"], -si_sdr.detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(parts["pesq"], pesq.detach(), rtol=1e-4, atol=1e-5)

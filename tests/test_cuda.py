@@ -8,6 +8,7 @@ import torch
 
 import consistency
 import data
+import dispatch
 import drift
 import meanflow
 import nets
@@ -25,8 +26,8 @@ METHODS = {
     "CRP": (sgmse.ScoreSDE, dict(crp="last", N=3, start=0.5)),
     "bridge": (sgmse.ScoreSDE, dict(sde="sbve", c=0.4, t_eps=1e-4, sampler="bridge_ode", N=3, pesq_weight=0.0)),
     "consistency": (consistency.ConsistencyModel, dict(moves="renoise")),
-    "student": (consistency.Student, dict(distil="none")),
-    "recurrent student": (consistency.Student, None),
+    "student": (dispatch.Student, dict(distil="none")),
+    "recurrent student": (dispatch.Student, None),
     "MeanFlow": (meanflow.MeanFlowCorrector, dict()),
     "separator": (meanflow.MeanFlowCorrector, dict(separator="train")),
     "DriftSE": (drift.DriftSE, dict()),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import consistency
+import dispatch
 import drift
 import meanflow
 import sgmse
@@ -81,7 +82,7 @@ SPECS = {
     "encoder": {"hidden": ("weights", 32), "depth": ("weights", 1), "channels": ("weights", 12),
                 "clusters": ("weights", 8), "mask_start": ("loss", 0.3), "mask_length": ("loss", 3),
                 "noisy": ("loss", True)}}
-CONFIGS = {"sgmse": sgmse.Config, "consistency": consistency.Config, "student": consistency.StudentConfig,
+CONFIGS = {"sgmse": sgmse.Config, "consistency": consistency.Config, "student": dispatch.Config,
            "meanflow": meanflow.Config, "drift": drift.Config, "encoder": drift.EncoderConfig}
 BASES = {"sgmse": NET | dict(N=2), "consistency": NET | RENOISE | ALONE,
          "student": dict(hidden=8, n_fft=510, hop_length=64, num_frames=60, width=8, channel_mults=(1, 2),
@@ -111,7 +112,7 @@ def build(method, changes):
     config = CONFIGS[method](**BASES[method] | changes)
     if method == "encoder":
         return drift.MaskedPrediction(config, torch.randn(config.clusters, 64)).eval()
-    Method = {"sgmse": sgmse.ScoreSDE, "consistency": consistency.ConsistencyModel, "student": consistency.Student,
+    Method = {"sgmse": sgmse.ScoreSDE, "consistency": consistency.ConsistencyModel, "student": dispatch.Student,
               "meanflow": meanflow.MeanFlowCorrector, "drift": drift.DriftSE}[method]
     model = lively(Method(config).eval())
     if method in ("consistency", "student"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import data
+import losses
 import meanflow
 import metrics
 import nets
@@ -121,7 +122,7 @@ def test_floor_of_the_velocity_loss():
     for time, floor in ((0.03, 0.251432), (0.3, 0.326154), (0.7, 0.171706), (1.0, 0.090000)):
         t = torch.full((len(x0),), time, dtype=torch.float64)
         error = instantaneous(meanflow.path(x0, s_hat, t, z), t, t) - meanflow.conditional_velocity(x0, s_hat, z)
-        assert 2 * metrics.half_square(error).item() == pytest.approx(floor, rel=0.03)
+        assert 2 * losses.half_square(error).item() == pytest.approx(floor, rel=0.03)
 
 
 class LearnedSlope(torch.nn.Module):
@@ -154,7 +155,7 @@ def test_training_converges_to_the_fixed_point_of_its_c(setting, column, std):
         xt, v = meanflow.path(x0, s_hat, t, z), meanflow.conditional_velocity(x0, s_hat, z)
         options = EXACT if setting == "exact" else {}
         target = meanflow.average_velocity_target(u, xt, r, t, v, **options)
-        loss = metrics.half_square(u(xt, t, t) - v) + meanflow.displacement_loss(u(xt, r, t), target, r, t)
+        loss = losses.half_square(u(xt, t, t) - v) + meanflow.displacement_loss(u(xt, r, t), target, r, t)
         opt.zero_grad()
         loss.backward()
         opt.step()
@@ -249,7 +250,7 @@ def test_linear_network_has_known_target_and_losses(derivative, c, target, squar
     assert derivative(u, x, r, t, v).item() == pytest.approx(0.9)
     u_target = meanflow.average_velocity_target(u, x, r, t, v, c, derivative)
     assert u_target.item() == pytest.approx(target) and not u_target.requires_grad
-    assert metrics.half_square(u(x, r, t) - u_target).item() == pytest.approx(square)
+    assert losses.half_square(u(x, r, t) - u_target).item() == pytest.approx(square)
     assert meanflow.displacement_loss(u(x, r, t), u_target, r, t).item() == pytest.approx(weighted, abs=1e-6)
 
 
@@ -306,12 +307,12 @@ def test_sampled_times_have_known_moments():
 def test_si_sdr_loss_has_a_known_value_and_is_the_metric():
     """The metric keeps the mean."""
     clean, estimate = torch.tensor([[1.0, 2, 3, 5]]), torch.tensor([[1.0, 2, 3, 4]])
-    assert metrics.si_sdr_loss(clean, estimate).item() == pytest.approx(-14.497354, abs=1e-4)
+    assert losses.si_sdr_loss(clean, estimate).item() == pytest.approx(-14.497354, abs=1e-4)
     torch.manual_seed(0)
     clean = torch.randn(3, 8000, dtype=torch.float64)
     estimate = 0.7 * clean + 0.3 * torch.randn_like(clean) + 0.5
     expected = [metrics.si_sdr(c - c.mean(), e - e.mean()) for c, e in zip(clean, estimate)]
-    assert (-metrics.si_sdr_loss(clean, estimate)).tolist() == pytest.approx(expected, abs=1e-3)
+    assert (-losses.si_sdr_loss(clean, estimate)).tolist() == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5])            # a constant is silence too
@@ -319,10 +320,10 @@ def test_silent_reference_adds_nothing_to_the_si_sdr_loss_and_no_gradient(level)
     clean = torch.randn(2, 8000)
     clean[0] = level
     estimate = torch.randn(2, 8000).requires_grad_()
-    loss = metrics.si_sdr_loss(clean, estimate)
+    loss = losses.si_sdr_loss(clean, estimate)
     loss.sum().backward()
     assert loss[0] == 0 and not estimate.grad[0].any() and estimate.grad[1].abs().sum() > 0
-    quiet = metrics.si_sdr_loss(1e-4 * clean[1:], estimate[1:])
+    quiet = losses.si_sdr_loss(1e-4 * clean[1:], estimate[1:])
     torch.testing.assert_close(quiet, loss[1:], atol=0.1, rtol=0)          # quiet is not silent
 
 
@@ -330,7 +331,7 @@ def test_sa_sdr_takes_the_best_permutation_and_returns_the_estimates_in_it():
     clean = torch.tensor([[[1.0, 0, -1, 0], [0, 2, 0, -2]]])
     estimate = torch.tensor([[[0.9, 0.1, -1, 0], [0, 1.8, 0.1, -2]]])
     for given in (estimate, estimate.flip(1)):
-        loss, aligned = meanflow.sa_sdr_loss(clean, given)
+        loss, aligned = losses.sa_sdr_loss(clean, given)
         assert loss.item() == pytest.approx(-21.549020, abs=1e-4)
         torch.testing.assert_close(aligned, estimate)
     torch.manual_seed(0)
@@ -338,7 +339,7 @@ def test_sa_sdr_takes_the_best_permutation_and_returns_the_estimates_in_it():
     clean[:, 1] = 0
     orders = torch.stack([torch.randperm(3) for _ in clean])
     shuffled = torch.stack([(c + 0.01 * torch.randn_like(c))[order] for c, order in zip(clean, orders)])
-    loss, aligned = meanflow.sa_sdr_loss(clean, shuffled)
+    loss, aligned = losses.sa_sdr_loss(clean, shuffled)
     assert loss.shape == (4,) and (loss < -35).all()
     assert (aligned - clean).abs().max() < 0.1
 
@@ -497,7 +498,7 @@ def test_loss_is_made_of_the_functions(monkeypatch):
     x_r = 0.5 * (0.8 * (u(xt, r, t) - target)[0]).abs().square().sum() / 2
     end = y + 0.487 * z_end - 0.97 * u(y + 0.487 * z_end, torch.full((2,), 0.03), torch.ones(2))
     enhanced = model.spectrogram.inverse(end[:, 0], clean.shape[1])
-    si_sdr = -metrics.si_sdr_loss(clean, enhanced).mean()
+    si_sdr = -losses.si_sdr_loss(clean, enhanced).mean()
     assert loss.item() == pytest.approx((0.75 * velocity + 0.25 * x_r - 2 * si_sdr).item(), rel=1e-4)
     draws.clear()
     mean = tiny(reduction="mean", **constants)
@@ -611,7 +612,7 @@ def test_separator_is_trained_alone_and_its_output_is_the_result():
         leveled, level = data.levelled(mixture)
         torch.testing.assert_close(model.enhance(mixture), model.separate(leveled) * level)
         estimate = model.separate(mixture)
-        assert -meanflow.sa_sdr_loss(clean, estimate)[0].mean() == pytest.approx(parts["sa_sdr"].item(), abs=1e-4)
+        assert -losses.sa_sdr_loss(clean, estimate)[0].mean() == pytest.approx(parts["sa_sdr"].item(), abs=1e-4)
 
 
 def test_order_of_the_talkers_changes_no_loss(monkeypatch):
@@ -622,7 +623,7 @@ def test_order_of_the_talkers_changes_no_loss(monkeypatch):
     pairs = lambda x: x.unflatten(0, (2, 2))             # (B, S, ...)
     torch.testing.assert_close(pairs(waves), pairs(swapped).flip(1))
     estimate = model.separate(mixture)
-    best = meanflow.sa_sdr_loss(clean, estimate)[1]
+    best = losses.sa_sdr_loss(clean, estimate)[1]
     torch.testing.assert_close(pairs(waves)[:, :, 0], best)
     torch.testing.assert_close(pairs(waves)[:, 1, 1:], mixture)
     level = model.level_of_estimate(waves)

@@ -10,17 +10,18 @@ import typing
 
 import pytest
 
+import commands
 import consistency
+import dispatch
 import drift
 import meanflow
 import sgmse
-import train
 from helpers import run_command
 
 METHODS = {"sgmse": sgmse.ScoreSDE, "consistency": consistency.ConsistencyModel, "meanflow": meanflow.MeanFlowCorrector,
            "drift": drift.DriftSE}
 COMMANDS = [(Method, "train", Method.Config) for Method in METHODS.values()]
-COMMANDS += [(consistency.ConsistencyModel, "train-student", consistency.StudentConfig)]
+COMMANDS += [(consistency.ConsistencyModel, "train-student", dispatch.Config)]
 CHOICES = [(Method, command, Config, field) for Method, command, Config in COMMANDS
            for field in dataclasses.fields(Config) if typing.get_args(field.type)]
 
@@ -79,5 +80,5 @@ def test_values_written_as_flags_are_read_as_what_they_were():
     values = dict(move_noise=False, strict=True, channel_mults=(1, 2), attention_resolutions=(), k=2.5, sde="bbed",
                   teacher="a name with spaces")
     parser = argparse.ArgumentParser()
-    train.add_flags(parser, consistency.Config)
-    assert train.given(parser.parse_args(shlex.split(train.as_flags(values))), consistency.Config) == values
+    commands.add_flags(parser, consistency.Config)
+    assert commands.given(parser.parse_args(shlex.split(commands.as_flags(values))), consistency.Config) == values

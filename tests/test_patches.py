@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import consistency
-import metrics
+import dispatch
+import losses
 import nets
 import sgmse
 import train
-from consistency import (Student, StudentConfig, band_split, cosine_distance, knowledge_gap_score, magnitude_error,
+from dispatch import (Config as StudentConfig, Student, band_split, cosine_distance, knowledge_gap_score, magnitude_error,
                          patch_mean, patches, select, selective_frequency_loss, selective_patch_loss)
 from helpers import run_command
 
@@ -326,7 +327,7 @@ def test_feature_loss_compares_how_alike_frames_are_where_patches_are_selected()
     """Against two loops over frames; it sees neither the size of features nor their directions, only their angles."""
     S, T, Y = noise()
     h_S, h_T = torch.randn(len(S), S.shape[2], 5), torch.randn(len(S), S.shape[2], 7)
-    loss = consistency.selective_feature_loss(h_S, h_T, S, T, Y, 20, 0.3)
+    loss = dispatch.selective_feature_loss(h_S, h_T, S, T, Y, 20, 0.3)
     error = lambda a, b: patch_mean(magnitude_error(a, b), 20)
     mask, expected = select(knowledge_gap_score(error(S, Y), error(T, Y)), 0.3), 0
     for a, b, m in zip(h_S, h_T, mask):
@@ -339,14 +340,14 @@ def test_feature_loss_compares_how_alike_frames_are_where_patches_are_selected()
         expected += total / weights / len(h_S)
     torch.testing.assert_close(loss, expected)
     turned = torch.linalg.qr(torch.randn(7, 7))[0]
-    torch.testing.assert_close(consistency.selective_feature_loss(h_S, 3 * h_T @ turned, S, T, Y, 20, 0.3), loss)
-    torch.testing.assert_close(consistency.selective_feature_loss(h_T @ turned, h_T, S, T, Y), torch.tensor(0.0))
-    chosen = {rule: consistency.selective_feature_loss(h_S, h_T, S, T, Y, 20, 0.3, rule).item()
+    torch.testing.assert_close(dispatch.selective_feature_loss(h_S, 3 * h_T @ turned, S, T, Y, 20, 0.3), loss)
+    torch.testing.assert_close(dispatch.selective_feature_loss(h_T @ turned, h_T, S, T, Y), torch.tensor(0.0))
+    chosen = {rule: dispatch.selective_feature_loss(h_S, h_T, S, T, Y, 20, 0.3, rule).item()
               for rule in ("top_k", "random", "positive")}
     assert len(set(chosen.values())) == 3
     h_S.requires_grad_()
     h_T.requires_grad_()
-    consistency.selective_feature_loss(h_S, h_T, S, T, Y).backward()
+    dispatch.selective_feature_loss(h_S, h_T, S, T, Y).backward()
     assert h_S.grad.abs().sum() > 0 and h_T.grad is None
 
 
@@ -368,8 +369,8 @@ def test_features_are_distilled_between_recurrent_networks_alone(teacher, tmp_pa
     h = [m.net.gru(m.net.encoder(m.spectrogram(noisy).abs().clamp(min=1e-4).log().transpose(1, 2)))[0]
          for m in (model, other)]
     assert h[0].shape[:2] == h[1].shape[:2] and h[0].shape[2] != h[1].shape[2]
-    distilled = consistency.selective_feature_loss(*h, *spectra)
-    torch.testing.assert_close(loss, metrics.si_sdr_loss(clean, enhanced).mean() + 3 * distilled)
+    distilled = dispatch.selective_feature_loss(*h, *spectra)
+    torch.testing.assert_close(loss, losses.si_sdr_loss(clean, enhanced).mean() + 3 * distilled)
     model.store, before = tmp_path / "store", model.teacher.model.calls
     for _ in range(2):                                   # the second time, waves and features are read
         torch.testing.assert_close(model.loss((clean, noisy))[0], loss)
@@ -421,7 +422,7 @@ def test_loss_is_the_task_s_plus_the_weighted_distillation(teacher):
     loss.backward()
     enhanced, taught = model.enhance(noisy, torch.ones(2, 1)), train.load_checkpoint(teacher).enhance(noisy)
     spectra = (model.patch_spectrogram(wave) for wave in (enhanced, taught, clean))
-    expected = metrics.si_sdr_loss(clean, enhanced).mean() + 3 * selective_frequency_loss(*spectra, 20, 20)
+    expected = losses.si_sdr_loss(clean, enhanced).mean() + 3 * selective_frequency_loss(*spectra, 20, 20)
     torch.testing.assert_close(loss, expected)
     assert parts.keys() == {"si_sdr", "distilled"} and all(p.grad.abs().sum() > 0 for p in model.parameters())
     assert all(p.grad is None and not p.requires_grad for p in model.teacher.model.parameters())
@@ -429,7 +430,7 @@ def test_loss_is_the_task_s_plus_the_weighted_distillation(teacher):
 
     model.ema = train.EMA(model)                         # of a training that has made no step: the task alone
     loss, parts = model.loss((clean, noisy))
-    torch.testing.assert_close(loss, metrics.si_sdr_loss(clean, enhanced).mean())
+    torch.testing.assert_close(loss, losses.si_sdr_loss(clean, enhanced).mean())
     model.ema.num_updates = 2
     assert "distilled" in model.loss((clean, noisy))[1]
 
@@ -500,7 +501,7 @@ def test_big_model_teaches_a_small_u_net(Method, corpus, tmp_path):
     train.save_checkpoint(tmp_path / "teacher.safetensors", Method(Method.Config(**Method.presets["tiny"] | {"N": 1})))
     assert run("train", "--distil", "selective", "--preset", "tiny", "--data", corpus, "--teacher",
                tmp_path / "teacher.safetensors", "--out", tmp_path / "student", *FLAGS, "--steps", "1") == 0
-    assert isinstance(train.load_checkpoint(tmp_path / "student/last.safetensors"), consistency.Student)
+    assert isinstance(train.load_checkpoint(tmp_path / "student/last.safetensors"), dispatch.Student)
 
 
 def test_help_shows_both_trainings_of_the_file_each_with_its_own_flags(capsys):

@@ -7,8 +7,9 @@ import pytest
 import soundfile
 import torch
 
+import losses
 import metrics
-from metrics import PESQLoss
+from losses import PESQLoss
 
 AUDIO = Path(__file__).parents[1] / "tutorials" / "audio"
 LOSS = PESQLoss()
@@ -70,8 +71,8 @@ def test_equals_torch_pesq(degraded, d_s, d_a, loss, mos):
 
 def test_tables_have_the_sums_of_the_standard():
     widths, corrections, thresholds = (np.array(table.split(), dtype=float) for table in (
-        metrics.BAND_WIDTHS, metrics.BAND_CORRECTIONS, metrics.BAND_THRESHOLDS))
-    assert [len(metrics.BAND_BINS), sum(metrics.BAND_BINS)] == [49, 256]
+        losses.BAND_WIDTHS, losses.BAND_CORRECTIONS, losses.BAND_THRESHOLDS))
+    assert [len(losses.BAND_BINS), sum(losses.BAND_BINS)] == [49, 256]
     assert [widths.sum(), widths[1:].sum()] == pytest.approx([21.335652, 21.178308], abs=1e-6)
     assert [corrections.sum(), thresholds.sum()] == pytest.approx([3739.972354, 219.0], abs=1e-6)
     assert LOSS.tables["exponent"][[0, 10, 48]] == pytest.approx([0.2552, 0.2339, 0.2300], abs=1e-4)

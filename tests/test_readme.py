@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import os
 import re
 import runpy
 import shlex
@@ -13,7 +12,7 @@ import pytest
 
 import train
 from data import Spectrogram, mix_at_snr
-from metrics import PESQLoss
+from losses import PESQLoss
 
 ROOT = Path(__file__).parents[1]
 NAMES = "README.md", "pretrained/README.md", "tests/README.md", "tutorials/experiments/README.md"

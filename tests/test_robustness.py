@@ -18,10 +18,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import commands
 import data
 import metrics
+import rooms
 import train
-from data import AudioError, MixedAudio, PairedAudio, RoomConfig, RoomMixtures, Spectrogram, UnpairedAudio
+from data import AudioError, MixedAudio, PairedAudio, Spectrogram, UnpairedAudio
+from rooms import RoomConfig, RoomMixtures
 from test_data import sound, tone, write
 
 ROOT = Path(__file__).parents[1]
@@ -166,7 +169,7 @@ def test_training_and_use_have_the_same_level(tmp_path):
 def test_equal_channels_stay_equal(tmp_path):
     soundfile.write(tmp_path / "in.wav", np.stack([NOISY[:40000]] * 2, 1), 16000)
     with torch.inference_mode():
-        train.enhance_file(train.load_checkpoint("sgmse", N=2), tmp_path / "in.wav", tmp_path / "out.wav", window=1.5)
+        commands.enhance_file(train.load_checkpoint("sgmse", N=2), tmp_path / "in.wav", tmp_path / "out.wav", window=1.5)
     left, right = soundfile.read(tmp_path / "out.wav")[0].T
     assert np.array_equal(left, right)
 
@@ -221,17 +224,17 @@ def test_validation_is_never_mixed_with_silence(tmp_path):
 
 
 def test_the_log_is_valid_json_whatever_is_scored(tmp_path):
-    train.open_log(tmp_path)(7, {"loss": 0.5, "pesq": float("nan"), "x": float("inf")})
+    commands.open_log(tmp_path)(7, {"loss": 0.5, "pesq": float("nan"), "x": float("inf")})
     line = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert (line["step"], line["loss"], line["pesq"], line["x"]) == (7, 0.5, None, None)
 
 
 def test_a_half_written_line_of_the_log_does_not_stop_a_resumed_run(tmp_path):
-    train.open_log(tmp_path)(7, {"pesq": 1.5})
+    commands.open_log(tmp_path)(7, {"pesq": 1.5})
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"step": 8, "pe')
-    log = train.open_log(tmp_path)
-    assert train.validated(tmp_path, 7) and not train.validated(tmp_path, 8)
+    log = commands.open_log(tmp_path)
+    assert commands.validated(tmp_path, 7) and not commands.validated(tmp_path, 8)
     log(8, {"pesq": 1.6})
     assert [json.loads(line)["pesq"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1.5, 1.6]
 
@@ -258,7 +261,7 @@ def test_windows_put_together_are_the_whole_at_any_length(length, channels, bloc
     def enhance(piece):
         heard.append(piece.shape[1])
         return 2 * piece
-    whole = np.concatenate(list(train.windowed(enhance, blocks, window, context, fade)), 1)
+    whole = np.concatenate(list(commands.windowed(enhance, blocks, window, context, fade)), 1)
     assert whole.shape == wave.shape and np.abs(whole - 2 * wave).max() < 1e-5
     assert max(heard) <= window and (length > window) == (len(heard) > 1)
 
@@ -358,7 +361,7 @@ def test_a_set_of_mixtures_differs_in_each_file_and_is_never_mixed_with_another(
     def run(*flags):
         flags = "--mics", "2", "--out", str(tmp_path / "set"), *flags
         monkeypatch.setattr(sys, "argv", ["data.py", str(tmp_path), *flags])
-        data.main()
+        rooms.main()
     run("--count", "6", "--talkers", "1")
     files = sorted((tmp_path / "set/test/noisy").iterdir())
     assert len(files) == 6 and len({path.read_bytes() for path in files}) == 6
@@ -454,7 +457,7 @@ def test_a_flac_of_unknown_length_is_read_to_its_end(tmp_path):
     content[22:26] = bytes(4)
     path.write_bytes(content)
     assert data.load_audio(path)[0].shape == (1, 20000) and data.audio_info(path).frames == 20000
-    train.enhance_file(train.load_checkpoint("consistency"), path, tmp_path / "out.flac")
+    commands.enhance_file(train.load_checkpoint("consistency"), path, tmp_path / "out.flac")
     assert soundfile.info(tmp_path / "out.flac").frames == 20000
 
 
@@ -519,7 +522,7 @@ def test_output_has_the_sample_format_and_the_length_of_the_input(tmp_path, form
     suffix = "wav" if format in ("WAV", "RF64") else format.lower()
     path, out = tmp_path / f"x.{suffix}", tmp_path / "out" / f"x.{suffix}"
     soundfile.write(path, sound(8001), 16000, subtype, format=format)
-    train.enhance_file(train.load_checkpoint("consistency"), path, out)
+    commands.enhance_file(train.load_checkpoint("consistency"), path, out)
     info = soundfile.info(out)
     assert (info.subtype, info.frames) == (kept, soundfile.info(path).frames)
 
@@ -606,11 +609,11 @@ sys.path[:0] = [{str(ROOT)!r}]
 import torch.distributed as dist, train
 join = dist.init_process_group
 dist.init_process_group = lambda *a, **k: join(*a, **k, timeout=datetime.timedelta(seconds=3))
-device, rank, world, store = train.join_processes(train.TrainConfig(device="cpu"))
+device, rank, world, store = commands.join_processes(train.TrainConfig(device="cpu"))
 for step in range(2):
     if rank == 0:
         time.sleep(6 * (step == 0))
-    train.wait_for_rank_0(store, rank, f"validated {{step}}")
+    commands.wait_for_rank_0(store, rank, f"validated {{step}}")
     x = torch.ones(1)
     dist.all_reduce(x)
     assert x.item() == 2
@@ -630,7 +633,7 @@ def test_a_training_by_the_clock_ends_as_if_the_last_step_were_done(tmp_path, co
     assert command(*flags) == 0
     state = torch.load(tmp_path / "run/last.pt", weights_only=True)
     assert 20 < state["step"] < 40 and state["seconds"] >= 1.2
-    assert train.notes_of(tmp_path / "run/last.safetensors")["step"] == state["step"]
+    assert commands.notes_of(tmp_path / "run/last.safetensors")["step"] == state["step"]
     assert state["optimizer"]["param_groups"][0]["lr"] < 0.3e-4            # 1e-4 falls to a tenth
     capsys.readouterr()
     assert command(*flags) == 0
@@ -782,7 +785,7 @@ import resource, sys, torch
 sys.path.insert(0, {root!r})
 import train
 if {keep}:
-    train.keep_memory()
+    commands.keep_memory()
 for _ in range(20):
     torch.ones(1 << 24)                                  # 64 MiB: what is kept grows at first
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

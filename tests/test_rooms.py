@@ -9,12 +9,14 @@ import pytest
 import scipy.signal
 import torch
 
+import commands
 import data
 import meanflow
+import rooms
 import train
 from helpers import run_command
 
-DRY = data.RoomConfig(mics=2, talkers=2, size=((3.0, 3.0, 3.0), (4.0, 5.0, 3.0)), rt60=(0.2, 0.2))     # fast
+DRY = rooms.RoomConfig(mics=2, talkers=2, size=((3.0, 3.0, 3.0), (4.0, 5.0, 3.0)), rt60=(0.2, 0.2))     # fast
 N = 3200                                                 # samples of its responses
 
 
@@ -22,7 +24,7 @@ N = 3200                                                 # samples of its respon
 def small_rooms():
     """The commands simulate what is quick to simulate."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "RoomConfig", functools.partial(data.RoomConfig, size=DRY.size, rt60=DRY.rt60))
+        patch.setattr(data, "RoomConfig", functools.partial(rooms.RoomConfig, size=DRY.size, rt60=DRY.rt60))
         yield
 
 
@@ -50,7 +52,7 @@ def mixtures(root):
     """Function (changes) -> RoomMixtures of the training split; rooms are kept from test to test."""
     def make(config=DRY, **changes):
         options = dict(rooms=3, cache=root / "cache", num_samples=8000) | changes
-        return data.RoomMixtures(root / "train/speech", root / "train/noise", config, **options)
+        return rooms.RoomMixtures(root / "train/speech", root / "train/noise", config, **options)
     return make
 
 
@@ -62,9 +64,9 @@ def first(dataset, count=4, **options):
 
 def test_direct_path_has_the_delay_and_the_level_of_its_distance():
     """And no source is nearer to the array than asked for."""
-    config = data.RoomConfig(2, 2, from_array=(0.9, 1.2))
+    config = rooms.RoomConfig(2, 2, from_array=(0.9, 1.2))
     for number in range(5):
-        for nearest, direct in zip((0.9, 0.9, 1.2), data.simulate_room(number, config)[:, -1].astype(float)):
+        for nearest, direct in zip((0.9, 0.9, 1.2), rooms.simulate_room(number, config)[:, -1].astype(float)):
             metres = (np.abs(direct).argmax() - 40) / 16000 * 343          # its filters are 40 samples late
             assert nearest - 0.07 < metres < 4           # microphone 0 is 5 cm off the array's centre
             assert np.sqrt((direct ** 2).sum()) == pytest.approx(1 / metres, rel=0.05)
@@ -72,7 +74,7 @@ def test_direct_path_has_the_delay_and_the_level_of_its_distance():
 
 def test_target_is_in_step_with_the_mixture_and_reflections_come_later():
     for number in range(3):
-        for responses in data.simulate_room(number, DRY).astype(float):
+        for responses in rooms.simulate_room(number, DRY).astype(float):
             whole, direct = responses[0], responses[-1]
             arrival = np.abs(direct).argmax() + 1
             assert ((whole - direct)[:arrival] ** 2).sum() < 0.01 * (direct ** 2).sum()
@@ -82,29 +84,29 @@ def test_target_is_in_step_with_the_mixture_and_reflections_come_later():
 def test_reverberation_time_is_about_what_was_asked_for():
     from pyroomacoustics.experimental import measure_rt60
     for seconds in (0.2, 0.4):
-        config = data.RoomConfig(mics=1, talkers=1, size=((5.0, 4.0, 3.0), (6.0, 5.0, 3.5)), rt60=(seconds, seconds))
-        measured = [measure_rt60(data.simulate_room(number, config)[0, 0].astype(float), 16000, decay_db=20)
+        config = rooms.RoomConfig(mics=1, talkers=1, size=((5.0, 4.0, 3.0), (6.0, 5.0, 3.5)), rt60=(seconds, seconds))
+        measured = [measure_rt60(rooms.simulate_room(number, config)[0, 0].astype(float), 16000, decay_db=20)
                     for number in range(3)]
         assert np.mean(measured) == pytest.approx(seconds, rel=0.25)
 
 
 def test_a_room_is_the_same_at_every_call_and_for_more_microphones_and_no_other_room():
-    four = data.simulate_room(7, data.RoomConfig(4, 2))
+    four = rooms.simulate_room(7, rooms.RoomConfig(4, 2))
     assert four.shape == (3, 5, N) and four.dtype == np.float16
-    two = data.simulate_room(7, DRY)
-    np.testing.assert_array_equal(two, data.simulate_room(7, DRY))
+    two = rooms.simulate_room(7, DRY)
+    np.testing.assert_array_equal(two, rooms.simulate_room(7, DRY))
     np.testing.assert_array_equal(two[:, 0], four[:, 0])
     np.testing.assert_array_equal(two[:, 1], four[:, 2])                   # half way round the circle
-    assert not np.array_equal(two, data.simulate_room(8, DRY))
+    assert not np.array_equal(two, rooms.simulate_room(8, DRY))
 
 
 def test_microphones_stand_on_the_circle():
     """The direct path reaches two of them at most 2 radius / 343 s apart, and one place at once."""
     for radius in (0.0, 0.05, 0.5):
-        config = data.RoomConfig(4, 1, radius, off_centre=0.0)
+        config = rooms.RoomConfig(4, 1, radius, off_centre=0.0)
         lags = []
         for number in range(3):
-            peaks = np.abs(data.simulate_room(number, config)[:, :4, :800].astype(float)).argmax(-1)
+            peaks = np.abs(rooms.simulate_room(number, config)[:, :4, :800].astype(float)).argmax(-1)
             lags.append(np.ptp(peaks, axis=1))
         apart = np.max(lags)
         assert apart <= 2 * radius / 343 * 16000 + 1
@@ -113,21 +115,21 @@ def test_microphones_stand_on_the_circle():
 
 def test_no_rumble():
     """The image method's responses add up to a gain at 0 Hz that no room has."""
-    gain = np.abs(np.fft.rfft(data.simulate_room(0, DRY)[:, 0].astype(float), 16000))     # a bin is 1 Hz
+    gain = np.abs(np.fft.rfft(rooms.simulate_room(0, DRY)[:, 0].astype(float), 16000))     # a bin is 1 Hz
     assert gain[:, :3].max() < 0.05 * gain[:, 100:4000].mean()
 
 
 def test_walls_that_would_have_to_swallow_too_much_are_an_error():
     with pytest.raises(ValueError):
-        data.simulate_room(0, data.RoomConfig(rt60=(0.05, 0.05)))
+        rooms.simulate_room(0, rooms.RoomConfig(rt60=(0.05, 0.05)))
 
 
 # ---- the cache ----
 
 def test_rooms_are_simulated_once_and_damaged_ones_again(tmp_path, monkeypatch):
-    calls, simulate = [], data.simulate_room
+    calls, simulate = [], rooms.simulate_room
     monkeypatch.setattr(data, "simulate_room", lambda *args: calls.append(args[0]) or simulate(*args))
-    rooms = data.simulated_rooms(range(4), DRY, tmp_path)
+    rooms = rooms.simulated_rooms(range(4), DRY, tmp_path)
     assert sorted(calls) == [0, 1, 2, 3] and rooms.shape == (4, 3, 3, N)
     paths = {int(path.stem.split("-")[1]): path for path in tmp_path.iterdir()}
     assert len(paths) == 4 and max(path.stat().st_size for path in paths.values()) < 60000
@@ -136,11 +138,11 @@ def test_rooms_are_simulated_once_and_damaged_ones_again(tmp_path, monkeypatch):
     paths[1].write_bytes(content)
     paths[2].write_bytes(paths[2].read_bytes()[:20000])
     paths[3].write_bytes(b"")
-    again = data.simulated_rooms(range(4), DRY, tmp_path)
+    again = rooms.simulated_rooms(range(4), DRY, tmp_path)
     assert sorted(calls[4:]) == [1, 2, 3] and torch.equal(rooms, again)
-    data.simulated_rooms(range(4), DRY, tmp_path)
+    rooms.simulated_rooms(range(4), DRY, tmp_path)
     assert len(calls) == 7
-    data.simulated_rooms(range(1), data.RoomConfig(2, 2, 0.06), tmp_path)
+    rooms.simulated_rooms(range(1), rooms.RoomConfig(2, 2, 0.06), tmp_path)
     assert len(calls) == 8                               # other rooms are not taken for these
 
 
@@ -151,7 +153,7 @@ def test_cache_that_cannot_be_written_leaves_nothing_half_written(tmp_path, monk
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="no space"):
-        data.simulated_rooms(range(1), DRY, tmp_path)
+        rooms.simulated_rooms(range(1), DRY, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -191,9 +193,9 @@ def test_batches_are_divided_by_the_peak_of_all_microphones(mixtures):
 
 
 def test_one_talker_and_one_microphone_are_a_batch_of_waves(mixtures):
-    clean, mixture = first(mixtures(data.RoomConfig(1, 1)))
+    clean, mixture = first(mixtures(rooms.RoomConfig(1, 1)))
     assert clean.shape == mixture.shape == (4, 8000)
-    clean, mixture = first(mixtures(data.RoomConfig(1, 2)))
+    clean, mixture = first(mixtures(rooms.RoomConfig(1, 2)))
     assert (clean.shape, mixture.shape) == ((4, 2, 8000), (4, 1, 8000))
 
 
@@ -211,7 +213,7 @@ def test_talkers_are_different_speakers_where_there_are_some(mixtures, root):
     for position in range(30):
         a, b, _ = dataset[position][0]
         assert dataset.folders[a] != dataset.folders[b]
-    alone = data.RoomMixtures(root / "train/speech/a", root / "train/noise", DRY, rooms=1, cache=root / "cache",
+    alone = rooms.RoomMixtures(root / "train/speech/a", root / "train/noise", DRY, rooms=1, cache=root / "cache",
                               num_samples=8000)
     assert first(alone)[0].abs().amax(2).min() > 0
 
@@ -252,7 +254,7 @@ run = functools.partial(run_command, meanflow.MeanFlowCorrector)
 
 def write_mixtures(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["data.py", *map(str, arguments)])
-    data.main()
+    rooms.main()
 
 
 def test_test_set_by_command_is_the_same_at_every_run(root, tmp_path, monkeypatch, capsys):
@@ -273,7 +275,7 @@ def test_rooms_of_other_sizes_and_reverberation_by_command(root, tmp_path, monke
     write_mixtures(monkeypatch, root, "--mics", 2, "--count", 1, "--rt60", 0.15, 0.2, "--floor", 3, 3.5, "--out", tmp_path)
     assert seen[0]["room"] == {"rt60": (0.15, 0.2), "size": ((3, 3, 3), (3.5, 3.5, 4))}
     dataset = open_data(root, "test", mics=2, talkers=2, rooms=1, room_cache=tmp_path / "responses", room=seen[0]["room"])
-    expected = data.simulate_room(2 * 10 ** 6, data.RoomConfig(2, 2, **seen[0]["room"]))
+    expected = rooms.simulate_room(2 * 10 ** 6, rooms.RoomConfig(2, 2, **seen[0]["room"]))
     assert torch.equal(dataset.responses[0], torch.from_numpy(expected))
     for wrong in (("--rt60", 0.5, 0.2), ("--floor", 1, 3)):
         with pytest.raises(SystemExit):
@@ -372,7 +374,7 @@ def test_talkers_keep_their_place_from_window_to_window(tmp_path):
     data.save_audio(tmp_path / "in.wav", waves, 16000, "FLOAT")
     method = Swapping()
     with torch.inference_mode():
-        train.enhance_file(method, tmp_path / "in.wav", tmp_path / "out.wav", window=2.0)
+        commands.enhance_file(method, tmp_path / "in.wav", tmp_path / "out.wav", window=2.0)
     assert method.calls > 4
     np.testing.assert_allclose(data.load_audio(tmp_path / "out.wav")[0], waves[::-1], atol=1e-6)
 
@@ -382,6 +384,6 @@ def test_order_is_found_for_three_talkers_and_signs_count():
     clean = torch.randn(3, 4000)
     for order in ([2, 0, 1], [1, 0, 2]):
         noisy = 3 * clean[order] + torch.randn(3, 4000)
-        torch.testing.assert_close(train.in_order(clean, noisy), noisy[[order.index(k) for k in range(3)]])
+        torch.testing.assert_close(commands.in_order(clean, noisy), noisy[[order.index(k) for k in range(3)]])
     pair = torch.stack([-clean[0], 0.1 * clean[0] + clean[1]])
-    torch.testing.assert_close(train.in_order(clean[:2], pair), pair.flip(0))
+    torch.testing.assert_close(commands.in_order(clean[:2], pair), pair.flip(0))

@@ -10,7 +10,7 @@ import pytest
 import scipy.integrate
 import torch
 
-import metrics
+import losses
 import nets
 import sgmse
 import train
@@ -415,7 +415,7 @@ def test_data_prediction_adds_the_pesq_of_its_waves():
     loss = lambda weight: sgmse.data_prediction_loss(lambda *_: x_hat, x0, x0, t, x0, sgmse.OUVE(), spectrogram,
                                                      pesq_weight=weight)
     length = spectrogram.samples(x0.shape[-1])
-    expected = metrics.PESQLoss()(*(spectrogram.inverse(x[:, 0], length) for x in (x0, x_hat))).mean()
+    expected = losses.PESQLoss()(*(spectrogram.inverse(x[:, 0], length) for x in (x0, x_hat))).mean()
     torch.testing.assert_close(loss(0.1) - loss(0), 0.1 * expected)
     assert expected > 0.1
 

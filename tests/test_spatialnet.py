@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import meanflow
+import losses
 import nets
 from data import Spectrogram
 from helpers import growth
@@ -172,7 +172,7 @@ def test_learns_to_separate_two_talkers_by_their_delays():
         talkers = torch.randn(4, 2, 1024)
         mixture = torch.stack([talkers.sum(1), talkers[:, 0] + talkers[:, 1].roll(3, -1)], dim=1)
         estimate = stft.istft(net(stft.stft(mixture)), 1024)
-        loss = meanflow.sa_sdr_loss(talkers.flip(1) if update % 2 else talkers, estimate)[0].mean()
+        loss = losses.sa_sdr_loss(talkers.flip(1) if update % 2 else talkers, estimate)[0].mean()
         opt.zero_grad()
         loss.backward()
         opt.step()

@@ -26,6 +26,7 @@ import soundfile
 import torch
 import torch.distributed as dist
 
+import commands
 import data
 import drift
 import sgmse
@@ -270,7 +271,7 @@ def test_a_preset_with_a_recipe_is_trained_by_it_unless_the_command_says_otherwi
     for flags in ((), ("--lr", "1e-3"), ("--preset", "dagger"), ("--preset", "small"), ("--init", "drift")):
         monkeypatch.setattr(sys, "argv", ["drift.py", "train", "--data", str(tmp_path), *flags])
         with pytest.raises(SystemExit):
-            train.main(drift.DriftSE)
+            commands.main(drift.DriftSE)
     published = dict(lr=5e-4, weight_decay=0.01, betas=(0.9, 0.95), lr_warmup=200, batch_size=16, clip=2.0)
     values = [{name: getattr(config, name) for name in published} for config in seen]
     plain = {name: getattr(train.TrainConfig(), name) for name in published}
@@ -415,7 +416,7 @@ def train_with_files_of_at_most(size, corpus, out, steps):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
     sys.argv = ["sgmse.py", "train", "--data", corpus, "--out", out, "--preset", "tiny", "--num-frames", "24",
                 "--batch-size", "1", "--steps", steps, "--valid-every", "0", "--device", "cpu"]
-    train.main(sgmse.ScoreSDE)
+    commands.main(sgmse.ScoreSDE)
 
 
 def test_full_disk_keeps_the_old_checkpoint_and_says_so(tmp_path, corpus):
@@ -458,7 +459,7 @@ def test_windows_put_together_are_the_whole(length):
 
     blocks = (wave[:, i:i + 333] for i in range(0, length, 333))
     enhance = spoilt_edges if length > 1000 else np.copy
-    out = np.concatenate(list(train.windowed(enhance, blocks, 1000, 100, 50)), axis=1)
+    out = np.concatenate(list(commands.windowed(enhance, blocks, 1000, 100, 50)), axis=1)
     np.testing.assert_allclose(out, wave, atol=1e-6)
 
 
@@ -475,7 +476,7 @@ def twenty_seconds():
 def test_twenty_seconds_are_enhanced_as_one_piece(tmp_path):
     wave, method = twenty_seconds(), shipped(N=2)
     data.save_audio(tmp_path / "in.wav", wave, 16000, "FLOAT")
-    train.enhance_file(method, tmp_path / "in.wav", tmp_path / "out.wav")
+    commands.enhance_file(method, tmp_path / "in.wav", tmp_path / "out.wav")
     train.seed_everything(0)
     whole, [out] = method.enhance(wave[None])[0], data.load_audio(tmp_path / "out.wav")[0]
     assert (out - whole).square().sum() < 1e-4 * whole.square().sum()      # -40 dB
@@ -487,7 +488,7 @@ def test_windows_agree_where_they_meet(tmp_path):
     no step in it."""
     wave, method = twenty_seconds(), shipped(N=2)
     data.save_audio(tmp_path / "in.wav", wave, 16000, "FLOAT")
-    train.enhance_file(method, tmp_path / "in.wav", tmp_path / "out.wav", window=10)
+    commands.enhance_file(method, tmp_path / "in.wav", tmp_path / "out.wav", window=10)
     train.seed_everything(0)
     whole, [out] = method.enhance(wave[None])[0], data.load_audio(tmp_path / "out.wav")[0]
     difference = out - whole
@@ -503,7 +504,7 @@ def test_windows_agree_where_they_meet(tmp_path):
 def test_enhanced_file_has_the_form_of_its_input(tmp_path, rate, channels, subtype, suffix):
     wave = 0.1 * np.random.default_rng(0).standard_normal((rate + 17, channels))
     soundfile.write(tmp_path / f"in{suffix}", wave, rate, subtype)
-    train.enhance_file(Echo(), tmp_path / f"in{suffix}", tmp_path / f"out{suffix}", window=1.0)
+    commands.enhance_file(Echo(), tmp_path / f"in{suffix}", tmp_path / f"out{suffix}", window=1.0)
     paths = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
     a, b = ([getattr(soundfile.info(p), what) for what in ("samplerate", "channels", "frames", "subtype", "format")]
             for p in paths)
@@ -518,18 +519,18 @@ def test_an_output_that_a_file_of_integers_would_clip_is_said(tmp_path):
         soundfile.write(tmp_path / f"{subtype}.wav", wave, 16000, subtype)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train.enhance_file(Echo(1.9), tmp_path / "PCM_16.wav", tmp_path / "out.wav")
-        train.enhance_file(Echo(3.0), tmp_path / "FLOAT.wav", tmp_path / "out.wav")
+        commands.enhance_file(Echo(1.9), tmp_path / "PCM_16.wav", tmp_path / "out.wav")
+        commands.enhance_file(Echo(3.0), tmp_path / "FLOAT.wav", tmp_path / "out.wav")
         assert soundfile.read(tmp_path / "out.wav")[0].max() == pytest.approx(1.5)
     with pytest.warns(UserWarning, match="out.wav: 2% of the samples were beyond full scale and are clipped"):
-        train.enhance_file(Echo(3.0), tmp_path / "PCM_16.wav", tmp_path / "out.wav")
+        commands.enhance_file(Echo(3.0), tmp_path / "PCM_16.wav", tmp_path / "out.wav")
 
 
 def test_enhanced_file_stays_in_step_with_its_input(tmp_path):
     """A chirp through 44.1 -> 16 -> 44.1 kHz in windows: no shift, no gap."""
     t = np.arange(44100 * 5) / 44100
     soundfile.write(tmp_path / "in.wav", 0.5 * np.sin(2 * np.pi * (200 + 600 * t) * t), 44100, "FLOAT")
-    train.enhance_file(Echo(), tmp_path / "in.wav", tmp_path / "out.wav", window=2.5)
+    commands.enhance_file(Echo(), tmp_path / "in.wav", tmp_path / "out.wav", window=2.5)
     a, b = soundfile.read(tmp_path / "in.wav")[0], soundfile.read(tmp_path / "out.wav")[0]
     assert 20 * np.log10(np.abs(a - b)[200:-200].max() / 0.5) < -60
 
@@ -541,7 +542,7 @@ def test_each_channel_is_enhanced_by_itself(tmp_path):
     soundfile.write(tmp_path / "one.wav", wave[:, 1], 16000, "FLOAT")
     for name in ("one", "two"):
         with torch.inference_mode():
-            train.enhance_file(method, tmp_path / f"{name}.wav", tmp_path / f"{name}_out.wav")
+            commands.enhance_file(method, tmp_path / f"{name}.wav", tmp_path / f"{name}_out.wav")
     two, one = (soundfile.read(tmp_path / f"{name}_out.wav")[0] for name in ("two", "one"))
     np.testing.assert_allclose(two[:, 1], one, atol=1e-5)
 
@@ -569,7 +570,7 @@ def test_bad_recordings_are_named_and_the_others_done(tmp_path, capsys, corpus):
 def test_silent_recording_stays_silent(tmp_path):
     soundfile.write(tmp_path / "in.wav", np.zeros(16000), 16000)
     with torch.inference_mode():
-        train.enhance_file(tiny(N=1).eval(), tmp_path / "in.wav", tmp_path / "out.wav")
+        commands.enhance_file(tiny(N=1).eval(), tmp_path / "in.wav", tmp_path / "out.wav")
     assert np.abs(soundfile.read(tmp_path / "out.wav")[0]).max() < 1e-4
 
 
@@ -592,11 +593,11 @@ def test_two_inputs_for_one_output_are_refused_and_folders_keep_apart(tmp_path):
         (tmp_path / folder).mkdir()
         soundfile.write(tmp_path / folder / "a.wav", np.zeros(1000), 16000)
     with pytest.raises(ValueError, match="both be written"):
-        train.output_paths([tmp_path / "x/a.wav", tmp_path / "y/a.wav"], tmp_path / "out")
-    pairs = train.output_paths([tmp_path / "x", tmp_path / "y"], tmp_path / "out")
+        commands.output_paths([tmp_path / "x/a.wav", tmp_path / "y/a.wav"], tmp_path / "out")
+    pairs = commands.output_paths([tmp_path / "x", tmp_path / "y"], tmp_path / "out")
     assert [out.relative_to(tmp_path) for _, out in pairs] == [Path("out/x/a.wav"), Path("out/y/a.wav")]
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        train.output_paths([tmp_path / "nowhere"], tmp_path / "out")
+        commands.output_paths([tmp_path / "nowhere"], tmp_path / "out")
 
 
 def test_outputs_stay_inside_their_folder_and_are_not_enhanced_again(tmp_path, monkeypatch):
@@ -605,11 +606,11 @@ def test_outputs_stay_inside_their_folder_and_are_not_enhanced_again(tmp_path, m
     soundfile.write(tmp_path / "in/out/a.wav", np.zeros(1000), 16000)
     monkeypatch.chdir(tmp_path / "in")
     for given in (".", "../in", tmp_path / "in"):
-        assert [(p.name, out) for p, out in train.output_paths([given], "out")] == [("a.wav", Path("out/a.wav"))]
+        assert [(p.name, out) for p, out in commands.output_paths([given], "out")] == [("a.wav", Path("out/a.wav"))]
 
 
 def peak_memory(source, target):
-    train.enhance_file(Echo(), source, target)
+    commands.enhance_file(Echo(), source, target)
     print(peak())
 
 
@@ -694,7 +695,7 @@ def test_run_killed_in_any_validation_repeats_it_and_ends_as_one_that_was_not(tm
         assert scores(place) == scores("whole") and [step for step, _ in scores(place)] == [2, 3]
         best = [tmp_path / name / "best.safetensors" for name in (place, "whole")]
         assert same(*(train.load_checkpoint(path).state_dict() for path in best))
-        assert train.notes_of(best[0]) == train.notes_of(best[1])
+        assert commands.notes_of(best[0]) == commands.notes_of(best[1])
 
 
 @pytest.mark.slow
@@ -709,10 +710,10 @@ def test_noisy_recordings_are_scored_by_every_metric_that_the_enhanced_ones_are(
 
 def test_what_was_left_out_is_summed_up_in_a_few_lines():
     problems = collections.Counter({f"{n}.wav: silent": n for n in range(1, 9)})
-    lines = train.left_out(problems)
+    lines = commands.left_out(problems)
     assert lines[0] == "left out 8 x 8.wav: silent" and len(lines) == 6
     assert lines[-1].startswith("left out 6 x 3 others")                  # 1 + 2 + 3
-    assert train.left_out(collections.Counter(a=2)) == ["left out 2 x a"] and not train.left_out(collections.Counter())
+    assert commands.left_out(collections.Counter(a=2)) == ["left out 2 x a"] and not commands.left_out(collections.Counter())
 
 
 def test_corrected_checkpoint_remembers_its_calls_and_its_start(tmp_path, capsys, corpus):

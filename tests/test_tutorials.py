@@ -13,6 +13,7 @@ from transformers import HubertConfig, HubertModel
 
 import consistency
 import data
+import dispatch
 import drift
 import meanflow
 import metrics
@@ -70,7 +71,7 @@ def test_other_weights_or_recordings_under_an_old_label_are_scored_anew(tmp_path
 
 @pytest.mark.slow
 def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus):
-    teacher = consistency.Student(consistency.StudentConfig(distil="none", hidden=16))
+    teacher = dispatch.Student(dispatch.Config(distil="none", hidden=16))
     train.save_checkpoint(tmp_path / "teacher.safetensors", teacher)
     command = [sys.executable, EXPERIMENTS / "patches.py", "--data", corpus, "--teacher", "teacher.safetensors",
                "--seeds", "3", "--workers", "1", "--csv", "all.csv", "--", "--steps", "1", "--batch-size", "1", "--num-frames", "60",
@@ -81,7 +82,7 @@ def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus
         outputs.append(done.stdout)
     tables = [out[out.index("\nn = 2, 1 seeds"):] for out in outputs]
     assert tables[0] == tables[1] and "student alone, seed 3" in outputs[0] and "seed 3\n" not in outputs[1]
-    train.save_checkpoint(tmp_path / "teacher.safetensors", consistency.Student(teacher.config))
+    train.save_checkpoint(tmp_path / "teacher.safetensors", dispatch.Student(teacher.config))
     command[4:4] = ["--rows", "student alone", "DISPatch"]
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "student alone, seed 3\n" in done.stdout                       # another teacher: all anew

@@ -13,8 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-import consistency
 import data
+import dispatch
+import losses
 import metrics
 
 # %% [markdown]
@@ -212,10 +213,10 @@ plt.legend();
 # PESQ models loudness on a Bark scale and time alignment. `PESQLoss` leaves out the alignment and has a gradient.
 
 # %%
-show(metrics.PESQLoss.mos)
+show(losses.PESQLoss.mos)
 
 # %%
-loss = metrics.PESQLoss()
+loss = losses.PESQLoss()
 for (name, (s, y)) in pairs.items():
     check(f"{name}: package pesq {metrics.pesq(s, y):.3f}; ours", loss.mos(loss(s, y)).item(), metrics.pesq(s, y),
           fast(0.05, 0.2))
@@ -228,7 +229,7 @@ check("a perfect wave", loss.mos(loss(s, s)).item(), 4.644, 1e-3)
 
 # %%
 torch.manual_seed(0)
-method = consistency.Student(consistency.StudentConfig(distil="none", num_frames=126))
+method = dispatch.Student(dispatch.Config(distil="none", num_frames=126))
 logged = train_small(method, fast(80, 5), lr=3e-3)
 first, last = fifths(logged["si_sdr"])
 print(f"{sum(p.numel() for p in method.parameters()):,} parameters, SI-SDR {first:.1f} -> {last:.1f} dB")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 import consistency
+import losses
 import metrics
 import sgmse
 import toy
@@ -209,8 +210,8 @@ def missed(f):
 budgets, rows = fast((250, 500, 1000, 2000), (10, 20)), []
 for steps in budgets:
     torch.manual_seed(0)
-    f_heun, losses = toy.learn_consistency(OUVE, heun, steps)
-    rows.append((*missed(f_heun), fifths(losses)[1]))
+    f_heun, values = toy.learn_consistency(OUVE, heun, steps)
+    rows.append((*missed(f_heun), fifths(values)[1]))
     print(f"{steps} steps: loss {rows[-1][2]:.1e}, median distance {rows[-1][0]:.3f}")
 below("Heun: median distance from the exact flow", rows[-1][0], 0.08, trained=True)
 below("Heun: 90 % of the points are nearer than", rows[-1][1], 0.2, trained=True)
@@ -303,11 +304,11 @@ toy.draw(axes[1], released, title=f"without the mean's shift: {distances[1]:.3f}
 # and the disturbance of PESQ, with weights of $5\cdot10^{-5}$ and $5\cdot10^{-4}$.
 
 # %%
-show(metrics.si_sdr_loss)
+show(losses.si_sdr_loss)
 
 # %%
 estimate, target = torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[1.0, 2, 3, 5]])
-check("(1, 2, 3, 4) for (1, 2, 3, 5), dB", metrics.si_sdr_loss(target, estimate).item(), -14.4974, 1e-3)
+check("(1, 2, 3, 4) for (1, 2, 3, 5), dB", losses.si_sdr_loss(target, estimate).item(), -14.4974, 1e-3)
 
 # %% [markdown]
 # ## Train small

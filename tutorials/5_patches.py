@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from matplotlib.colors import SymLogNorm
 
-import consistency
 import data
+import dispatch
 
 # %% [markdown]
 # ## Hear it
@@ -57,8 +57,8 @@ as_spectrum = lambda rows: torch.tensor(rows, dtype=torch.complex64)[None]
 Y = as_spectrum([[1, 0], [2, 1], [0, 3], [1, 1]])
 S = as_spectrum([[0, 0], [2, 0], [1, 1], [1, 2]])
 T = as_spectrum([[1, 0], [1, 1], [0, 2], [2, 1]])
-error = lambda a, b: consistency.patch_mean(consistency.magnitude_error(a, b), 2)
-gap = consistency.knowledge_gap_score(error(S, Y), error(T, Y))[0]
+error = lambda a, b: dispatch.patch_mean(dispatch.magnitude_error(a, b), 2)
+gap = dispatch.knowledge_gap_score(error(S, Y), error(T, Y))[0]
 figure, axes = plt.subplots(1, 6, figsize=(9, 2.2))
 for axis, title, table in zip(axes, ("|Y| clean", "|S| student", "|T| teacher", "$E^S$", "$E^T$", "KGS"),
                               (Y[0].abs(), S[0].abs(), T[0].abs(), error(S, Y)[0], error(T, Y)[0], gap)):
@@ -76,12 +76,12 @@ axes[3].set_ylabel("patches");
 # $$E_p=\frac1b\sum_{f\in p}\big(\lvert S_f\rvert-\lvert Y_f\rvert\big)^2$$
 
 # %%
-show(consistency.patches, consistency.patch_mean, consistency.magnitude_error)
+show(dispatch.patches, dispatch.patch_mean, dispatch.magnitude_error)
 
 # %%
 check("E of the student", (error(S, Y)[0] - torch.tensor([[0.5, 0.5], [0.5, 2.5]])).abs().max().item(), 0, 1e-6)
 check("E of the teacher", (error(T, Y)[0] - torch.tensor([[0.5, 0.0], [0.5, 0.5]])).abs().max().item(), 0, 1e-6)
-three = consistency.patch_mean(consistency.magnitude_error(S, Y), 3)[0]
+three = dispatch.patch_mean(dispatch.magnitude_error(S, Y), 3)[0]
 check("patches of 3 bins: the zeros above the top count", three[1, 1].item(), 1 / 3, 1e-6)
 
 # %% [markdown]
@@ -90,11 +90,11 @@ check("patches of 3 bins: the zeros above the top count", three[1, 1].item(), 1 
 # $$\mathrm{KGS}_p=E_p^S-E_p^T$$
 
 # %%
-show(consistency.knowledge_gap_score)
+show(dispatch.knowledge_gap_score)
 
 # %%
 check("KGS of the table", (gap - torch.tensor([[0.0, 0.5], [0.0, 2.0]])).abs().max().item(), 0, 1e-6)
-perfect = consistency.knowledge_gap_score(error(S, Y), error(Y, Y))
+perfect = dispatch.knowledge_gap_score(error(S, Y), error(Y, Y))
 check("teacher = clean: no negative score", perfect.min().clamp(max=0).item(), 0, 0)
 
 # %% [markdown]
@@ -106,11 +106,11 @@ spec = data.Spectrogram(512, 128, transform="none")
 
 def errors(waves, name, size=20):
     """Error of a wave against clean in each patch, (1, bands, frames)."""
-    return consistency.patch_mean(consistency.magnitude_error(spec(waves[name][None]), spec(clean[name][None])), size)
+    return dispatch.patch_mean(dispatch.magnitude_error(spec(waves[name][None]), spec(clean[name][None])), size)
 
 
 def score(student, name):
-    return consistency.knowledge_gap_score(errors(student, name), errors(taught, name))
+    return dispatch.knowledge_gap_score(errors(student, name), errors(taught, name))
 
 
 gap = score(own, "waterfall")[0]
@@ -132,20 +132,20 @@ axes[1].set(xlim=(0, 1), ylim=(0, 8), xlabel="share of frames", title="teacher c
 # The story says "where the teacher is better"; the released rule keeps the top 80 % *whatever their sign*.
 
 # %%
-show(consistency.select)
+show(dispatch.select)
 
 # %%
 rows = []
 for name in names:
     gaps = {"noisy": score(noisy, name), "drift": score(own, name)}
-    kept = consistency.select(gaps["drift"], 0.8)
+    kept = dispatch.select(gaps["drift"], 0.8)
     rows.append([(gaps["noisy"] > 0).float().mean().item(), (gaps["drift"] > 0).float().mean().item(),
                  kept.float().mean().item(), ((gaps["drift"] > 0) & kept).sum().item() / kept.sum().item()])
     print(f"{name}: teacher closer than the noisy input in {rows[-1][0]:.2f}, than drift in {rows[-1][1]:.2f}; kept "
           f"{rows[-1][2]:.2f}, of which {rows[-1][3]:.2f} deserve it")
     check("   share kept", rows[-1][2], 0.8, 0.01)
 below("share of the kept that deserve it, on average", np.mean([row[3] for row in rows]), 0.8)
-mask = consistency.select(score(own, "waterfall"), 0.8)[0]
+mask = dispatch.select(score(own, "waterfall"), 0.8)[0]
 kinds = torch.where(mask, torch.where(gap > 0, 1.0, -1.0), torch.zeros_like(gap))
 figure, axis = plt.subplots(figsize=(8, 2.6))
 image = axis.imshow(kinds.numpy(), cmap="RdBu_r", vmin=-1.3, vmax=1.3, extent=(0, seconds, 0, 8.125))
@@ -160,17 +160,17 @@ axis.set(xlabel="s", ylabel="kHz", ylim=(0, 8),
 # As released it is divided by the nominal number of patches, $k$ times all of them. Ties with the threshold are kept too, so that few patches make a large loss.
 
 # %%
-show(consistency.selective_patch_loss, consistency.selected_mean)
+show(dispatch.selective_patch_loss, dispatch.selected_mean)
 
 # %%
 for keep, released, ours in ((0.1, 2.5, 1.0), (0.75, 1.166667, 0.875), (1.0, 0.875, 0.875)):
-    check(f"k = {keep}: as released", consistency.selective_patch_loss(S, T, Y, 2, keep).item(), released, 1e-5)
+    check(f"k = {keep}: as released", dispatch.selective_patch_loss(S, T, Y, 2, keep).item(), released, 1e-5)
     check(f"k = {keep}: by the number kept",
-          consistency.selective_patch_loss(S, T, Y, 2, keep, exact=False).item(), ours, 1e-5)
-check("roles exchanged, k = 0.5: still distilled", consistency.selective_patch_loss(T, S, Y, 2, 0.5).item(),
+          dispatch.selective_patch_loss(S, T, Y, 2, keep, exact=False).item(), ours, 1e-5)
+check("roles exchanged, k = 0.5: still distilled", dispatch.selective_patch_loss(T, S, Y, 2, 0.5).item(),
       1.0, 1e-5)
 check("... but not by the rule `positive`",
-      consistency.selective_patch_loss(T, S, Y, 2, 0.5, "positive", False).item(), 0, 0)
+      dispatch.selective_patch_loss(T, S, Y, 2, 0.5, "positive", False).item(), 0, 0)
 
 # %% [markdown]
 # ## The cosine distance
@@ -180,11 +180,11 @@ check("... but not by the rule `positive`",
 # Sensitive to phase, blind to level.
 
 # %%
-show(consistency.cosine_distance)
+show(dispatch.cosine_distance)
 
 # %%
 column = lambda *values: torch.tensor(values, dtype=torch.complex64)[None, :, None]
-distance = lambda a, b: consistency.cosine_distance(a, b, 2).item()
+distance = lambda a, b: dispatch.cosine_distance(a, b, 2).item()
 a, b = column(1, 1j), column(1, 1)
 check("[1, i] and [1, 1]", distance(a, b), 0.5, 1e-6)
 check("opposite", distance(a, -a), 2, 1e-6)
@@ -199,25 +199,25 @@ check("ten times louder", distance(a, 10 * a), 0, 1e-6)
 # In each frame the teacher's steepest relative rise splits the spectrum: cosine distance below, a mixture of it and the magnitude error above.
 
 # %%
-show(consistency.band_split, consistency.selective_frequency_loss)
+show(dispatch.band_split, dispatch.selective_frequency_loss)
 
 # %%
-check("rises 1, 4, 0, 0.5: the split", consistency.band_split(column(0.1, 0.2, 1, 0.5, 1.5)).item(), 1, 0)
+check("rises 1, 4, 0, 0.5: the split", dispatch.band_split(column(0.1, 0.2, 1, 0.5, 1.5)).item(), 1, 0)
 T6 = as_spectrum([[.1, .5], [.2, .6], [1, 2.4], [.5, 1], [1.5, .3], [.2, .1]])
 Y6 = as_spectrum([[.1, .4], [.3, .6], [1.2, 2], [.5, 1.2], [1.5, .2], [.1, .1]])
 size = torch.tensor([[.3, .4], [.1, .1], [.6, 2], [.9, .2], [1, .9], [.5, .6]])
 phase = torch.tensor([[0, .2], [.3, 0], [0, .5], [.1, 0], [0, 0], [0, .4]])
 S6 = torch.polar(size, phase)[None]
 for keep, known in ((0.5, 0.613733), (0.8, 0.556704), (1.0, 0.450969)):
-    check(f"six bins, k = {keep}", consistency.selective_frequency_loss(S6, T6, Y6, 2, 3, keep).item(), known, 1e-5)
+    check(f"six bins, k = {keep}", dispatch.selective_frequency_loss(S6, T6, Y6, 2, 3, keep).item(), known, 1e-5)
 for name in names:
-    split = consistency.band_split(spec(taught[name][None]))[0]
+    split = dispatch.band_split(spec(taught[name][None]))[0]
     share = (split < 10).float().mean().item()
     print(f"{name}: median split bin {split.median()}, below bin 10 (312 Hz) in {share:.0%} of the frames")
     below("   share of frames with a split at 312 Hz or above", 1 - share, 0.25)
 figure, axis = plt.subplots(figsize=(8, 2.6))
 spectrogram(axis, taught["waterfall"], "the teacher's spectrum and its split", high=2)
-split = consistency.band_split(spec(taught["waterfall"][None]))[0]
+split = dispatch.band_split(spec(taught["waterfall"][None]))[0]
 axis.plot(np.arange(len(split)) * 128 / 16000, split.numpy() * 31.25e-3, ".", color="cyan", markersize=2)
 axis.set(xlabel="s", xlim=(0, seconds));
 
@@ -230,7 +230,7 @@ axis.set(xlabel="s", xlim=(0, seconds));
 
 # %%
 torch.manual_seed(0)
-student = consistency.Student(consistency.StudentConfig(teacher="consistency", num_frames=126))
+student = dispatch.Student(dispatch.Config(teacher="consistency", num_frames=126))
 student.prepare(fresh=True)
 logged = train_small(student, fast(60, 3), batch_size=2, lr=3e-3)
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.4))
@@ -290,12 +290,12 @@ experiment("compare.csv", "patches", seed="0 1 2")
 # </details>
 
 # %%
-check("exercise 1", consistency.selective_patch_loss(S, T, Y, 2, 1.0).item(),
+check("exercise 1", dispatch.selective_patch_loss(S, T, Y, 2, 1.0).item(),
       (S.abs() - T.abs()).square().mean().item(), 1e-6)
-twice = (consistency.selective_patch_loss(2 * S, 2 * T, 2 * Y, 2, 0.5)
-         / consistency.selective_patch_loss(S, T, Y, 2, 0.5))
+twice = (dispatch.selective_patch_loss(2 * S, 2 * T, 2 * Y, 2, 0.5)
+         / dispatch.selective_patch_loss(S, T, Y, 2, 0.5))
 check("exercise 2", twice.item(), 4, 1e-5)
 torch.manual_seed(0)
-blind = consistency.select(score(own, "waterfall"), 0.8, "random")[0]
+blind = dispatch.select(score(own, "waterfall"), 0.8, "random")[0]
 base = (gap > 0).float().mean().item()
 check("exercise 3", ((gap > 0) & blind).sum().item() / blind.sum().item(), base, 0.03)

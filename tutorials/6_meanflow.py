@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 import data
+import losses
 import meanflow
 import metrics
+import rooms
 import toy
 
 per_bin = data.per_bin
@@ -230,11 +232,11 @@ show(toy.learn_meanflow)
 ends = {}
 for c in (1.0, 0.5, 0.0):
     torch.manual_seed(0)
-    u, losses = toy.learn_meanflow(c, fast(2000, 20))
+    u, values = toy.learn_meanflow(c, fast(2000, 20))
     with torch.no_grad():
         ends[c] = meanflow.sample(u, toy.noisy(n), z)
     print(f"c = {c}: spread {toy.spread(ends[c]):.2f}, energy distance {toy.energy_distance(ends[c], reference):.3f}, "
-          f"loss {losses[:50].mean():.2f} -> {losses[-200:].mean():.2f}")
+          f"loss {values[:50].mean():.2f} -> {values[-200:].mean():.2f}")
     if c == 1:
         below("c = 1: median distance from the exact flow", (ends[1.0] - curves[-1]).abs().median().item(),
               0.15, trained=True)
@@ -264,7 +266,7 @@ perfect = lambda x, r, t: meanflow.conditional_velocity(x0, s_hat, z_s)
 expected = 0.97 * x0 + 0.03 * s_hat + 0.03 * 0.487 * z_s
 check("perfect u: the output", (meanflow.sample(perfect, s_hat, z_s) - expected).abs().max(), 0, 1e-6)
 loss = meanflow.endpoint_si_sdr_loss(perfect, x0, s_hat, z_s, spec).item()
-by_hand = metrics.si_sdr_loss(spec.inverse(x0[:, 0], wave.shape[1]),
+by_hand = losses.si_sdr_loss(spec.inverse(x0[:, 0], wave.shape[1]),
                               spec.inverse(expected[:, 0], wave.shape[1])).item()
 check("its loss, dB", loss, by_hand, 1e-3)
 
@@ -274,26 +276,26 @@ check("its loss, dB", loss, by_hand, 1e-3)
 # $$\text{SA-SDR}=10\log_{10}\frac{\sum_k\lVert s_k\rVert^2}{\sum_k\lVert s_k-\hat s_k\rVert^2}\quad\text{of the best order of the talkers}$$
 
 # %%
-show(meanflow.sa_sdr_loss)
+show(losses.sa_sdr_loss)
 
 # %%
 talkers = torch.tensor([[[1.0, 0, -1, 0], [0, 2, 0, -2]]])
 estimates = torch.tensor([[[0.0, 1.8, 0.1, -2], [0.9, 0.1, -1, 0]]])
-loss, ordered = meanflow.sa_sdr_loss(talkers, estimates)
+loss, ordered = losses.sa_sdr_loss(talkers, estimates)
 check("two talkers, exchanged: dB", -loss.item(), 21.549, 1e-3)
 assert torch.equal(ordered, estimates.flip(1))
 
 # %% [markdown]
 # ## An array of four microphones
 #
-# `data.draw_room` draws a room, `data.simulate_room` builds it by the image method: responses from a talker and a noise to each microphone on a circle of 5 cm radius, and the direct path to microphone 0, which is what a separator should return.
+# `rooms.draw_room` draws a room, `rooms.simulate_room` builds it by the image method: responses from a talker and a noise to each microphone on a circle of 5 cm radius, and the direct path to microphone 0, which is what a separator should return.
 
 # %%
-config = data.RoomConfig(mics=4, talkers=1)
-responses = torch.from_numpy(data.simulate_room(3, config)).float()        # (sources, mics + 1, n)
+config = rooms.RoomConfig(mics=4, talkers=1)
+responses = torch.from_numpy(rooms.simulate_room(3, config)).float()        # (sources, mics + 1, n)
 peaks = responses[0, :4].abs().argmax(1)
 below("samples between the direct paths, at most 2 x 5 cm / 343 m/s = 4.66", (peaks.max() - peaks.min()).item(), 4.67)
-size, asked, array, sources = data.draw_room(3, config)
+size, asked, array, sources = rooms.draw_room(3, config)
 samples = np.linalg.norm(sources[0][:, None] - array, axis=0) / 343 * data.SAMPLE_RATE     # of the way to each
 error = np.abs((peaks - peaks[0]).numpy() - (samples - samples[0])).max()
 below("samples between where a direct path comes and where geometry puts it", error, 1)
@@ -348,7 +350,7 @@ method = pretrained("talkers")
 wave, level = data.levelled(heard[None])
 with torch.no_grad():
     estimates = {"separator": method.separate(wave) * level, "corrected": method.enhance(heard[None])}
-estimates = {name: meanflow.sa_sdr_loss(talkers[None], wave)[1][0] for name, wave in estimates.items()}     # in order
+estimates = {name: losses.sa_sdr_loss(talkers[None], wave)[1][0] for name, wave in estimates.items()}     # in order
 play(microphone_0=heard[0], **{f"talker_{k}": wave for k, wave in enumerate(estimates["corrected"])})
 scores = {name: [metrics.si_sdr(talker, wave) for talker, wave in zip(talkers, waves)]
           for name, waves in ({"microphone 0": heard[[0, 0]]} | estimates).items()}

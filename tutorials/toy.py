@@ -16,8 +16,8 @@ import tools                                             # puts the methods on t
 
 import consistency
 import drift
+import losses
 import meanflow
-import metrics
 import sgmse
 from data import per_bin
 
@@ -245,7 +245,7 @@ def learn_meanflow(c=1.0, steps=2000):
         xt, v = meanflow.path(x0, y, t, z), meanflow.conditional_velocity(x0, y, z)
         now = u(xt, t, t)
         target = meanflow.average_velocity_target(u, xt, r, t, v, c, along=now)
-        return metrics.half_square(now - v) + metrics.half_square(u(xt, r, t) - target)
+        return losses.half_square(now - v) + losses.half_square(u(xt, r, t) - target)
     return u, fit(net, loss, steps)
 
 

@@ -21,6 +21,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import commands
 import data
 import metrics
 import train
@@ -197,7 +198,7 @@ def main():
         chosen = rows_named(args.rows)
     except ValueError as error:
         parser.error(f"--rows {error}")
-    train.keep_memory()                                  # as all commands do
+    commands.keep_memory()                                  # as all commands do
     if args.encoder is not None:
         torch.manual_seed(0)
         AutoModel.from_config(AutoConfig.from_pretrained(args.encoder)).save_pretrained(args.out / "random-encoder")

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import commands
 import data
 import train
 from scoring import (COLUMNS, add_csv_flag, add_lines, cell, enhanced_and_scored, line, noisy_scored, sha256,
@@ -60,7 +61,7 @@ def main():
     parser.add_argument("--out", default="tutorials/experiments/comparison.csv", help="(default: %(default)s)")
     add_csv_flag(parser)
     args = parser.parse_args()
-    train.keep_memory()                                  # as all commands do
+    commands.keep_memory()                                  # as all commands do
 
     clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, "test"))
     recordings = [(path.stem, *pair) for path, pair in zip(noisy, zip(clean, noisy))]

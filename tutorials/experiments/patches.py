@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import commands
 import data
 import metrics
 import train
@@ -85,7 +86,7 @@ def main():
                                 str(seed), "--out", run, *args.flags], check=True)
             student = run / "last.safetensors"
             results[label].append(enhanced_and_scored(student, run / "test", recordings, args.workers))
-            what = dict(teacher=args.teacher, test="test", steps=train.notes_of(student)["step"])
+            what = dict(teacher=args.teacher, test="test", steps=commands.notes_of(student)["step"])
             lines.append(line("patches", label, results[label][-1], seed=seed, **what))
 
     means = {label: mean_over(runs) for label, runs in results.items()}

@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import commands
 import data
 import metrics
 import train
@@ -80,14 +81,14 @@ def enhanced_and_scored(checkpoint, folder, recordings, workers, which=tuple(COL
     if not all(path.exists() for path in outputs):
         print(f"{checkpoint} {changes or ''}")
         method = train.load_checkpoint(checkpoint, **changes).to(train.pick_device("auto"))
-        if train.enhance_all(method, [(noisy, out) for (_, _, noisy), out in zip(recordings, outputs)], 0, 30):
+        if commands.enhance_all(method, [(noisy, out) for (_, _, noisy), out in zip(recordings, outputs)], 0, 30):
             sys.exit("some recordings could not be enhanced; nothing is scored")
     pairs = [(name, clean, out) for (name, clean, _), out in zip(recordings, outputs)]
     scored = folder / scores_of(which)
     if not scored.exists():
         for _, clean, out in pairs:
             if soundfile.info(clean).channels > 1:       # talkers, in any order
-                train.match_talkers(clean, out)
+                commands.match_talkers(clean, out)
     return scores(scored, pairs, workers, which)
 
 
@@ -112,7 +113,7 @@ def noisy_scored(folder, recordings, workers, which=tuple(COLUMNS), array=False)
     if array and not scored.exists():
         heard = [(name, clean, folder / f"microphone0-{waves}" / f"{name}.wav") for name, clean, _ in recordings]
         for (_, clean, noisy), (*_, out) in zip(recordings, heard):
-            train.microphone_0(clean, noisy, out)
+            commands.microphone_0(clean, noisy, out)
         recordings = heard
     return scores(scored, recordings, workers, which)
 

@@ -1,0 +1,661 @@
+"""The command line that all methods share: train, enhance, evaluate.
+
+    main               the commands of a method;   add_flags   a flag for each field of a dataclass
+    enhance_file       one recording to another, in windows, so that memory stays flat
+    validate           scores of a few recordings, while a method is trained
+"""
+
+import argparse
+import contextlib
+import ctypes
+import dataclasses
+import functools
+import inspect
+import itertools
+import json
+import os
+import re
+import shlex
+import sys
+import time
+import typing
+import warnings
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import soxr
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+import data
+import metrics
+import rooms
+from train import (EMA, HERE, TrainConfig, fit, load_checkpoint, pick_device, read_pickle, save_checkpoint,
+                   seed_everything)
+
+
+# -------------------------------------------------------------------------------------- enhancement
+
+def windowed(enhance, blocks, window, context, fade):
+    """Enhance a stream in overlapping windows: yields consecutive pieces of the output, float32 (C, n).
+
+    enhance: function (C, n) -> (C, n), n <= window. blocks: iterator of (C, n) arrays. Of each window, `context`
+    samples at an inner edge are thrown away, since there the network sees only one side; the next `fade` samples
+    cross-fade with the neighbour. A stream of at most `window` samples is enhanced whole.
+    """
+    ramp = np.linspace(0, 1, fade + 2, dtype=np.float32)[1:-1]
+    buffer, tail, last = next(blocks), None, False
+    while not last:
+        while buffer.shape[1] <= window and (block := next(blocks, None)) is not None:
+            buffer = np.concatenate([buffer, block], axis=1)
+        last = buffer.shape[1] <= window
+        piece = enhance(buffer[:, :window])
+        piece = piece[:, 0 if tail is None else context:None if last else -context]
+        if tail is not None:
+            piece[:, :fade] = ramp * piece[:, :fade] + (1 - ramp) * tail
+        if not last:
+            piece, tail = piece[:, :-fade], piece[:, -fade:]
+        yield piece
+        buffer = buffer[:, window - 2 * context - fade:]
+
+
+def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
+    """Enhance a recording: same sample rate, length, channels and, for WAV and FLAC, sample format.
+
+    Every channel is enhanced by itself, with the same noise; where the method hears several microphones or separates
+    talkers, the channels are the microphones and `out` has one for each talker. window: seconds enhanced at once;
+    memory does not grow with the length beyond it. progress: function called with the seconds of audio done. Returns
+    the seconds of audio. Raises AudioError for an input that cannot be used; then, and when killed, `out` stays as it
+    was.
+    """
+    path, out = Path(path), Path(out)
+    info = data.audio_info(path)
+    mics, talkers = channels(method)
+    array = (mics, talkers) != (1, 1)
+    if array and info.channels != mics:
+        raise data.AudioError(f"{path}: has {info.channels} channel(s), and this checkpoint wants one for each of its "
+                              f"{mics} microphone(s); use one that was trained for {info.channels}")
+    channels_out = talkers if array else info.channels
+    if out.exists() and out.samefile(path):
+        raise data.AudioError(f"{path}: the output would overwrite the recording; choose another --out")
+    peak = np.zeros(info.channels, np.float32)           # of the whole file, before anything is written
+    samples = 0
+    for block in data.read_blocks(path):
+        peak = np.maximum(peak, np.abs(block).max(0, initial=0))
+        samples += len(block)
+    shortest = method.spectrogram.n_fft
+    if samples < shortest:
+        raise data.AudioError(f"{path}: {samples} samples at 16 kHz, shorter than one frame of {shortest}")
+
+    device = next(method.parameters()).device
+    peaks = torch.from_numpy(peak).to(device)[:, None]
+    before = None                                        # the talkers at the end of the last window
+    numbers = itertools.count()                          # of windows
+
+    def enhance(wave):
+        nonlocal before
+        number = next(numbers)
+        wave = torch.from_numpy(np.ascontiguousarray(wave)).to(device)
+        if not array:
+            outputs = []
+            for channel, peak in zip(wave, peaks):
+                seed_everything(seed, number)
+                outputs.append(method.enhance(channel[None], peak[None]).float().cpu())
+            return torch.cat(outputs).numpy()
+        seed_everything(seed, number)
+        waves = method.enhance(wave[None], peaks.amax(0, keepdim=True))[0].float().cpu()
+        waves = waves if before is None else in_order(before, waves)
+        before = waves[:, -2 * context - fade:]          # what the next window begins with
+        return waves.numpy()
+
+    second = data.SAMPLE_RATE
+    size = int(window * second)
+    # The network's norms take in the whole window, so that two windows never quite agree on a second: fade slowly.
+    context = fade = min(second, size // 8)
+    pieces = windowed(enhance, (block.T for block in data.read_blocks(path)), size, context, fade)
+    back = None
+    if info.samplerate != second:
+        back = soxr.ResampleStream(second, info.samplerate, channels_out, dtype="float32", quality="HQ")
+    format = data.FORMATS.get(out.suffix.lower(), out.suffix[1:].upper())
+    lossless = info.format in (*data.LOSSLESS, "WAVEX") and format in data.LOSSLESS
+    subtype = data.written_subtype(info, format) if lossless else None
+    left = min(info.frames, -(-(samples + 1) * info.samplerate // second))         # some headers say a little too much
+    with data.audio_writer(out, info.samplerate, channels_out, subtype, left) as writer:
+        beyond = 0                                       # samples that a file of integers cannot hold
+        for piece in pieces:
+            if progress:
+                progress(piece.shape[1] / second)
+            piece = np.ascontiguousarray(piece.T)
+            piece = piece if back is None else back.resample_chunk(piece)
+            beyond += np.count_nonzero(np.abs(piece) > 1)
+            writer.write(piece[:left])
+            left -= len(piece[:left])
+        if back is not None:
+            piece = back.resample_chunk(np.zeros((0, channels_out), np.float32), last=True)[:left]
+            writer.write(piece)
+            left -= len(piece)
+        writer.write(np.zeros((left, channels_out), np.float32))           # a resampler may end a sample early
+        share = beyond / (info.frames * channels_out)
+        if share > 0.01 and writer.subtype not in ("FLOAT", "DOUBLE"):
+            warnings.warn(f"{out}: {share:.0%} of the samples were beyond full scale and are clipped. Unless the "
+                          "recording is as loud, look at the checkpoint and its number of calls")
+    return info.frames / info.samplerate
+
+
+def channels(method):
+    """(microphones it hears at once, talkers it separates): (1, 1) for a method that names none."""
+    return getattr(method, "num_mics", 1), getattr(method, "num_speakers", 1)
+
+
+def in_order(reference, talkers):
+    """The rows of `talkers` (S, L) in the order most like `reference` (S, L'), by correlation over what both have."""
+    length = min(reference.shape[1], talkers.shape[1])
+    unit = lambda x: x[:, :length] / x[:, :length].norm(dim=1, keepdim=True).clamp(min=1e-8)
+    likeness = unit(reference) @ unit(talkers).T         # (S, S)
+    orders = itertools.permutations(range(len(talkers)))
+    return talkers[list(max(orders, key=lambda order: sum(row[k] for row, k in zip(likeness, order))))]
+
+
+def output_paths(inputs, folder):
+    """Pairs (recording, where its enhanced version goes); folders keep their structure below `folder`.
+
+    WAV, FLAC and other formats without loss are kept; others become FLAC. Raises FileNotFoundError for what does not
+    exist, ValueError where an output would fall on an input or two would share a name.
+    """
+    folder, pairs = Path(folder), []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            if folder.resolve() == given.resolve():
+                raise ValueError(f"--out {folder} is the input folder itself; choose another")
+            root = folder if len(inputs) == 1 else folder / given.resolve().name
+            inside = [p for p in data.list_audio(given) if folder.resolve() not in p.resolve().parents]
+            pairs += [(p, root / p.relative_to(given)) for p in inside]
+        elif given.is_file():
+            pairs.append((given, folder / given.name))
+        else:
+            raise FileNotFoundError(f"no file or folder {given}")
+    lossy = (".mp3", ".ogg", ".oga", ".opus")
+    keep = [suffix for suffix in data.SUFFIXES if suffix not in lossy]
+    pairs = [(p, out if out.suffix.lower() in keep else out.with_suffix(".flac")) for p, out in pairs]
+    sources, seen = {p.resolve() for p, _ in pairs}, {}
+    for p, out in pairs:
+        if out.resolve() in sources:
+            raise ValueError(f"{out} is one of the inputs; choose another --out")
+        if seen.setdefault(out, p) != p:
+            raise ValueError(f"{seen[out]} and {p} would both be written to {out}; enhance them in two runs")
+    return pairs
+
+
+# -------------------------------------------------------------------------------------------- flags
+
+def add_flags(parser, cls, only=None, defaults=None):
+    """One flag per dataclass field, the inherited ones last; the comment on its line is the help.
+
+    A Literal offers its choices and no others. only: names of the fields to offer. defaults: an object of the class,
+    whose values the help shows. Only flags that are given reach the result.
+    """
+    source = "".join(inspect.getsource(part) for part in reversed(cls.__mro__[:-1]))
+    comments = dict(re.findall(r"^    (\w+): [^#]*# (.*)$", source, re.M))
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.name not in cls.__annotations__):
+        if only is not None and field.name not in only:
+            continue
+        text, kind = comments[field.name], type(field.default)
+        value = getattr(defaults, field.name, "")
+        if value not in ("", ()) and "(default" not in text:
+            value = " ".join(map(str, value)) if kind is tuple else value
+            text += f" (default: {value})"
+        options = dict(default=argparse.SUPPRESS, dest=field.name, help=text.replace("%", "%%"))
+        if kind is bool:
+            options |= dict(action=argparse.BooleanOptionalAction)
+        elif kind is tuple:
+            options |= dict(type=type(field.default[0]), nargs="*", metavar="X")
+        elif choices := typing.get_args(field.type):
+            options |= dict(type=kind, choices=choices)
+        else:
+            options |= dict(type=kind, metavar=kind.__name__.upper())
+        names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))     # in order, each once
+        parser.add_argument(*names, **options)
+
+
+def as_flags(values):
+    """{field: value} as it would be typed on a command line."""
+    words = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join(words)
+
+
+def given(args, cls):
+    """The flags of `add_flags` that were on the command line, as a dictionary."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items() if k in names}
+
+
+# -------------------------------------------------------------------------------------------- train
+
+def train_command(Method, args):
+    recipe = {} if getattr(args, "init", "") else getattr(Method, "recipes", {}).get(args.preset, {})
+    config = TrainConfig(**recipe | given(args, TrainConfig))
+    config.out = config.out or f"runs/{Path(inspect.getfile(Method)).stem}"
+    if not config.data:
+        raise ValueError("give the training data with --data DIR; see --help")
+    device, rank, world, store = join_processes(config)
+    out, say = Path(config.out), print if rank == 0 else lambda *a, **k: None
+    seed_everything(config.seed)
+    method = build(Method, config, device, args.preset, given(args, Method.Config))
+    dataset, valid = open_datasets(method, config, device)
+    valid = valid if rank == 0 else None
+
+    size = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    start = f"from {config.init}" if config.init else f"preset {args.preset}"
+    say(f"{type(method).__name__}, {start}: {size:,} trainable parameters on {device}, {config.precision}; "
+        f"{len(dataset)} recordings; {config.batch_size * config.accumulate * world} crops a step -> {config.out}")
+    if (done := steps_done(out)) and rank == 0:
+        say(f"continues at step {done} of {config.steps}")
+    log = open_log(out) if rank == 0 else None
+    ema = EMA(method, config.ema)
+
+    def loader(step, rank, world):
+        return data.batches(dataset, config.batch_size, step, rank, world, config.workers, config.crops)
+
+    bar, smooth = tqdm(total=config.steps, unit="step", disable=rank > 0, mininterval=1), None
+    bar.update(done)
+
+    def validation(step):
+        """Every so many steps, once each: a run that was killed in one has saved the step already."""
+        if config.valid_every and step % config.valid_every == 0:
+            if valid and not validated(out, step):
+                validate_and_keep(method, ema, valid, config, step, log, bar.write)
+            wait_for_rank_0(store, rank, f"validated {step}")
+
+    for step, parts in fit(method, loader, config, ema, validation):
+        bar.update(step - bar.n)
+        if step % 50 == 0 or step == config.steps:
+            values = {name: float(value) for name, value in parts.items()}
+            smooth = values["loss"] if smooth is None else 0.9 * smooth + 0.1 * values["loss"]
+            bar.set_postfix(loss=f"{smooth:.4g}")
+            if log:
+                log(step, values)
+        validation(step)
+    bar.close()
+    if rank == 0:
+        finish(method, ema, valid, config, log, say)
+    for line in left_out(dataset.problems):
+        say(line)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def left_out(problems, named=5):
+    """What a training could not use, a line for each of the most frequent: a Counter of problems, as note keeps it."""
+    first, others = problems.most_common(named), problems.most_common()[named:]
+    lines = [f"left out {count} x {problem}" for problem, count in first]
+    if others:
+        lines.append(f"left out {sum(count for _, count in others)} x {len(others)} others, each named when it came")
+    return lines
+
+
+def join_processes(config):
+    """(device, rank, number of processes, their store), as torchrun started them; else one process without a store."""
+    device, store = pick_device(config.device), None
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        store, rank, world = next(dist.rendezvous("env://"))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+    if config.precision == "auto":
+        config.precision = "bf16" if device.type == "cuda" else "fp32"
+    torch.set_float32_matmul_precision("high")
+    return device, rank, world, store
+
+
+def wait_for_rank_0(store, rank, event):
+    """Returns when rank 0 has come here, however long it takes: at a collective operation the others would time out."""
+    if store is None:
+        return
+    if rank == 0:
+        store.set(event, "done")
+    while not store.check([event]):
+        time.sleep(0.2)
+
+
+def build(Method, config, device, preset, changes):
+    """The method to train: from --init, or from its preset. changes: fields of its Config."""
+    if config.init:
+        method = load_checkpoint(config.init, Method, config.partly, **changes)
+    else:
+        method = Method(Method.Config(**(Method.presets[preset] | changes)))
+    if config.unpaired and getattr(method, "needs_pairs", True):
+        raise ValueError("--unpaired: these losses compare with the clean recording of the same speech. Of the methods "
+                         "here only drift.py can do without; its pesq, si_sdr, ccmse and magnitude weights must be 0")
+    if hasattr(method, "prepare"):
+        method.prepare(fresh=not config.init)
+    method.store = Path(config.out).parent / "store" if config.crops else None
+    if config.compile:
+        method.net.compile(dynamic=False)                # changing shapes break inductor in some releases
+    # Tensor cores want channels last; the backward pass of a CPU is a quarter slower with it.
+    return method.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
+
+
+def open_datasets(method, config, device):
+    """(training crops, validation recordings or None)."""
+    mics, talkers = channels(method)
+    num_rooms = config.rooms or 200 * ((mics, talkers) != (1, 1))
+    options = dict(snrs=config.snrs, babble=config.babble, num_samples=method.num_samples, seed=config.seed,
+                   device=device)
+    variety = dict(made=config.made, pauses=config.pauses, coloured=config.coloured)
+    level = dict(normalize=method.config.normalize)
+    if num_rooms:
+        if any(variety.values()):
+            raise ValueError("--made, --pauses and --coloured are for mixtures without --rooms")
+        options |= dict(config=rooms.RoomConfig(mics, talkers),
+                        cache=config.room_cache or Path(config.out).parent / "rooms")
+        dataset = rooms.open_rooms(config.data, "train", rooms=num_rooms, **level, **options)
+        reopen = functools.partial(rooms.open_rooms, rooms=min(num_rooms, config.valid_files))
+    else:
+        reopen = data.open_data
+        if config.unpaired:
+            dataset = data.UnpairedAudio(config.data, config.unpaired, "train", **level, **variety, **options)
+        else:
+            dataset = data.open_data(config.data, "train", **level, **variety, **options)
+    try:
+        return dataset, reopen(config.data, "valid", **options | dict(device="cpu", seed=0))
+    except FileNotFoundError as error:
+        warnings.warn(f"no validation: {error}")
+        return dataset, None
+
+
+def steps_done(out):
+    """How many steps a run has done, by its last.pt; 0 where there is none."""
+    last = Path(out) / "last.pt"
+    return read_pickle(last)["step"] if last.exists() else 0
+
+
+def validated(out, step):
+    """Whether the log of a run has scores after that step."""
+    log = Path(out) / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return any("pesq" in line for line in map(json.loads, lines) if line["step"] == step)
+
+
+def validate_and_keep(method, ema, dataset, config, step, log, say):
+    """Score the averaged weights; where they are the best of the run they become best.safetensors."""
+    best = Path(config.out) / "best.safetensors"
+    with ema.applied():
+        method.eval()
+        scores, audio, note = validate(method, dataset, config)
+        method.train()
+        if merit(scores) > best_so_far(best):
+            save_checkpoint(best, method, step=step, **scores)
+        log(step, scores, audio)                         # last: it says that all of this is done
+        say(f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()) + note)
+
+
+def finish(method, ema, valid, config, log, say):
+    """The last validation and last.safetensors, unless an earlier run of the same command has come so far."""
+    last, step = Path(config.out) / "last.safetensors", steps_done(config.out)
+    if notes_of(last).get("step") == step:
+        say(f"already finished, after step {step}: {last}. More --steps or another --out train on")
+        return
+    if valid and config.valid_every and not validated(config.out, step):
+        validate_and_keep(method, ema, valid, config, step, log, say)
+    with ema.applied():
+        save_checkpoint(last, method, step=step)
+
+
+def merit(scores):
+    """One number to choose a checkpoint by: 0.1 PESQ count as much as 0.02 ESTOI and 1 dB of SI-SDR."""
+    return scores["pesq"] + 5 * scores["estoi"] + 0.1 * scores["si_sdr"]
+
+
+def notes_of(path):
+    """What save_checkpoint was told to note in a file; {} where there is no file."""
+    if not path.is_file():
+        return {}
+    with safetensors.safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["extra"])
+
+
+def best_so_far(path):
+    """`merit` of the best checkpoint of a run that is resumed."""
+    notes = notes_of(path)
+    return merit(notes) if notes else -float("inf")
+
+
+def open_log(folder):
+    """Function (step, scalars, waves by name) that appends to FOLDER/log.jsonl, and to TensorBoard where installed."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "log.jsonl"
+    if path.exists():                                    # a kill can leave half a last line
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+        board = SummaryWriter(folder)
+    except ImportError:
+        board = None
+
+    def log(step, scalars, waves=()):
+        values = {name: value if np.isfinite(value) else None for name, value in scalars.items()}  # JSON has no NaN
+        with open(path, "a") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time()), **values}) + "\n")
+        if board:
+            for name, value in scalars.items():
+                board.add_scalar(name, value, step)
+            for name, wave in dict(waves).items():
+                board.add_audio(name, wave, step, data.SAMPLE_RATE)
+    return log
+
+
+def validate(method, dataset, config):
+    """Enhance a few recordings, evenly spaced: (mean scores by name, waves by name, what to say about n)."""
+    device = next(method.parameters()).device
+    numbers = np.linspace(0, len(dataset) - 1, min(config.valid_files, len(dataset))).astype(int)
+    pairs, waves = [], {}
+    for number in numbers:
+        name, clean, noisy = dataset.utterance(number)
+        seed_everything(config.seed, 0)
+        enhanced = method.enhance(noisy[None].to(device)).float().cpu()[0]
+        if enhanced.ndim == 2:                           # talkers
+            enhanced = in_order(clean, enhanced)
+        pairs.append((f"{number} {name}", clean, enhanced))
+        waves = waves or {name: wave if wave.ndim == 1 else wave[0]
+                          for name, wave in (("clean", clean), ("noisy", noisy), ("enhanced", enhanced))}
+    results = metrics.evaluate(pairs, ("pesq", "estoi", "si_sdr"), progress=False)
+    note = f"  n {len(pairs)}" + "".join(f"; no score: {row['name']}: {row['error']}" for row in results.failed)
+    return {name: results.mean(name) for name in ("pesq", "estoi", "si_sdr")}, waves, note
+
+
+# ----------------------------------------------------------------------------- enhance and evaluate
+
+def load_for_use(Method, args):
+    """The method of --checkpoint on --device."""
+    return load_checkpoint(args.checkpoint, Method, **given(args, Method.Config)).to(pick_device(args.device))
+
+
+def enhance_command(Method, args):
+    method = load_for_use(Method, args)
+    pairs = output_paths(args.inputs or [HERE / "tutorials" / "audio" / "noisy"], args.out)
+    failed = enhance_all(method, pairs, args.seed, args.window)
+    print(f"written to {args.out}")
+    return failed
+
+
+def enhance_all(method, pairs, seed, window):
+    """Enhance (recording, output) pairs; returns the number of recordings that could not be."""
+    if not 1 <= window < float("inf"):
+        raise ValueError(f"--window is in seconds, 1 or more; got {window}")
+    failures, seconds, calls, started = [], 0.0, method.calls, time.monotonic()
+    total = 0.0
+    for path, _ in pairs:
+        with contextlib.suppress(data.AudioError):
+            info = data.audio_info(path)
+            total += info.frames / info.samplerate
+    bar = tqdm(total=total, desc="enhancing", mininterval=1,
+               bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]")
+
+    def progress(done):
+        bar.update(min(done, total - bar.n))             # rounding must not pass the total
+
+    for path, out in pairs:
+        try:
+            with torch.inference_mode():
+                seconds += enhance_file(method, path, out, seed, window, progress)
+        except (data.AudioError, OSError) as error:
+            failures.append(str(error))
+    bar.close()
+    elapsed = time.monotonic() - started
+    if seconds:
+        print(f"{len(pairs) - len(failures)} recordings, {seconds:.1f} s of audio in {elapsed:.1f} s: real-time factor "
+              f"{elapsed / seconds:.3f}, {method.calls - calls} network calls")
+    for failure in failures:
+        print(f"not enhanced: {failure}", file=sys.stderr)
+    return len(failures)
+
+
+def evaluate_command(Method, args):
+    metrics.name_weights(args)
+    which = metrics.known(args.metrics.split(","))
+    if args.every < 1 or args.first < 0:
+        raise ValueError(f"--every is 1 or more, --first 0 or more; got {args.every} and {args.first}")
+    try:
+        clean, noisy = data.paired_paths(args.data, args.split)
+    except FileNotFoundError:
+        try:
+            dataset = data.open_data(args.data, args.split)
+        except FileNotFoundError as error:               # recordings alone, as in the blind set of the DNS challenge
+            noisy = data.list_audio(data.real_recordings(args.data))
+            clean, which = noisy, metrics.without_reference(which)
+            print(f"{error}. So {len(noisy)} recordings are enhanced and scored without clean ones")
+        else:                                            # speech and noise: mixed as for validation in training
+            clean, noisy = data.write_mixtures(dataset, Path(args.out) / "mixtures", args.first, args.every)
+    alone = clean is noisy
+    method = load_for_use(Method, args)
+    if args.first >= len(clean):
+        raise ValueError(f"--first {args.first}: there are {len(clean)} files, counted from 0")
+    chosen = slice(args.first, None, args.every)
+    clean, noisy = clean[chosen], noisy[chosen]
+    out, folder = Path(args.out), os.path.commonpath([path.parent for path in noisy])
+    names = [str(path.relative_to(folder).with_suffix("")) for path in noisy]
+    enhanced = [out / "enhanced" / f"{name}.wav" for name in names]
+    for path in enhanced:                                # of another checkpoint, they would be scored as this one's
+        path.unlink(missing_ok=True)
+    failed = enhance_all(method, list(zip(noisy, enhanced)), args.seed, args.window)
+    if channels(method) != (1, 1) and not alone:
+        heard = [out / "microphone0" / f"{name}.wav" for name in names]
+        for *paths, out_path in zip(clean, noisy, heard, enhanced):
+            if out_path.is_file():                       # what could not be enhanced is left to the scoring to name
+                microphone_0(*paths)
+                match_talkers(paths[0], out_path)
+        noisy = heard
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in method.named_children()}
+    print("parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size))
+    print(f"{len(names)} recordings of {args.data}, {args.split}")
+    before = metrics.evaluate(zip(names, clean, noisy, noisy), which, args.workers)
+    after = metrics.evaluate(zip(names, enhanced if alone else clean, enhanced, noisy), which, args.workers)
+    after.save_csv(out / "scores.csv")
+    for title, results in (("noisy", before), ("enhanced", after), ("enhanced - noisy", after.compare(before))):
+        print(f"\n{title}\n{results.table()}")
+    return failed + len(after.failed)
+
+
+def microphone_0(clean, noisy, out):
+    """What the first microphone of an array hears, once for each talker of `clean`, written to `out`; all are paths."""
+    talkers, heard = (data.load_audio(path)[0] for path in (clean, noisy))
+    data.save_audio(out, heard[:1].expand(len(talkers), -1), data.SAMPLE_RATE)
+
+
+def match_talkers(clean, enhanced):
+    """Puts the talkers of the file `enhanced` in the order of `clean`."""
+    data.save_audio(enhanced, in_order(*(data.load_audio(path)[0] for path in (clean, enhanced))), data.SAMPLE_RATE)
+
+
+# --------------------------------------------------------------------------------- the command line
+
+def add_train(commands, name, Method, out, help):
+    """A command `name` that trains a Method, by default in the folder `out`."""
+    sub = commands.add_parser(name, help=help, description=help)
+    sub.add_argument("--preset", choices=tuple(Method.presets), default="paper",
+                     help="values of the method's constants (default: paper)")
+    recipe = getattr(Method, "recipes", {}).get("paper", {})
+    add_flags(sub.add_argument_group("training" + " (defaults of the preset paper)" * bool(recipe)), TrainConfig,
+              defaults=TrainConfig(out=out, **recipe))
+    add_flags(sub.add_argument_group("method (defaults of the preset paper)"), Method.Config, defaults=Method.Config())
+    sub.set_defaults(run=functools.partial(train_command, Method), out=out)
+
+
+def add_use(sub, Method, stem, out):
+    """What enhance and evaluate have in common."""
+    sub.add_argument("--out", default=out, help=f"folder to write to (default: {out})")
+    names = ", ".join(path.stem for path in sorted((HERE / "pretrained").glob(f"{stem}*.safetensors")))
+    sub.add_argument("--checkpoint", default=stem,
+                     help=f"weights: a file, or the name of one in pretrained/: {names} (default: {stem})")
+    sub.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
+    sub.add_argument("--seed", type=int, default=0, help="of the noise that is drawn (default: 0)")
+    sub.add_argument("--window", type=float, default=30, help="seconds enhanced at once (default: 30)")
+    add_flags(sub.add_argument_group("method (defaults of the checkpoint)"), Method.Config, Method.inference)
+
+
+def keep_memory():
+    """Have the C library keep what tensors free, where it is glibc: otherwise the system clears pages at every layer.
+
+    A quarter of a forward pass of the paper's network on two CPU cores. What is kept serves the next tensors.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)                              # M_MMAP_MAX: no block that goes back when it is freed
+        libc.mallopt(-1, -1)                             # M_TRIM_THRESHOLD: nor the end of the heap
+
+
+def main(Method):
+    """The command line of a method: train, enhance, evaluate, and what Method.add_commands adds, if it has that.
+
+    Exits 2 for a request that cannot be met.
+    """
+    for stream in (sys.stdout, sys.stderr):              # a file's name may be anything, a terminal ASCII alone
+        stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
+    keep_memory()
+    module = inspect.getmodule(Method)
+    stem = Path(inspect.getfile(Method)).stem
+    parser = argparse.ArgumentParser(description=(module.__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_train(commands, "train", Method, f"runs/{stem}",
+              "train on a folder of recordings; continues a run that was interrupted")
+    if hasattr(Method, "add_commands"):
+        Method.add_commands(commands)
+
+    sub = commands.add_parser("enhance", help="clean recordings")
+    sub.add_argument("inputs", nargs="*", metavar="FILE_OR_FOLDER",
+                     help="recordings: WAV, FLAC, OGG, MP3, any rate, any channels (default: tutorials/audio/noisy)")
+    add_use(sub, Method, stem, "enhanced")
+    sub.set_defaults(run=functools.partial(enhance_command, Method))
+
+    sub = commands.add_parser("evaluate", help="enhance a test set and score it")
+    sub.add_argument("--data", required=True, help="folder with clean and noisy files, or speech and noise to mix, "
+                     "as for train; or of noisy recordings alone, for scores without reference; for several "
+                     "microphones or talkers, see python data.py --help")
+    sub.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
+    sub.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
+    sub.add_argument("--first", type=int, default=0, help="number of the first file (default: 0)")
+    sub.add_argument("--metrics", default="pesq,estoi,si_sdr", help="(default: pesq,estoi,si_sdr); see metrics.py")
+    metrics.add_weights_flag(sub)
+    sub.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that score (default: all cores)")
+    add_use(sub, Method, stem, f"evaluated/{stem}")
+    sub.set_defaults(run=functools.partial(evaluate_command, Method))
+
+    args = parser.parse_args()
+    try:
+        failed = args.run(args)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(1 if failed else 0)
