@@ -44,7 +44,7 @@ import losses
 import nets
 import sgmse
 import train
-from data import (Spectrogram, SpectrogramConfig, enhance_levelled, in_spectrogram,
+from data import (Spectrogram, SpectrogramConfig, enhance_normalised, in_spectrogram,
                   per_bin)
 
 
@@ -343,7 +343,7 @@ class ConsistencyModel(nn.Module):
         return loss, parts
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_levelled."""
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_normalised."""
         def sample(y):
             return multistep(self, y, self.sde, self.config.N)
 
@@ -352,7 +352,7 @@ class ConsistencyModel(nn.Module):
                                   self.config.pad_mode)
 
         with torch.no_grad():
-            return enhance_levelled(enhance, wave, self.config.normalize, peak)
+            return enhance_normalised(enhance, wave, self.config.normalize, peak)
 
 
 def teacher_needs(theirs, ours):

@@ -2,7 +2,7 @@
 
     Spectrogram                STFT with amplitude compression, and back, as in SGMSE+ (arXiv 2208.05830)
     in_spectrogram             transform and padding around a function of spectrograms
-    enhance_levelled           level, offset, clicks and silence around a function of waves
+    enhance_normalised         gain, offset, clicks and pauses around a function of waves
     mix_at_snr                 speech + noise at a given signal-to-noise ratio
 
     load_audio, save_audio     any common file, to its end; written by rename, never half
@@ -51,6 +51,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 SAMPLE_RATE = 16000                                      # Hz, of everything inside
+SILENT_PEAK = 8 / 32768                                  # 8 LSB of 16 bits: what stays below is silence
 
 
 # ------------------------------------------------------------------------------------------------ spectrogram
@@ -163,77 +164,155 @@ def in_spectrogram(enhance, wave, spectrogram, multiple=1, pad_mode="constant"):
     return spectrogram.inverse(x[:, 0], wave.shape[-1])
 
 
-# ------------------------------------------------------------------------------------------------ level and silence
+# --------------------------------------------------------------------------------- gain and pauses
 
-LOUDEST = 0.002      # share of the samples of a second that have no part in its level: 2 ms
-TO_PEAK = 1.33       # from there to the peak, on average over noisy crops of 1 and 2 s: networks know peaks of 1
-LIMIT = 1.5          # samples beyond so many levels are cut down to it: clicks
-SILENT = 1e-3        # what stays within this many levels for 20 ms is silence: -60 dB
-FRAME = 320          # samples: 20 ms
+LOUDEST = 0.002      # fraction of the samples of a second that does not count towards its level: 2 ms
+TO_PEAK = 1.33       # from there to the peak, on average over noisy crops of 1 and 2 s
+LIMIT = 1.5          # samples beyond this multiple of the level are clipped to it: clicks
+FLOOR = 1e-3         # the gain never exceeds that of the loudest second by more: 60 dB
+PAUSE = 30           # dB below the loudest second, from which on a frame counts as a pause
+FRAME = 320          # samples of such a frame: 20 ms
+MARGIN = 4           # frames beside an active one that are active, too: 80 ms
+GAP = 12             # gaps between them of less than twice as many frames are active: half a second
+EDGE = 4000          # samples of reflected signal at both ends, so that no network starts cold
 
 
-def robust_level(wave):
-    """The peak of the loudest second, as it would be without its 2 ms of loudest samples: (..., L) -> (..., 1).
-
-    A click does not move it, nor do pauses, however long.
-    """
+def click_robust_peaks(wave):
+    """Peak of each second, every half second, without its loudest 2 ms: (..., L) -> (..., n)."""
     size = min(wave.shape[-1], SAMPLE_RATE)
     hop = max(size // 2, 1)
-    seconds = F.pad(wave, (0, -(wave.shape[-1] - size) % hop)).unfold(-1, size, hop).abs()      # (..., n, size)
-    return TO_PEAK * seconds.kthvalue(math.ceil((1 - LOUDEST) * size), -1).values.amax(-1, keepdim=True)
+    seconds = F.pad(wave, (0, -(wave.shape[-1] - size) % hop)).unfold(-1, size, hop).abs()
+    return TO_PEAK * seconds.kthvalue(math.ceil((1 - LOUDEST) * size), -1).values
 
 
-def levelled(wave):
-    """(waves at level 1, their level): (B, [M,] L) -> (B, [M,] L), (B, [1,] 1); microphones have one level together.
+def click_robust_peak(wave):
+    """That of the loudest second, (..., L) -> (..., 1): neither clicks nor pauses move it."""
+    return click_robust_peaks(wave).amax(-1, keepdim=True)
 
-    Waves lose their mean, an offset of the converter, and what goes beyond LIMIT.
+
+def riding_gain(wave):
+    """Level of the signal around each sample, (B, M, L) -> (B, 1, L), the same for all M channels.
+
+    The levels of whole seconds, at least FLOOR times the loudest, are interpolated in dB and
+    smoothed over half a second, so that a quiet speaker after a loud one reaches the network
+    at the level of training.
+    """
+    levels = click_robust_peaks(wave).amax(1, keepdim=True)                # (B, 1, n)
+    levels = levels.clamp(min=1e-8).maximum(FLOOR * levels.amax(-1, keepdim=True))
+    half = SAMPLE_RATE // 2
+    curve = F.interpolate(levels.log(), levels.shape[-1] * half, mode="linear")
+    # Interpolation centres second i at (i + 1/2) half seconds; it is at (i + 1) of them.
+    curve = F.pad(curve, (half // 2, wave.shape[-1]), "replicate")
+    curve = F.avg_pool1d(F.pad(curve, (half // 2, half // 2), "replicate"), half + 1, 1)
+    return curve[..., :wave.shape[-1]].exp()
+
+
+def normalise(wave):
+    """(waves at level 1, gain): (B, [M,] L) -> (B, [M,] L), (B, [1,] L). wave = first x gain.
+
+    The mean, an offset of the converter, is removed first; samples beyond LIMIT are clipped.
     """
     wave = wave - wave.mean(-1, keepdim=True)
-    level = robust_level(wave).clamp(min=1e-8)
-    level = level.amax(1, keepdim=True) if wave.ndim == 3 else level
-    return (wave / level).clamp(-LIMIT, LIMIT), level
+    gain = riding_gain(wave if wave.ndim == 3 else wave[:, None])
+    gain = gain if wave.ndim == 3 else gain[:, 0]
+    return (wave / gain).clamp(-LIMIT, LIMIT), gain
 
 
-def enhance_levelled(enhance, wave, normalize="peak", peak=None):
-    """Level around a function of waves: noisy (B, [M,] L) -> enhanced (B, [S,] L), for M microphones S talkers.
+def enhance_normalised(enhance, wave, normalize="peak", peak=None):
+    """Gain around a function of waves: noisy (B, [M,] L) -> enhanced (B, [S,] L).
 
-    enhance: function (n, [M,] L') -> (n, [S,] L') of waves whose level is 1. normalize: "peak", as published, divides
-    by `peak` (B, 1), by default (None) each wave's own; a window of a longer recording is given that recording's.
-    "robust": see `levelled`; what is silent goes past the network, whose norms take in the whole window.
+    enhance: function (n, [M,] L') -> (n, [S,] L') of waves whose level is 1, from M
+    microphones to S speakers. normalize: "peak", as published, divides by `peak` (B, 1), by
+    default each wave's own; a window of a longer recording is given that recording's peak.
+    "robust" (ours): see enhance_active.
     """
     if normalize == "robust":
-        return enhance_sounding(enhance, wave)
+        if wave.ndim == 3:
+            return enhance_active(enhance, wave)
+        return enhance_active(lambda x: enhance(x[:, 0])[:, None], wave[:, None])[:, 0]
     if peak is None:
         peak = wave.abs().flatten(1).amax(1)
     peak = peak.reshape(-1, *[1] * (wave.ndim - 1))
     return enhance(wave / peak.clamp(min=1e-8)) * peak
 
 
-def enhance_sounding(enhance, wave):
-    """Enhance what sounds of waves (B, [M,] L); what is silent stays as it is, but for its offset."""
-    channels = wave if wave.ndim == 3 else wave[:, None]                   # (B, M, L)
-    frames = F.pad(channels, (0, -wave.shape[-1] % FRAME), "replicate").unflatten(-1, (-1, FRAME))
-    span = frames.amax(-1) - frames.amin(-1)                               # (B, M, frames): an offset is silence, too
-    level = robust_level(channels - channels.mean(-1, keepdim=True)).amax(1, keepdim=True)
-    sounds = (span > 2 * SILENT * level).any(1).float()                    # (B, frames)
-    # A quarter of a second of silence stays around each sound. Where all is silent, all goes through the network.
-    near = F.max_pool1d(sounds, 25, 1, 12).repeat_interleave(FRAME, 1)[:, :wave.shape[-1]] > 0
-    near[~near.any(1)] = True
-    whole = near.all(1)
-    out = [None] * len(wave)
+def enhance_active(enhance, wave):
+    """Enhance the active part of waves (B, M, L) and their pauses separately: (B, S, L).
+
+    The norms of a network are statistics of the whole window. A pause with nothing but the
+    hiss of a microphone would change them for the speech beside it. The gain follows the
+    signal (riding_gain) and is matched to the mixture (matching_gain). Pauses without signal
+    and recordings of less than a quarter of a second stay as they are.
+    """
+    active = active_frames(wave)                                           # (B, frames)
+    whole, outputs = active.all(1), [None] * len(wave)
     for rows in filter(len, [whole.nonzero()[:, 0], *(~whole).nonzero()]):
-        x, level = levelled(wave[rows][..., near[rows[0]]])
-        x = enhance(x) * level
-        for row, piece in zip(rows.tolist(), x):
-            out[row] = piece.new_zeros(*piece.shape[:-1], wave.shape[-1])
-            out[row][..., near[row]] = piece
-    # The share of the output, (B, L): 1 where it sounds, and a fade of 20 ms at 10 ms from there.
-    share = F.max_pool1d(sounds, 3, 1, 1).repeat_interleave(FRAME, 1)
-    share = F.avg_pool1d(share, FRAME + 1, 1, FRAME // 2, count_include_pad=False)[:, :wave.shape[-1]]
-    still = (frames - frames.mean(-1, keepdim=True)).flatten(-2)[:, 0, :wave.shape[-1]]          # of microphone 0
-    if wave.ndim == 3:
-        share, still = share[:, None], still[:, None]
-    return share * torch.stack(out) + (1 - share) * still
+        x, frames = wave[rows], active[rows[0]]
+        speech = frames.repeat_interleave(FRAME)[:wave.shape[-1]]          # (L,)
+        y, matched = enhance_part(enhance, x[..., speech])
+        if not speech.all():
+            # Pauses reach one frame into the active part: there the two outputs cross-fade.
+            pause = F.max_pool1d((~frames).float()[None], 3, 1, 1)[0] > 0
+            pause = pause.repeat_interleave(FRAME)[:wave.shape[-1]]
+            still = x[..., pause] - x[..., pause].mean(-1, keepdim=True)
+            if still.abs().max() > SILENT_PEAK:
+                still, _ = enhance_part(enhance, x[..., pause], matched)
+            inner = -F.max_pool1d(-speech[None].float(), FRAME + 1, 1, FRAME // 2)
+            fade = F.avg_pool1d(inner, FRAME + 1, 1, FRAME // 2, count_include_pad=False)[0]
+            parts = y.new_zeros(2, *y.shape[:-1], wave.shape[-1])
+            parts[0][..., speech] = y
+            parts[1][..., pause] = still[:, :1].expand(-1, y.shape[1], -1) if still.shape[1] != y.shape[1] else still
+            y = fade * parts[0] + (1 - fade) * parts[1]
+        for row, piece in zip(rows.tolist(), y):
+            outputs[row] = piece
+    return torch.stack(outputs)
+
+
+def active_frames(wave):
+    """Which frames of waves (B, M, L) are less than PAUSE dB below the loudest second, and their
+    neighbours: bool (B, frames). All of them where either kind lasts less than EDGE."""
+    wave = wave - wave.mean(-1, keepdim=True)
+    level = click_robust_peak(wave).amax(1, keepdim=True).clamp(min=1e-8)
+    power = (wave / level).clamp(-LIMIT, LIMIT).square().amax(1)           # (B, L)
+    frames = F.pad(power, (0, -power.shape[-1] % FRAME)).unflatten(-1, (-1, FRAME)).mean(-1)
+    second = min(SAMPLE_RATE // FRAME, frames.shape[-1])
+    loudest = frames.unfold(-1, second, 1).mean(-1).amax(-1, keepdim=True)
+    active = (frames > 10 ** (-PAUSE / 10) * loudest).float()
+    # Gaps between syllables are no pauses: grow by more than the margin, then shrink again.
+    active = F.max_pool1d(active, 2 * (GAP + MARGIN) + 1, 1, GAP + MARGIN)
+    active = -F.max_pool1d(-active, 2 * GAP + 1, 1, GAP) > 0
+    samples = FRAME * active.sum(1, keepdim=True)
+    return active | (samples < EDGE) | (samples > wave.shape[-1] - EDGE)
+
+
+def enhance_part(enhance, wave, matched=None):
+    """(enhanced part (B, S, L), its gain matching the mixture (B, 1, 1), or the one given)."""
+    if wave.shape[-1] < EDGE:
+        return wave[:, :1], 1
+    x, gain = normalise(reflect(wave, EDGE))
+    y = enhance(x)
+    if matched is None:
+        matched = matching_gain(y.sum(1, keepdim=True), x[:, :1])
+    return (matched * y * gain)[..., EDGE:-EDGE], matched
+
+
+def reflect(wave, samples):
+    """Mirror a wave (..., L) at both ends, `samples` long, however short the wave is."""
+    length = wave.shape[-1]
+    index = torch.arange(-samples, length + samples, device=wave.device) % (2 * length)
+    return wave[..., torch.where(index < length, index, 2 * length - 1 - index)]
+
+
+def matching_gain(estimate, mixture):
+    """The gain by which the estimate fits the speech in the mixture: (B, 1, L) -> (B, 1, 1).
+
+    Losses such as SI-SDR do not see the gain of their output. No gain where the estimate is
+    more than 15 dB below the mixture: there is no speech to compare with.
+    """
+    power = estimate.square().sum(-1, keepdim=True).clamp(min=1e-8)
+    gain = ((estimate * mixture).sum(-1, keepdim=True) / power).clamp(0.5, 2)
+    heard = power > 10 ** -1.5 * mixture.square().sum(-1, keepdim=True)
+    return torch.where(heard, gain, torch.ones_like(gain))
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -626,9 +705,9 @@ class Recordings:
         return torch.from_numpy(self.crop(index, 0, int(self.lengths[index])))
 
     def level(self, index):
-        """`robust_level` of a whole recording, remembered."""
+        """`click_robust_peak` of a whole recording, remembered."""
         if index not in self.levels:
-            self.levels[index] = robust_level(self.wave(index)).item()
+            self.levels[index] = click_robust_peak(self.wave(index)).item()
         return self.levels[index]
 
     def crop(self, index, start, num_samples, loop=False):
@@ -784,7 +863,7 @@ class Crops:
         """Items -> (clean, noisy), float32 (B, L) on the device, each divided by the level of its noisy crop.
 
         (B, S, L) and (B, M, L) from RoomMixtures; the level is that of all microphones. It is the peak, or what
-        `levelled` takes for it.
+        `normalise` takes for it.
         """
         return self.mix(*self.collate(items))
 
@@ -793,8 +872,8 @@ class Crops:
         self.note(problems)
         clean, noisy = self.combine(*(wave.to(self.device) for wave in waves), choices.to(self.device))
         if self.normalize == "robust":
-            noisy, level = levelled(noisy)
-            return clean / level, noisy
+            noisy, gain = normalise(noisy)
+            return clean / gain, noisy
         peak = noisy.abs().amax(tuple(range(1, noisy.ndim)), keepdim=True)
         return clean / peak, noisy / peak
 
@@ -807,7 +886,7 @@ def random_start(length, num_samples, rng):
 
 def sounds(crop, level):
     """Whether there is something to hear in a crop (L,) of a recording of that level: not room tone, not dither."""
-    return robust_level(torch.from_numpy(crop)).item() > max(QUIET * level, 8 * LSB)
+    return click_robust_peak(torch.from_numpy(crop)).item() > max(QUIET * level, 8 * LSB)
 
 
 class PairedAudio(Crops):
@@ -927,7 +1006,7 @@ def vary(speech, noise, seed, made, pauses, coloured):
         start = int(rng.integers(len(speech) - length + 1))
         paused = speech.clone()
         paused[start:start + length] = 0
-        if robust_level(paused) > QUIET * robust_level(speech):            # something is left to hear
+        if click_robust_peak(paused) > QUIET * click_robust_peak(speech):            # something is left to hear
             speech = paused
     if whether[2]:
         speech, noise = equalised(speech, rng), equalised(noise, rng)

@@ -38,7 +38,7 @@ import commands
 import losses
 import nets
 import train
-from data import (Spectrogram, SpectrogramConfig, each_once, enhance_levelled,
+from data import (Spectrogram, SpectrogramConfig, each_once, enhance_normalised,
                   in_spectrogram)
 
 
@@ -381,9 +381,9 @@ class Student(nn.Module):
         return estimate * (estimate * wave).sum(-1, keepdim=True) / power
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_levelled."""
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_normalised."""
         with torch.no_grad():
-            return enhance_levelled(self.at_its_level, wave, self.config.normalize, peak)
+            return enhance_normalised(self.at_its_level, wave, self.config.normalize, peak)
 
 
 if __name__ == "__main__":

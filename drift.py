@@ -65,8 +65,8 @@ import losses
 import metrics
 import nets
 import train
-from data import (Spectrogram, SpectrogramConfig, batches, enhance_levelled,
-                  in_spectrogram, open_data, per_bin, robust_level)
+from data import (Spectrogram, SpectrogramConfig, batches, enhance_normalised,
+                  in_spectrogram, open_data, per_bin, click_robust_peak)
 
 
 @dataclass(frozen=True)
@@ -566,7 +566,7 @@ class DriftSE(nn.Module):
         return loss, parts
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_levelled.
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_normalised.
 
         Only the losses of spectra see the gain of the network. Without them the output gets
         the level of the input: its peak, as released, or its robust level, as `normalize`
@@ -581,11 +581,11 @@ class DriftSE(nn.Module):
             if self.config.ccmse_weight or self.config.magnitude_weight:
                 return out
             if self.config.normalize == "robust":        # wave has level 1
-                return out / robust_level(out).clamp(min=1e-8)
+                return out / click_robust_peak(out).clamp(min=1e-8)
             own, target = (w.abs().amax(-1, keepdim=True) for w in (out, wave))
             return out * (target / own.clamp(min=1e-8))
         with torch.no_grad():
-            return enhance_levelled(enhance, wave, self.config.normalize, peak)
+            return enhance_normalised(enhance, wave, self.config.normalize, peak)
 
 
 if __name__ == "__main__":

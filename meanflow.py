@@ -68,8 +68,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import commands
 import losses
 import nets
-from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, each_once, enhance_levelled,
-                  fingerprint, in_spectrogram, per_bin, robust_level)
+from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, each_once, enhance_normalised,
+                  fingerprint, in_spectrogram, per_bin, click_robust_peak)
 
 
 @dataclass(frozen=True)
@@ -377,7 +377,7 @@ class MeanFlowCorrector(nn.Module):
         s_hat, mixture = waves[:, :1], waves[:, self.mic0, None]
         loudest = torch.maximum(s_hat.abs(), 0.05 * mixture.abs())
         if self.config.normalize == "robust":
-            return robust_level(loudest).clamp(min=1e-8)
+            return click_robust_peak(loudest).clamp(min=1e-8)
         return loudest.amax(-1, keepdim=True).clamp(min=1e-8)
 
     def prepare(self, fresh):
@@ -460,11 +460,11 @@ class MeanFlowCorrector(nn.Module):
 
     @torch.no_grad()
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L), see data.enhance_levelled;
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L), see data.enhance_normalised;
         (B, M, L) -> (B, S, L).
         """
         mixture = wave if wave.ndim == 3 else wave[:, None]                # (B, M, L)
-        out = enhance_levelled(self.enhance_at_level_1, mixture, self.config.normalize,
+        out = enhance_normalised(self.enhance_at_level_1, mixture, self.config.normalize,
                                peak)
         return out if wave.ndim == 3 else out[:, 0]
 

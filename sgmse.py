@@ -50,7 +50,7 @@ import torch.nn as nn
 import commands
 import losses
 import nets
-from data import Spectrogram, SpectrogramConfig, enhance_levelled, in_spectrogram, per_bin
+from data import Spectrogram, SpectrogramConfig, enhance_normalised, in_spectrogram, per_bin
 
 
 @dataclass(frozen=True)
@@ -608,12 +608,12 @@ class ScoreSDE(nn.Module):
         return bridge(self, y, sde, config.N)
 
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_levelled."""
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_normalised."""
         def enhance(wave):
             return in_spectrogram(self.sample, wave, self.spectrogram, self.net.multiple,
                                   self.config.pad_mode)
 
-        return enhance_levelled(enhance, wave, self.config.normalize, peak)
+        return enhance_normalised(enhance, wave, self.config.normalize, peak)
 
 
 if __name__ == "__main__":
