@@ -349,13 +349,11 @@ def open_datasets(method, config, device):
     """(training crops, validation recordings or None)."""
     mics, talkers = channels(method)
     num_rooms = config.rooms or 200 * ((mics, talkers) != (1, 1))
-    options = dict(snrs=config.snrs, babble=config.babble, num_samples=method.num_samples, seed=config.seed,
-                   device=device)
-    variety = dict(made=config.made, pauses=config.pauses, coloured=config.coloured)
+    options = dict(snrs=config.snrs, num_samples=method.num_samples, seed=config.seed, device=device,
+                   augmentation=data.Augmentation(**{field.name: getattr(config, field.name)
+                                                     for field in dataclasses.fields(data.Augmentation)}))
     level = dict(normalize=method.config.normalize)
     if num_rooms:
-        if any(variety.values()):
-            raise ValueError("--made, --pauses and --coloured are for mixtures without --rooms")
         options |= dict(config=rooms.RoomConfig(mics, talkers),
                         cache=config.room_cache or Path(config.out).parent / "rooms")
         dataset = rooms.open_rooms(config.data, "train", rooms=num_rooms, **level, **options)
@@ -363,11 +361,12 @@ def open_datasets(method, config, device):
     else:
         reopen = data.open_data
         if config.unpaired:
-            dataset = data.UnpairedAudio(config.data, config.unpaired, "train", **level, **variety, **options)
+            dataset = data.UnpairedAudio(config.data, config.unpaired, "train", **level, **options)
         else:
-            dataset = data.open_data(config.data, "train", **level, **variety, **options)
+            dataset = data.open_data(config.data, "train", **level, **options)
     try:
-        return dataset, reopen(config.data, "valid", **options | dict(device="cpu", seed=0))
+        return dataset, reopen(config.data, "valid", **options | dict(
+            device="cpu", seed=0, augmentation=data.Augmentation(babble=config.babble)))
     except FileNotFoundError as error:
         warnings.warn(f"no validation: {error}")
         return dataset, None

@@ -318,8 +318,7 @@ class ConsistencyModel(nn.Module):
         its parts).
         """
         config = self.config
-        with torch.autocast(batch[0].device.type, enabled=False):
-            x0, y = (self.spectrogram(wave)[:, None] for wave in batch)    # (B, 1, F, T)
+        x0, y = (self.spectrogram(wave)[:, None] for wave in batch)    # (B, 1, F, T)
         times = time_grid(self.sde).to(x0.device)
         i = torch.randint(len(times) - 1, (len(x0),), device=x0.device)
         t, t_next, z = times[i], times[i + 1], torch.randn_like(x0)
@@ -333,11 +332,10 @@ class ConsistencyModel(nn.Module):
         loss = config.consistency_weight * consistency
         parts = {"consistency": consistency.detach()}
         if config.pesq_weight or config.si_sdr_weight:
-            with torch.autocast(batch[0].device.type, enabled=False):
-                clean, enhanced = (self.spectrogram.inverse(spec[:, 0], self.num_samples)
-                                   for spec in (x0, estimate))             # (B, L)
-                pesq = self.pesq_loss(clean, enhanced).mean()
-                si_sdr = losses.si_sdr_loss(clean, enhanced).mean()
+            clean, enhanced = (self.spectrogram.inverse(spec[:, 0], self.num_samples)
+                               for spec in (x0, estimate))             # (B, L)
+            pesq = self.pesq_loss(clean, enhanced).mean()
+            si_sdr = losses.si_sdr_loss(clean, enhanced).mean()
             loss = loss + config.pesq_weight * pesq + config.si_sdr_weight * si_sdr
             parts |= {"pesq": pesq.detach(), "si_sdr": -si_sdr.detach()}
         return loss, parts

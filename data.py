@@ -170,7 +170,7 @@ LOUDEST = 0.002      # fraction of the samples of a second that does not count t
 TO_PEAK = 1.33       # from there to the peak, on average over noisy crops of 1 and 2 s
 LIMIT = 1.5          # samples beyond this multiple of the level are clipped to it: clicks
 FLOOR = 1e-3         # the gain never exceeds that of the loudest second by more: 60 dB
-PAUSE = 30           # dB below the loudest second, from which on a frame counts as a pause
+PAUSE = 34           # dB below the loudest second, from which on a frame counts as a pause
 FRAME = 320          # samples of such a frame: 20 ms
 MARGIN = 4           # frames beside an active one that are active, too: 80 ms
 GAP = 12             # gaps between them of less than twice as many frames are active: half a second
@@ -929,27 +929,41 @@ class PairedAudio(Crops):
         return self.sources[0].paths[index].stem, *(source.wave(index) for source in self.sources)
 
 
+@dataclass
+class Augmentation:
+    """How often MixedAudio varies a crop: probabilities, each drawn by itself. Ours."""
+    babble: float = 0.0              # the noise is six speakers of the speech folder at once
+    second_noise: float = 0.0        # another recorded noise joins, up to 10 dB below
+    synthetic_noise: float = 0.0     # rumble, hum, wind or a band of noise joins the recorded one or replaces it
+    hiss: float = 0.0                # hiss or hum of -70 to -45 dB joins the mixture
+    speech_dropout: float = 0.0      # the speech pauses for a while and the noise goes on
+    no_speech: float = 0.0           # noise alone: the target is silence
+    quiet_part: float = 0.0          # a part of the crop is up to 30 dB quieter, as another speaker would be
+    speed: float = 0.0               # speech and noise play 0.8 to 1.25 times as fast
+    random_eq: float = 0.0           # speech and noise pass a random equaliser each
+
+    def any(self):
+        return any(getattr(self, field.name) for field in dataclasses.fields(Augmentation))
+
+
 class MixedAudio(Crops):
     """Speech and noise from any two folders, mixed at a ratio drawn from `snrs` (dB), differently every epoch.
 
-    Every second of noise is equally likely; a noise shorter than a crop repeats. In a share `babble` of the mixtures
-    the noise is six talkers of the speech folder at once. In a share `made` of the crops a `made_noise` takes the place
-    of the recorded one, or is added to it 0 to 10 dB below; in a share `pauses` the speech pauses while the noise goes
-    on; in a share `coloured` speech and noise pass an equaliser each. Raises FileNotFoundError for a folder without
-    audio, AudioError where no file in it can be used. without: resolved paths of speech that is left out, of babble
-    too.
+    Every second of noise is equally likely; a noise shorter than a crop repeats. augmentation: see there. Raises
+    FileNotFoundError for a folder without audio, AudioError where no file in it can be used. without: resolved paths
+    of speech that is left out, of babble too.
     """
 
     loops, must_sound = (False, True), (0, 1)
 
     def __init__(self, speech_dir, noise_dir, snrs=(0, 5, 10, 15), num_samples=32640, seed=0, device="cpu",
-                 resident=None, babble=0.0, without=(), normalize="peak", made=0.0, pauses=0.0, coloured=0.0):
-        self.shares = made, pauses, coloured
+                 resident=None, without=(), normalize="peak", augmentation=Augmentation()):
+        self.augmentation = augmentation
         paths = [path for path in list_audio(speech_dir) if path.resolve() not in without], list_audio(noise_dir)
         resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
         speech, noise = (Recordings(p, resident) for p in paths)
-        self.snrs, self.noise_ends, self.babble = snrs, np.cumsum(noise.lengths), babble
-        if babble:
+        self.snrs, self.noise_ends = snrs, np.cumsum(noise.lengths)
+        if augmentation.babble:
             noise.append("babble", make_babble(speech, np.random.default_rng([seed, 3])))
         super().__init__((speech, noise), np.flatnonzero(speech.lengths), num_samples, seed, normalize, device)
 
@@ -960,7 +974,7 @@ class MixedAudio(Crops):
 
     def draw_noise(self, rng, length):
         """A file of noise, with the probability of its length, and where in it `length` samples begin."""
-        if self.babble and rng.random() < self.babble:
+        if self.augmentation.babble and rng.random() < self.augmentation.babble:
             noise = len(self.noise_ends)
         else:
             noise = np.searchsorted(self.noise_ends, rng.integers(self.noise_ends[-1]), side="right")
@@ -969,14 +983,22 @@ class MixedAudio(Crops):
 
     def draw_sounding(self, index, rng, whole=False):
         indices, starts, choices, crops, problems = super().draw_sounding(index, rng, whole)
-        if any(self.shares):
-            varied = vary(*map(torch.from_numpy, crops), int(choices[1]), *self.shares)
-            crops = [wave.numpy() for wave in varied]
+        if self.augmentation.any():
+            rng = np.random.default_rng([int(choices[1]), 5])
+            other, start = self.draw_noise(rng, len(crops[1]))
+            second = self.sources[1].crop(other, start, len(crops[1]), loop=True)
+            crops = [wave.numpy() for wave in augment(*map(torch.from_numpy, (*crops, second)), self.augmentation, rng)]
         return indices, starts, choices, crops, problems
 
     def combine(self, speech, noise, choices):
-        """Crops (B, L) of both, choices (B, 2) of `draw`: SNR in dB, seed of `vary` -> (clean, noisy)."""
-        return speech, mix_at_snr(speech, noise, choices[:, 0])
+        """Crops (B, L) of both, choices (B, 2) of `draw`: SNR in dB, seed of `augment` -> (clean, noisy)."""
+        noisy = mix_at_snr(speech, noise, choices[:, 0])
+        if self.augmentation.no_speech:
+            noisy = torch.where(speech.abs().amax(-1, keepdim=True) > 0, noisy, noise)
+        if self.augmentation.hiss:
+            noisy = noisy + torch.stack([hiss(wave, int(seed), self.augmentation.hiss)
+                                         for wave, seed in zip(noisy, choices[:, 1].tolist())])
+        return speech, noisy
 
     def utterance(self, number):
         """A whole recording and its mixture, the same at every call: (name, clean (L,), noisy (L,)).
@@ -993,24 +1015,54 @@ class MixedAudio(Crops):
         return self.sources[0].paths[indices[0]].stem, clean / peak, noisy / peak
 
 
-def vary(speech, noise, seed, made, pauses, coloured):
-    """What MixedAudio does to a crop of speech and one of noise (L,), each with its probability; see there."""
-    rng = np.random.default_rng([seed, 5])
-    whether = rng.random(3) < (made, pauses, coloured)
-    if whether[0]:
-        artificial = torch.from_numpy(made_noise(len(noise), rng)).to(noise)
-        alone = rng.random() < 0.5
-        noise = artificial if alone else mix_at_snr(noise, artificial, float(rng.uniform(0, 10)))
-    if whether[1]:
-        length = int(rng.uniform(0.2, 0.8) * len(speech))
-        start = int(rng.integers(len(speech) - length + 1))
-        paused = speech.clone()
-        paused[start:start + length] = 0
-        if click_robust_peak(paused) > QUIET * click_robust_peak(speech):            # something is left to hear
-            speech = paused
-    if whether[2]:
+def augment(speech, noise, second, how, rng):
+    """Speech and noise (L,), varied as the Augmentation `how` says; second: another noise."""
+    length = len(speech)
+    if rng.random() < how.speed:
+        speech, noise = at_speed(speech, rng.uniform(0.8, 1.25)), at_speed(noise, rng.uniform(0.8, 1.25), loop=True)
+    if rng.random() < how.second_noise and noise.any() and second.any():
+        noise = mix_at_snr(noise, second, rng.uniform(0, 10))
+    if rng.random() < how.synthetic_noise:
+        synthetic = torch.from_numpy(synthetic_noise(length, rng)).to(noise)
+        noise = synthetic if rng.random() < 0.5 else mix_at_snr(noise, synthetic, rng.uniform(0, 10))
+    if rng.random() < how.speech_dropout:
+        gain = torch.ones(length)
+        gain[slice(*random_span(length, rng))] = 0
+        if click_robust_peak(gain * speech) > QUIET * click_robust_peak(speech):      # some speech is left
+            speech = gain * speech
+    if rng.random() < how.random_eq:
         speech, noise = equalised(speech, rng), equalised(noise, rng)
+    if rng.random() < how.quiet_part:
+        gain = torch.ones(length)
+        gain[slice(*random_span(length, rng))] = 10 ** (-rng.uniform(0, 30) / 20)
+        speech, noise = gain * speech, gain * noise
+    if rng.random() < how.no_speech:
+        speech = torch.zeros(length)
     return speech, noise
+
+
+def random_span(length, rng):
+    """(first, last) of a fifth to four fifths of `length` samples."""
+    span = int(rng.uniform(0.2, 0.8) * length)
+    start = int(rng.integers(length - span + 1))
+    return start, start + span
+
+
+def at_speed(wave, factor, loop=False):
+    """A wave (L,) played `factor` times as fast, as long as before: its repetition or silence follows."""
+    x = soxr.resample(wave.numpy(), SAMPLE_RATE * factor, SAMPLE_RATE, quality="MQ")
+    x = np.resize(x, len(wave)) if loop else np.pad(x, (0, max(0, len(wave) - len(x))))[:len(wave)]
+    return torch.from_numpy(x.astype(np.float32))
+
+
+def hiss(wave, seed, probability):
+    """Hiss or hum, 45 to 70 dB below full scale where the wave's level is -12 dB: (L,) -> (L,), or silence."""
+    rng = np.random.default_rng([seed, 6])
+    if rng.random() >= probability:
+        return torch.zeros_like(wave)
+    noise = rng.standard_normal(len(wave)) if rng.random() < 0.5 else synthetic_noise(len(wave), rng)
+    gain = click_robust_peak(wave).item() * 10 ** (rng.uniform(-58, -33) / 20)
+    return gain * torch.from_numpy(noise).to(wave)
 
 
 def equalised(wave, rng, decibels=5):
@@ -1021,8 +1073,8 @@ def equalised(wave, rng, decibels=5):
     return torch.fft.irfft(torch.fft.rfft(wave) * response, len(wave))
 
 
-def made_noise(length, rng):
-    """Noise of streets, cars and rooms, made: float32 (length,) of unit power.
+def synthetic_noise(length, rng):
+    """Synthetic noise of streets, cars and rooms: float32 (length,) of unit power.
 
     Broad-band noise whose level falls by 0 to 8 dB an octave; a band of it; hum or an engine with harmonics; wind in
     gusts. Levels wander slowly.
@@ -1198,7 +1250,7 @@ def speech_and_noise(root, split):
             return speech_dir and (speech_dir, folder / "noise", left_out)
 
 
-def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, made=0.0, pauses=0.0, coloured=0.0, **options):
+def open_data(root, split, snrs=(0, 5, 10, 15), augmentation=Augmentation(), **options):
     """PairedAudio, or MixedAudio where SPLIT/speech and SPLIT/noise (or speech and noise) stand in `root`.
 
     What has no splits serves training and test, and no validation; but where `speech` holds the clean files of
@@ -1208,11 +1260,10 @@ def open_data(root, split, snrs=(0, 5, 10, 15), babble=0.0, made=0.0, pauses=0.0
     if found and not (found[1].parent / "pairs").is_dir():
         speech_dir, noise_dir, left_out = found
         options["without"] = {*options.get("without", ()), *left_out}
-        return MixedAudio(speech_dir, noise_dir, snrs, babble=babble, made=made, pauses=pauses, coloured=coloured,
-                          **options)
-    if split == "train" and any((babble, made, pauses, coloured)):
-        raise ValueError(f"--babble, --made, --pauses and --coloured are for speech and noise that are mixed here; {root} "
-                         "holds mixtures")
+        return MixedAudio(speech_dir, noise_dir, snrs, augmentation=augmentation, **options)
+    if split == "train" and augmentation.any():
+        names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Augmentation)]
+        raise ValueError(f"{', '.join(names)} are for speech and noise that are mixed here; {root} holds mixtures")
     try:
         return PairedAudio(root, split, **options)
     except FileNotFoundError as error:

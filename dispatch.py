@@ -351,22 +351,20 @@ class Student(nn.Module):
         """
         clean, noisy = batch
         enhanced = self.in_spectrogram(noisy)
-        with torch.autocast(noisy.device.type, enabled=False):
-            if self.config.task == "si_sdr":
-                task = losses.si_sdr_loss(clean, enhanced).mean()
-                parts = {"si_sdr": -task.detach()}
-            else:
-                error = self.spectrogram(enhanced) - self.spectrogram(clean)
-                task = error.abs().square().mean()
-                parts = {"mse": task.detach()}
+        if self.config.task == "si_sdr":
+            task = losses.si_sdr_loss(clean, enhanced).mean()
+            parts = {"si_sdr": -task.detach()}
+        else:
+            error = self.spectrogram(enhanced) - self.spectrogram(clean)
+            task = error.abs().square().mean()
+            parts = {"mse": task.detach()}
         warming_up = self.ema is not None and self.ema.num_updates < self.config.warmup
         if self.teacher is None or warming_up:
             return task, parts
 
         taught = self.taught("enhance", noisy)
-        with torch.autocast(noisy.device.type, enabled=False):
-            S, T, Y = (self.patch_spectrogram(wave) for wave in (enhanced, taught, clean))
-            distilled = self.distillation(S, T, Y, noisy)
+        S, T, Y = (self.patch_spectrogram(wave) for wave in (enhanced, taught, clean))
+        distilled = self.distillation(S, T, Y, noisy)
         loss = task + self.config.distil_weight * distilled
         return loss, parts | {"distilled": distilled.detach()}
 

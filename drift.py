@@ -65,8 +65,8 @@ import losses
 import metrics
 import nets
 import train
-from data import (Spectrogram, SpectrogramConfig, batches, enhance_normalised,
-                  in_spectrogram, open_data, per_bin, click_robust_peak)
+from data import (SILENT_PEAK, Spectrogram, SpectrogramConfig, batches, enhance_normalised,
+                  in_spectrogram, open_data, per_bin)
 
 
 @dataclass(frozen=True)
@@ -532,37 +532,38 @@ class DriftSE(nn.Module):
         """
         config, (clean, noisy) = self.config, batch
         device = noisy.device
-        with torch.autocast(device.type, enabled=False):
-            y = self.spectrogram(noisy)[:, None]
+        y = self.spectrogram(noisy)[:, None]
         sigma = torch.zeros(len(y), device=device)
         if config.sigma_max and not config.conditional:
             sigma = noise_level(len(y), config.sigma_max, device=device)
         x_hat = self(y, sigma)
-        with torch.autocast(device.type, enabled=False):
-            enhanced = self.spectrogram.inverse(x_hat[:, 0], noisy.shape[-1])
-            with torch.no_grad():
-                positives = self.latents(clean)          # of each layer: (B, T', D)
-            drift = sum(drifting_loss(x.flatten(0, 1), p.flatten(0, 1), self.temperatures,
-                                      config.recipe, config.field, config.exclude_self)
-                        for x, p in zip(self.latents(enhanced), positives))
-            loss, parts = config.drift_weight * drift, {"drift": drift.detach()}
-            if config.pesq_weight:
-                pesq = self.pesq_loss(clean, enhanced).mean()
-                loss = loss + config.pesq_weight * pesq
-                parts["pesq"] = pesq.detach()
-            if config.si_sdr_weight:
-                si_sdr = losses.si_sdr_loss(clean, enhanced).mean()
-                loss = loss + config.si_sdr_weight * si_sdr
-                parts["si_sdr"] = -si_sdr.detach()
-            if config.ccmse_weight:
-                ccmse = losses.ccmse_loss(clean, enhanced)
-                loss = loss + config.ccmse_weight * ccmse
-                parts["ccmse"] = ccmse.detach()
-            if config.magnitude_weight:
-                magnitude = losses.magnitude_loss(self.spectrogram(clean),
-                                           self.spectrogram(enhanced))
-                loss = loss + config.magnitude_weight * magnitude
-                parts["magnitude"] = magnitude.detach()
+        enhanced = self.spectrogram.inverse(x_hat[:, 0], noisy.shape[-1])
+        with torch.no_grad():
+            # Frames of silence are no speech to move towards.
+            speech = clean.abs().amax(1) > SILENT_PEAK
+            speech = speech if speech.any() else ~speech
+            positives = self.latents(clean[speech])  # of each layer: (B, T', D)
+        drift = sum(drifting_loss(x.flatten(0, 1), p.flatten(0, 1), self.temperatures,
+                                  config.recipe, config.field, config.exclude_self)
+                    for x, p in zip(self.latents(enhanced[speech]), positives))
+        loss, parts = config.drift_weight * drift, {"drift": drift.detach()}
+        if config.pesq_weight:
+            pesq = self.pesq_loss(clean, enhanced).mean()
+            loss = loss + config.pesq_weight * pesq
+            parts["pesq"] = pesq.detach()
+        if config.si_sdr_weight:
+            si_sdr = losses.si_sdr_loss(clean, enhanced).mean()
+            loss = loss + config.si_sdr_weight * si_sdr
+            parts["si_sdr"] = -si_sdr.detach()
+        if config.ccmse_weight:
+            ccmse = losses.ccmse_loss(clean, enhanced)
+            loss = loss + config.ccmse_weight * ccmse
+            parts["ccmse"] = ccmse.detach()
+        if config.magnitude_weight:
+            magnitude = losses.magnitude_loss(self.spectrogram(clean),
+                                       self.spectrogram(enhanced))
+            loss = loss + config.magnitude_weight * magnitude
+            parts["magnitude"] = magnitude.detach()
         return loss, parts
 
     def enhance(self, wave, peak=None):
@@ -580,8 +581,8 @@ class DriftSE(nn.Module):
                                  self.config.pad_mode)
             if self.config.ccmse_weight or self.config.magnitude_weight:
                 return out
-            if self.config.normalize == "robust":        # wave has level 1
-                return out / click_robust_peak(out).clamp(min=1e-8)
+            if self.config.normalize == "robust":        # enhance_active does it
+                return out
             own, target = (w.abs().amax(-1, keepdim=True) for w in (out, wave))
             return out * (target / own.clamp(min=1e-8))
         with torch.no_grad():

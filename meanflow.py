@@ -177,16 +177,13 @@ def average_weight(progress):
 # u: function (x, r, t) -> complex (B, 1, F, T), the network with its condition.
 
 @contextlib.contextmanager
-def float32(device_type):
-    """All digits of float32, whatever the training has: no autocast, no TF32. Of a
-    difference in bfloat16 only noise would be left, and of one in TF32 90 %.
-    """
+def full_float32():
+    """All digits of float32: no TF32, in which 90 % of a difference are left."""
     cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with (torch.autocast(device_type, enabled=False),
-              cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark,
-                          deterministic=cudnn.deterministic, allow_tf32=False)):
+        with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark,
+                         deterministic=cudnn.deterministic, allow_tf32=False):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
@@ -224,7 +221,7 @@ def average_velocity_target(u, xt, r, t, v, c=1.0, derivative=exact_derivative,
     instead the squared error is the improved MeanFlow's, |u + (t - r) du/dt - v|^2, whose
     regression target v depends on no network.
     """
-    with torch.no_grad(), float32(xt.device.type):
+    with torch.no_grad(), full_float32():
         dudt = derivative(u, xt, r, t, v if along is None else along.detach())
         return v - c * per_bin(t - r) * clip_norm(dudt, clip)
 
@@ -245,10 +242,9 @@ def endpoint_si_sdr_loss(u, x0, s_hat, z, spectrogram, t_end=0.03, sigma_max=0.4
     The output is that of time t_end, the reference clean, as published.
     """
     x_hat = sample(u, s_hat, z, 1, t_end, sigma_max)
-    with torch.autocast(x0.device.type, enabled=False):
-        length = spectrogram.samples(x0.shape[-1])       # waves: (B, length)
-        clean, enhanced = (spectrogram.inverse(x[:, 0], length) for x in (x0, x_hat))
-        return losses.si_sdr_loss(clean, enhanced)
+    length = spectrogram.samples(x0.shape[-1])       # waves: (B, length)
+    clean, enhanced = (spectrogram.inverse(x[:, 0], length) for x in (x0, x_hat))
+    return losses.si_sdr_loss(clean, enhanced)
 
 
 # -------------------------------------------------------------------------------- inference
@@ -338,11 +334,9 @@ class MeanFlowCorrector(nn.Module):
     def separate(self, mixture):
         """(B, num_mics, L) -> (B, num_speakers, L), in an order of the separator's own."""
         self.calls += 1
-        with torch.autocast(mixture.device.type, enabled=False):
-            Y = self.separator_stft.stft(mixture)
+        Y = self.separator_stft.stft(mixture)
         S = self.separator(Y)
-        with torch.autocast(mixture.device.type, enabled=False):
-            return self.separator_stft.istft(S, mixture.shape[-1])
+        return self.separator_stft.istft(S, mixture.shape[-1])
 
     def separate_once(self, mixture):
         """`separate`; where training repeats its crops, each is separated once."""
@@ -400,8 +394,7 @@ class MeanFlowCorrector(nn.Module):
         length = self.spectrogram.samples(self.config.num_frames)
         start = torch.randint(waves.shape[-1] - length + 1, ()).item()
         waves = waves[..., start:start + length]
-        with torch.autocast(clean.device.type, enabled=False):
-            spectra = self.spectrogram(waves / self.level_of_estimate(waves[:, 1:]))
+        spectra = self.spectrogram(waves / self.level_of_estimate(waves[:, 1:]))
         return self.flow_loss(spectra[:, :1], spectra[:, 1:])
 
     def flow_loss(self, x0, context):
@@ -428,11 +421,13 @@ class MeanFlowCorrector(nn.Module):
         loss = velocity = losses.half_square(u_now - v)
         parts = {"velocity": velocity.detach()}
         if share >= 0.05:                                # until then the velocity alone
-            u_target = average_velocity_target(
-                u, xt, r, t, v, config.c,
-                exact_derivative if config.derivative == "exact" else difference_derivative,
-                config.derivative_clip or float("inf"),
-                u_now if config.along == "own" else None)
+            derivative = {"exact": exact_derivative,
+                          "difference": difference_derivative}[config.derivative]
+            with nets.in_precision(self, None):    # of a difference in bf16 noise is left
+                u_target = average_velocity_target(
+                    u, xt, r, t, v, config.c, derivative,
+                    config.derivative_clip or float("inf"),
+                    u_now if config.along == "own" else None)
             u_average = u(xt, r, t)
             if config.displacement:
                 average = displacement_loss(u_average, u_target, r, t)

@@ -22,10 +22,11 @@ of four results; here the same filter is one strided depthwise convolution, with
 numbers.
 """
 
-import dataclasses
+import contextlib
 import math
 import typing
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 import torch.nn as nn
@@ -36,20 +37,39 @@ import torch.nn.functional as F
 class NetworkConfig:
     """Sizes of NCSNpp, part of every method's Config; the defaults are those of SGMSE+.
 
-    A Config raises ValueError for a value that is not one of its field's choices, a
-    Literal.
+    Raises ValueError for a value that its annotation excludes, see check_fields.
     """
-    width: int = 128                 # channels at full resolution
-    channel_mults: tuple = (1, 1, 2, 2, 2, 2, 2)  # channels per resolution, in widths
-    num_res_blocks: int = 2          # per resolution
-    attention_resolutions: tuple = (16,)  # frequency heights with attention
+    width: Annotated[int, "[1, inf)"] = 128  # channels at full resolution
+    channel_mults: Annotated[tuple, "[1, inf)"] = (1, 1, 2, 2, 2, 2, 2)  # per level, in widths
+    num_res_blocks: Annotated[int, "[1, inf)"] = 2  # per resolution
+    attention_resolutions: Annotated[tuple, "[1, inf)",
+                                     "may be empty"] = (16,)  # frequency heights with it
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), typing.get_args(field.type)
-            if choices and value not in choices:
-                raise ValueError(f"--{field.name.replace('_', '-')} is one of "
-                                 f"{', '.join(map(str, choices))}; got {value}")
+        check_fields(self)
+
+
+def check_fields(config):
+    """Raises ValueError for a value of a dataclass that its annotation excludes.
+
+    Literal["a", "b"] lists the values; Annotated[float, "[0, 1)"] gives the interval of
+    numbers, or of the elements of a tuple, which is not empty unless "may be empty".
+    """
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        value, flag = getattr(config, name), f"--{name.replace('_', '-')}"
+        if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+            choices = ", ".join(map(str, typing.get_args(hint)))
+            raise ValueError(f"{flag}: expected one of {choices}; got {value}")
+        for interval in getattr(hint, "__metadata__", ())[:1]:
+            low, high = map(float, interval[1:-1].split(","))
+            elements = value if isinstance(value, tuple) else (value,)
+            if not elements and "may be empty" not in hint.__metadata__:
+                raise ValueError(f"{flag}: expected one number or more")
+            for x in elements:
+                above = x >= low if interval[0] == "[" else x > low
+                below = x <= high if interval[-1] == "]" else x < high
+                if not (above and below):
+                    raise ValueError(f"{flag}: expected a number in {interval}; got {x}")
 
 
 # One definition each, so that methods compare like with like. Most of the cost of an NCSN++
@@ -260,6 +280,8 @@ class NCSNpp(nn.Module):
     Card of the paper's network: the defaults, 65 590 822 parameters.
     """
 
+    precision = None             # of forward: torch.bfloat16 in mixed-precision training
+
     def __init__(
         self,
         in_channels=2,             # complex signals in: the state x_t, conditions such as y
@@ -323,7 +345,9 @@ class NCSNpp(nn.Module):
                              f"{len(times)}")
         bins, frames = x.shape[2:]
         x = F.pad(as_real(x), (0, -frames % self.multiple, 0, -bins % self.multiple))
-        return as_complex(self.unet(x, *times)[..., :bins, :frames])
+        with autocast(self, x):
+            x = self.unet(x, *times)
+        return as_complex(x[..., :bins, :frames])
 
     def unet(self, x, *times):
         """The network on real channels: (B, 2 in_channels, F, T) -> (B, 2 out_channels, F,
@@ -441,6 +465,30 @@ class NCSNpp(nn.Module):
             yield from (("", decoder.norm), ("", decoder.to_image))
             if decoder.up:
                 yield "", decoder.up
+
+
+def autocast(net, x):
+    """Context of a forward pass in net.precision (None: that of its weights).
+
+    Without the cache: there a pass without gradient leaves copies of the weights that have
+    none, for passes with one.
+    """
+    return torch.autocast(x.device.type, net.precision or torch.bfloat16,
+                          enabled=net.precision is not None, cache_enabled=False)
+
+
+@contextlib.contextmanager
+def in_precision(model, dtype):
+    """Within it the networks of `model` compute in this dtype, or None: that of the weights."""
+    networks = [module for module in model.modules() if hasattr(module, "precision")]
+    before = [net.precision for net in networks]
+    for net in networks:
+        net.precision = dtype
+    try:
+        yield
+    finally:
+        for net, dtype in zip(networks, before):
+            net.precision = dtype
 
 
 def as_real(x):
@@ -573,6 +621,8 @@ class SpatialNet(nn.Module):
     2 talkers.
     """
 
+    precision = None             # of forward: torch.bfloat16 in mixed-precision training
+
     def __init__(
         self,
         num_mics,
@@ -600,11 +650,13 @@ class SpatialNet(nn.Module):
                              f"{mics} microphone(s); got {Y.dtype} {tuple(Y.shape)}")
         level = Y[:, :1].abs().mean(3, keepdim=True) + 1e-6  # (B, 1, F, 1), of microphone 0
         x = as_real(Y / level).transpose(1, 2).flatten(0, 1)               # (B F, 2 M, T)
-        x = at_least_float32(self.encoder(x))                              # (B F, H, T)
-        x = x.transpose(1, 2).unflatten(0, (-1, bins))                     # (B, F, T, H)
-        for layer in self.layers:
-            x = layer(x, self.full_band)
-        return as_complex(self.decoder(x).permute(0, 3, 1, 2)) * level     # (B, S, F, T)
+        with autocast(self, x):
+            x = at_least_float32(self.encoder(x))                          # (B F, H, T)
+            x = x.transpose(1, 2).unflatten(0, (-1, bins))                 # (B, F, T, H)
+            for layer in self.layers:
+                x = layer(x, self.full_band)
+            x = self.decoder(x).permute(0, 3, 1, 2)                        # (B, 2 S, F, T)
+        return as_complex(x) * level                                       # (B, S, F, T)
 
     @classmethod
     def from_official(cls, state_dict, **sizes):
@@ -680,6 +732,7 @@ class MaskGRU(nn.Module):
     """
 
     multiple = 1                                         # of which T must be one
+    precision = None                                     # see NCSNpp
 
     def __init__(self, bins=257, hidden=48, layers=1):
         super().__init__()
@@ -693,5 +746,6 @@ class MaskGRU(nn.Module):
         return self.gru(self.encoder(x))[0]
 
     def forward(self, y):
-        mask = self.decoder(self.features(y)).sigmoid()                    # (B, T, F)
+        with autocast(self, y):
+            mask = self.decoder(self.features(y)).sigmoid()                # (B, T, F)
         return mask.to(y.real.dtype).transpose(1, 2)[:, None] * y          # (B, 1, F, T)

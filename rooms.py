@@ -10,6 +10,7 @@
 """
 
 import argparse
+import dataclasses
 import concurrent.futures
 import math
 import os
@@ -167,6 +168,9 @@ class RoomMixtures(MixedAudio):
 
 def open_rooms(root, split, config=RoomConfig(), rooms=200, cache="rooms", **options):
     """RoomMixtures of the speech and noise of a split, in rooms of its own. Raises FileNotFoundError."""
+    augmentation = options.get("augmentation", data.Augmentation())
+    if dataclasses.replace(augmentation, babble=0.0).any():
+        raise ValueError("simulated rooms take --babble alone of the augmentations")
     found = data.speech_and_noise(root, split)
     if not found:
         raise FileNotFoundError(f"{root}: rooms are simulated around recordings of speech and of noise. Looked for the "

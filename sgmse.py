@@ -568,8 +568,7 @@ class ScoreSDE(nn.Module):
         log).
         """
         config, sde = self.config, self.sde
-        with torch.autocast(batch[0].device.type, enabled=False):
-            x0, y = (self.spectrogram(wave)[:, None] for wave in batch)    # (B, 1, F, T)
+        x0, y = (self.spectrogram(wave)[:, None] for wave in batch)    # (B, 1, F, T)
         t = sde.t_eps + (sde.T - sde.t_eps) * torch.rand(len(x0), device=x0.device)
         z = torch.randn_like(x0)
         if config.crp != "none":

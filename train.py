@@ -26,16 +26,17 @@ import hashlib
 import importlib
 import inspect
 import json
-import os
 import random
 import re
+import signal
 import sys
+import threading
 import time
-import typing
 import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import safetensors.torch
@@ -43,65 +44,167 @@ import torch
 import torch.distributed as dist
 
 import data
+import nets
 
 HERE = Path(__file__).resolve().parent
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(data.Augmentation):
+    """Constants of a training. Annotated gives the interval of accepted values."""
     data: str = ""                   # VoiceBank-DEMAND, or {train,valid}/{clean,noisy}, or {train,valid}/{speech,noise}
-    snrs: tuple = (0.0, 5.0, 10.0, 15.0)  # dB, drawn at random when speech and noise are mixed
-    babble: float = 0.0              # share of these mixtures whose noise is six talkers of the speech at once
-    made: float = 0.0                # share with rumble, hum, wind or bands of noise, made, beside the noise or alone
-    pauses: float = 0.0              # share in which the speech pauses and the noise goes on
-    coloured: float = 0.0            # share in which speech and noise pass an equaliser each
-    rooms: int = 0                   # simulated rooms to mix in; 0: none, or 200 for several microphones or talkers
-    room_cache: str = ""             # folder for what is simulated (default: rooms, beside the folder of the run)
-    crops: int = 0                   # train on so many crops, again and again; 0: each is cut and mixed anew
-    unpaired: str = ""               # folder of clean speech to learn from instead of that under the noise: drift.py
-    out: str = ""                    # folder of the run; one that is there is resumed
+    out: str = ""                    # folder of the run; a run that is there is resumed
     init: str = ""                   # checkpoint to start from: its weights and, unless given here, its constants
-    partly: bool = False             # take of --init what fits by name and shape, as with another number of talkers
-    steps: int = 58000               # updates of the weights
-    minutes: float = 0.0             # stop after so many, as if the last step were done; 0: when --steps are
-    batch_size: int = 8              # crops per process and backward pass
-    accumulate: int = 1              # backward passes per update
-    lr: float = 1e-4                 # of AdamW
-    weight_decay: float = 0.0        # of AdamW; with 0 it is Adam
-    betas: tuple = (0.9, 0.999)      # of AdamW: decay of its two averages, of the gradient and of its square
-    lr_warmup: int = 0               # first steps, over which the learning rate rises from 0
-    decay: float = 0.0               # last share of the training, over which the learning rate falls to a tenth
-    ema: float = 0.999               # decay of the averaged weights
-    clip: float = 0.0                # largest norm of the gradient; 0: no limit
-    precision: typing.Literal["auto", "bf16", "fp32"] = "auto"  # of the network; auto: bf16 on CUDA, else fp32
+    init_partial: bool = False       # load only tensors of --init whose name and shape match
+    steps: Annotated[int, "[1, inf)"] = 58000  # updates of the weights
+    minutes: Annotated[float, "[0, inf)"] = 0.0  # end after so many minutes; 0: after --steps
+    batch_size: Annotated[int, "[1, inf)"] = 8  # crops per process and backward pass
+    accumulate: Annotated[int, "[1, inf)"] = 1  # backward passes per update
+    lr: Annotated[float, "(0, inf)"] = 1e-4  # learning rate of AdamW
+    lr_warmup: Annotated[int, "[0, inf)"] = 0  # first steps, over which the learning rate rises from 0
+    lr_decay: Annotated[float, "[0, 1]"] = 0.0  # last fraction of the training, over which it falls to a tenth
+    weight_decay: Annotated[float, "[0, inf)"] = 0.0  # of AdamW; with 0 it is Adam
+    betas: Annotated[tuple, "[0, 1)"] = (0.9, 0.999)  # of AdamW: decay of the averages of gradient and square
+    ema: Annotated[float, "[0, 1)"] = 0.999  # decay of the averaged weights
+    clip: Annotated[float, "[0, inf)"] = 0.0  # largest norm of the gradient; 0: no limit
+    seed: Annotated[int, "[0, inf)"] = 0  # of weights, crops and noise
+    device: str = "auto"             # cpu, cuda or cuda:1; auto: cuda if available
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the network; auto: bf16 on CUDA, else fp32
     compile: bool = False            # torch.compile the network: minutes at the start, faster steps
-    workers: int = 4                 # processes that cut crops, beside a GPU or of a corpus too large for the memory
-    valid_every: int = 1000          # steps between validations; 0: never
-    valid_files: int = 20            # recordings to enhance and score
-    save_every: float = 60.0         # seconds between checkpoints
-    seed: int = 0                    # of weights, crops and noise
-    device: str = "auto"             # cpu, cuda or cuda:1; auto: cuda where there is one
+    workers: Annotated[int, "[0, inf)"] = 4  # processes that cut crops for a GPU
+    valid_every: Annotated[int, "[0, inf)"] = 1000  # steps between validations; 0: never
+    valid_files: Annotated[int, "[1, inf)"] = 20  # recordings to enhance and score
+    save_every: Annotated[float, "[0, inf)"] = 60.0  # seconds between checkpoints
+    snrs: Annotated[tuple, "(-inf, inf)"] = (0.0, 5.0, 10.0, 15.0)  # dB, drawn when speech and noise are mixed
+    num_crops: Annotated[int, "[0, inf)"] = 0  # size of a fixed training set; 0: every crop is new
+    rooms: Annotated[int, "[0, inf)"] = 0  # simulated rooms; 0: none, or 200 for several microphones or speakers
+    room_cache: str = ""             # folder of their impulse responses (default: rooms, beside the folder of the run)
+    unpaired: str = ""               # folder of clean speech that replaces the clean references (drift.py)
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "valid_files"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be more than 0; got {getattr(self, name)}")
-        for name in ("babble", "made", "pauses", "coloured", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} is a share, 0 to 1; got {getattr(self, name)}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"--betas are two numbers from 0 to 1; got {' '.join(map(str, self.betas))}")
+        nets.check_fields(self)
+        if len(self.betas) != 2:
+            raise ValueError(f"--betas: expected two numbers; got {len(self.betas)}")
 
     def identity(self, world=1):
-        """What a run that is resumed must share with the one that was interrupted."""
-        names = ("snrs", "babble", "made", "pauses", "coloured", "rooms", "crops", "init", "partly", "batch_size",
-                 "accumulate", "seed")
-        return {name: getattr(self, name) for name in names} | {
-            "data": os.path.realpath(self.data), "unpaired": self.unpaired and os.path.realpath(self.unpaired),
-            "processes": world}
+        """Settings that a resumed run must share with the interrupted one."""
+        names = (*(field.name for field in dataclasses.fields(data.Augmentation)), "snrs", "rooms", "num_crops", "init",
+                 "init_partial", "batch_size", "accumulate", "seed")
+        return {name: getattr(self, name) for name in names} | {"processes": world}
 
 
-# ------------------------------------------------------------------------------------------------ the loop
+# ------------------------------------------------------------------------------------ the loop
+
+def fit(method, batches, config, resume=None, record=None):
+    """Train: yields (step, parts to log) after each update; steps count from 1.
+
+    batches: iterator of what method.loss takes, from the resumed step on. config: a TrainConfig;
+    with an empty `out` nothing is written. resume: content of a last.pt, record: a dictionary to
+    store in it. last.pt is written every config.save_every seconds and at the end, always before
+    an update and after its gradient: it holds no weights whose next gradient is not finite.
+
+    The caller validates and logs between two steps, so that a killed validation is repeated:
+    last.pt is older. Ctrl-C ends the training after a step, with last.pt written. A step whose
+    gradient is not finite is skipped; ten in a row raise FloatingPointError.
+    """
+    run = Run(method, config, resume)
+    loss = distributed(method)
+    method.train()
+    set_precision(method, torch.bfloat16 if config.precision == "bf16" else None)
+    for step in range(run.step + 1, config.steps + 2):
+        method.progress = run.progress                   # for a loss with a schedule
+        seed_everything(config.seed, step, run.rank)
+        with delayed_interrupt() as interrupts:
+            value, parts = backward(loss, batches, config)
+            norm = torch.nn.utils.clip_grad_norm_(run.weights, config.clip or float("inf"))
+            if norm.isfinite():
+                run.save(record, now=run.progress >= 1 or interrupts)
+            if run.progress >= 1 or interrupts:
+                run.opt.zero_grad()
+                break
+            run.update(step, value, norm)
+        yield step, {"loss": value.detach(), "gradient": norm, **parts}
+        if interrupts:
+            raise KeyboardInterrupt
+    set_precision(method, None)
+
+
+def set_precision(method, dtype):
+    """Precision of the networks of a method and of its teacher: a dtype, or None, that of the weights."""
+    teacher = getattr(method, "teacher", None)
+    for module in (*method.modules(), *(teacher.model.modules() if teacher else ())):
+        if hasattr(module, "precision"):
+            module.precision = dtype
+
+
+def backward(loss, batches, config):
+    """Adds the gradient of a step's batches. Returns the last loss and its parts."""
+    for micro in range(config.accumulate):
+        last = micro + 1 == config.accumulate
+        with contextlib.nullcontext() if last or not dist.is_initialized() else loss.no_sync():
+            value, parts = loss(next(batches))
+            (value / config.accumulate).backward()
+    return value, parts
+
+
+class Run:
+    """The state of a training: optimiser, averaged weights, steps, clock."""
+
+    def __init__(self, method, config, resume=None):
+        self.method, self.config, self.step, self.seconds, self.bad = method, config, 0, 0.0, 0
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.weights = [p for p in method.parameters() if p.requires_grad]
+        self.opt = torch.optim.AdamW(self.weights, config.lr, config.betas, weight_decay=config.weight_decay)
+        method.ema = self.ema = EMA(method, config.ema)  # for a loss with a target network
+        if resume:
+            method.load_state_dict(resume["model"])
+            self.ema.load_state_dict(resume["ema"])
+            group = {name: self.opt.param_groups[0][name] for name in ("lr", "betas", "weight_decay")}
+            self.opt.load_state_dict(resume["optimizer"])
+            self.opt.param_groups[0] |= group            # the command's, which may have changed
+            self.step, self.seconds = resume["step"], resume["seconds"]
+        self.started, self.saved = time.monotonic() - self.seconds, time.monotonic()
+        self.progress = self.measure()
+
+    def measure(self):
+        """Fraction of the training that is done, by steps or by the clock, whichever is further."""
+        minutes = self.config.minutes
+        progress = max(self.step / self.config.steps, self.seconds / (60 * minutes) if minutes else 0)
+        if minutes and dist.is_initialized():            # the clock of one for all
+            shared = torch.tensor(progress, device=self.weights[0].device)
+            dist.broadcast(shared, 0)
+            progress = shared.item()
+        return progress
+
+    def update(self, step, value, norm):
+        """One step of the optimiser and of the average, unless the gradient is not finite."""
+        if norm.isfinite():
+            self.opt.param_groups[0]["lr"] = learning_rate(step, self.progress, self.config)
+            self.opt.step()
+            self.ema.update()
+            self.bad = 0
+        else:
+            self.bad += 1
+            warnings.warn(f"step {step}: loss {value.item():.4g}, gradient not finite; the weights stay as they were")
+        self.opt.zero_grad()
+        if self.bad == 10:
+            last = Path(self.config.out) / "last.pt"
+            then = f"continue from {last}" if self.config.out and last.exists() else "start again"
+            raise FloatingPointError(f"ten steps in a row without a finite gradient, up to step {step}. Lower --lr, "
+                                     f"set --clip 1 or --precision fp32, and {then}")
+        self.step, self.seconds = step, time.monotonic() - self.started
+        self.progress = self.measure()
+
+    def save(self, record, now):
+        """Write last.pt if it is due: the state before the update whose gradient was just found finite."""
+        due = now or time.monotonic() - self.saved > self.config.save_every
+        if due and self.config.out and self.rank == 0 and self.step:
+            state = {"step": self.step, "seconds": self.seconds, "model": self.method.state_dict(),
+                     "ema": self.ema.state_dict(), "optimizer": self.opt.state_dict(),
+                     "config": dataclasses.asdict(self.method.config), "run": record or {}}
+            write_checkpoint(Path(self.config.out) / "last.pt", lambda part: torch.save(state, part))
+            self.saved = time.monotonic()
+
 
 class Loss(torch.nn.Module):
     """method.loss as a forward pass, which is what DistributedDataParallel wraps."""
@@ -114,101 +217,48 @@ class Loss(torch.nn.Module):
         return self.method.loss(batch)
 
 
-def fit(method, loader, config, ema=None, resumed=None):
-    """Train: yield (step, what to log) after each update; step counts from 1.
-
-    loader: function (number of the first batch, rank, world size) -> endless iterator of batches. Continues from
-    config.out/last.pt where there is one, and writes it every config.save_every seconds, before each validation and at
-    the end. resumed: called with the step that a run continues from, its weights in place. A step whose gradient is not
-    finite is skipped; ten in a row raise FloatingPointError.
-    """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def distributed(method):
+    """method.loss, with gradients averaged over the processes of torchrun."""
+    if not dist.is_initialized():
+        return method.loss
     device = next(method.parameters()).device
-    weights = [p for p in method.parameters() if p.requires_grad]
-    opt = torch.optim.AdamW(weights, config.lr, config.betas, weight_decay=config.weight_decay)
-    method.ema = ema = ema or EMA(method, config.ema)    # for a loss with a target network
-    last = Path(config.out) / "last.pt"
-    done, before = resume(last, method, opt, ema, config.identity(world)) if last.exists() else (0, 0.0)
+    return torch.nn.parallel.DistributedDataParallel(Loss(method), [device] if device.type == "cuda" else None)
 
-    loss = Loss(method)
-    if dist.is_initialized():
-        loss = torch.nn.parallel.DistributedDataParallel(loss, device_ids=[device] if device.type == "cuda" else None)
-    # Without its cache: there a call without gradient leaves copies of the weights that have none, for calls with one.
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False)
-    batches = iter(loader(done * config.accumulate, rank, world))
-    method.train()
-    started = saved = time.monotonic()
-    bad, progress = 0, progress_of(done, before, config)
-    if done and resumed:
-        resumed(done)
-    for step in range(done + 1, config.steps + 1):
-        if progress >= 1:
-            break
-        method.progress = progress                       # for a loss with a schedule
-        opt.param_groups[0]["lr"] = learning_rate(step, progress, config)
-        seed_everything(config.seed, step, rank)
-        for micro in range(config.accumulate):
-            wait = micro + 1 < config.accumulate and dist.is_initialized()
-            with loss.no_sync() if wait else contextlib.nullcontext(), autocast:
-                value, parts = loss(next(batches))
-                (value / config.accumulate).backward()
-        norm = torch.nn.utils.clip_grad_norm_(weights, config.clip or float("inf"))
-        if norm.isfinite():
-            opt.step()
-            ema.update()
-            bad = 0
-        else:
-            bad += 1
-            warnings.warn(f"step {step}: loss {value.item():.4g}, gradient not finite; the weights stay as they were")
-            if bad == 10:
-                raise FloatingPointError(f"ten steps in a row without a finite gradient, up to step {step}. Lower "
-                                         "--lr, set --clip 1 or --precision fp32, and continue from the checkpoint")
-        opt.zero_grad()
-        seconds = before + time.monotonic() - started
-        progress = progress_of(step, seconds, config)
-        if config.minutes and dist.is_initialized():     # the clock of one for all
-            shared = torch.tensor(progress, device=device)
-            dist.broadcast(shared, 0)
-            progress = shared.item()
-        due = time.monotonic() - saved > config.save_every or progress >= 1
-        if rank == 0 and (due or config.valid_every and step % config.valid_every == 0):
-            state = {"step": step, "seconds": seconds, "model": method.state_dict(), "ema": ema.state_dict(),
-                     "optimizer": opt.state_dict(), "config": dataclasses.asdict(method.config),
-                     "run": config.identity(world)}
-            save_atomically(last, lambda path: torch.save(state, path))
-            saved = time.monotonic()
-        yield step, {"loss": value.detach(), "gradient": norm, **parts}
+
+@contextlib.contextmanager
+def delayed_interrupt():
+    """Collects Ctrl-C in a list, so that no update stays half done; a second one interrupts at once."""
+    interrupts = []
+
+    def note(*_):
+        if interrupts:
+            raise KeyboardInterrupt
+        interrupts.append(True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts                                 # only the main thread receives signals
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def learning_rate(step, progress, config):
-    """That of a step, counted from 1, when a share `progress` of the training was done before it."""
+    """That of a step, counted from 1, when the fraction `progress` of the training was done before it."""
     rise = min(1, step / config.lr_warmup) if config.lr_warmup else 1
-    fall = 10 ** -max(0, (progress - 1) / config.decay + 1) if config.decay else 1
+    fall = 10 ** -max(0, (progress - 1) / config.lr_decay + 1) if config.lr_decay else 1
     return config.lr * rise * fall
 
 
-def progress_of(step, seconds, config):
-    """Share of the training that is done, by the steps or by the clock, whichever is further."""
-    return max(step / config.steps, seconds / (60 * config.minutes) if config.minutes else 0)
-
-
-def resume(path, method, opt, ema, run):
-    """Load last.pt into the three; returns how many steps it has done, and in how many seconds.
-
-    run: see TrainConfig.identity. Raises ValueError for a run with other settings.
-    """
-    state = read_pickle(path)
-    theirs, ours = state["config"] | state.get("run", {}), dataclasses.asdict(method.config) | run
-    changed = [f"{k} {theirs[k]} -> {v}" for k, v in ours.items() if k in theirs and theirs[k] != v]
+def refuse_changes(state, config, record, path):
+    """Raises ValueError where a resumed run has other settings or another corpus than the content of last.pt."""
+    theirs, ours = state["config"] | state["run"], dataclasses.asdict(config) | record
+    changed = [f"{name} {theirs.get(name)} -> {value}" for name, value in ours.items() if theirs.get(name) != value]
     if changed:
-        raise ValueError(f"{path} is a run with other settings ({', '.join(changed)}): choose another --out, or give "
-                         "--init its weights")
-    method.load_state_dict(state["model"])
-    group = {name: opt.param_groups[0][name] for name in ("lr", "betas", "weight_decay")}
-    opt.load_state_dict(state["optimizer"])
-    opt.param_groups[0] |= group                         # the command's, which may have changed
-    ema.load_state_dict(state["ema"])
-    return state["step"], state.get("seconds", 0.0)
+        raise ValueError(f"{path} is a run with other settings ({', '.join(changed)}): choose another --out, or start "
+                         "from its weights with --init")
 
 
 def seed_everything(seed, step=0, rank=0):
@@ -269,16 +319,15 @@ def one_line(error):
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def save_atomically(path, write):
-    """write(temporary path), flush it to the disk, rename it to `path`: a kill leaves the old file or the new one.
-
-    Raises OSError, and leaves the old file, where the new one cannot be written.
-    """
+def write_checkpoint(path, write):
+    """write(temporary path), then rename: a kill leaves the old file or the new one. Raises OSError, with the old file
+    kept, where the new one cannot be written."""
     try:
         with data.appearing(path) as part:
             write(part)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise OSError(f"{path} could not be written, what was there is kept ({one_line(error)})") from None
+        raise OSError(f"{path} could not be written, the file before is kept ({one_line(error)}). Is the disk full?"
+                      ) from None
 
 
 def save_checkpoint(path, method, dtype=None, **extra):
@@ -289,16 +338,16 @@ def save_checkpoint(path, method, dtype=None, **extra):
     weights = {name: p.to(dtype or p.dtype).contiguous() for name, p in method.state_dict().items()}
     name = f"{Path(inspect.getfile(type(method))).stem}.{type(method).__name__}"
     metadata = {"method": name, "config": json.dumps(dataclasses.asdict(method.config)), "extra": json.dumps(extra)}
-    save_atomically(path, lambda part: safetensors.torch.save_file(weights, part, metadata))
+    write_checkpoint(path, lambda part: safetensors.torch.save_file(weights, part, metadata))
 
 
-def load_checkpoint(path, Method=None, partly=False, **changes):
+def load_checkpoint(path, Method=None, partial=False, **changes):
     """The method of a checkpoint, in evaluation mode, in float32.
 
     path: one of ours (.safetensors), the name of one in pretrained/ ("sgmse"), or a checkpoint that the authors of a
     method released: released.py finds out whose it is.
     Method: its class or another of the same file, as the checkpoint says; by default any of the files beside this one.
-    partly: what has another name or shape in the file starts afresh, with a warning that names it.
+    partial: load only tensors whose name and shape match; a warning names the others.
     changes: config fields to override. Raises CheckpointError, ValueError for changes that do not exist.
     """
     path = checkpoint_path(path)
@@ -337,7 +386,7 @@ def load_checkpoint(path, Method=None, partly=False, **changes):
                               + ", ".join(f"{field} {config[field]}" for field in sorted(gone)))
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in (config | changes).items()}
     method = Method(Method.Config(**config))
-    if partly:
+    if partial:
         own = method.state_dict()
         weights = {name: p for name, p in weights.items() if name in own and p.shape == own[name].shape}
         if fresh := sorted(own.keys() - weights.keys()):
