@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
+import datetime
 import functools
 import inspect
 import itertools
@@ -23,7 +24,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import safetensors
+import soundfile
 import soxr
 import torch
 import torch.distributed as dist
@@ -31,9 +32,10 @@ from tqdm import tqdm
 
 import data
 import metrics
+import nets
 import rooms
-from train import (EMA, HERE, TrainConfig, fit, load_checkpoint, pick_device, read_pickle, save_checkpoint,
-                   seed_everything)
+from train import (HERE, TrainConfig, check_method, comments, fit, load_checkpoint, pick_device, progress_of, read_metadata,
+                   read_pickle, refuse_changes, save_checkpoint, seed_everything)
 
 
 # -------------------------------------------------------------------------------------- enhancement
@@ -72,7 +74,7 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
     """
     path, out = Path(path), Path(out)
     info = data.audio_info(path)
-    mics, talkers = channels(method)
+    mics, talkers = (method.num_mics, method.num_speakers)
     array = (mics, talkers) != (1, 1)
     if array and info.channels != mics:
         raise data.AudioError(f"{path}: has {info.channels} channel(s), and this checkpoint wants one for each of its "
@@ -144,11 +146,6 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
     return info.frames / info.samplerate
 
 
-def channels(method):
-    """(microphones it hears at once, talkers it separates): (1, 1) for a method that names none."""
-    return getattr(method, "num_mics", 1), getattr(method, "num_speakers", 1)
-
-
 def in_order(reference, talkers):
     """The rows of `talkers` (S, L) in the order most like `reference` (S, L'), by correlation over what both have."""
     length = min(reference.shape[1], talkers.shape[1])
@@ -190,29 +187,31 @@ def output_paths(inputs, folder):
 
 # -------------------------------------------------------------------------------------------- flags
 
-def add_flags(parser, cls, only=None, defaults=None):
+def add_flags(parser, cls, only=None, defaults=None, shown=None):
     """One flag per dataclass field, the inherited ones last; the comment on its line is the help.
 
     A Literal offers its choices and no others. only: names of the fields to offer. defaults: an object of the class,
-    whose values the help shows. Only flags that are given reach the result.
+    whose values the help shows. shown: names on the help page; default: all. Only flags that are given reach the
+    result.
     """
-    source = "".join(inspect.getsource(part) for part in reversed(cls.__mro__[:-1]))
-    comments = dict(re.findall(r"^    (\w+): [^#]*# (.*)$", source, re.M))
+    hints = typing.get_type_hints(cls)
     for field in sorted(dataclasses.fields(cls), key=lambda field: field.name not in cls.__annotations__):
         if only is not None and field.name not in only:
             continue
-        text, kind = comments[field.name], type(field.default)
+        text, kind = comments(cls)[field.name], type(field.default)
         value = getattr(defaults, field.name, "")
         if value not in ("", ()) and "(default" not in text:
             value = " ".join(map(str, value)) if kind is tuple else value
             text += f" (default: {value})"
-        options = dict(default=argparse.SUPPRESS, dest=field.name, help=text.replace("%", "%%"))
+        hidden = shown is not None and field.name not in shown
+        options = dict(default=argparse.SUPPRESS, dest=field.name,
+                       help=argparse.SUPPRESS if hidden else text.replace("%", "%%"))
         if kind is bool:
             options |= dict(action=argparse.BooleanOptionalAction)
         elif kind is tuple:
             options |= dict(type=type(field.default[0]), nargs="*", metavar="X")
-        elif choices := typing.get_args(field.type):
-            options |= dict(type=kind, choices=choices)
+        elif typing.get_origin(hints[field.name]) is typing.Literal:
+            options |= dict(type=kind, choices=typing.get_args(hints[field.name]))
         else:
             options |= dict(type=kind, metavar=kind.__name__.upper())
         names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))     # in order, each once
@@ -231,7 +230,7 @@ def as_flags(values):
     return shlex.join(words)
 
 
-def given(args, cls):
+def explicit_flags(args, cls):
     """The flags of `add_flags` that were on the command line, as a dictionary."""
     names = {field.name for field in dataclasses.fields(cls)}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items() if k in names}
@@ -240,52 +239,60 @@ def given(args, cls):
 # -------------------------------------------------------------------------------------------- train
 
 def train_command(Method, args):
-    recipe = {} if getattr(args, "init", "") else getattr(Method, "recipes", {}).get(args.preset, {})
-    config = TrainConfig(**recipe | given(args, TrainConfig))
-    config.out = config.out or f"runs/{Path(inspect.getfile(Method)).stem}"
+    """Train until the steps or minutes are over; the same command continues an interrupted run."""
+    check_method(Method)
+    published = {} if args.init else Method.training.get(args.preset, {})
+    config = TrainConfig(**published | explicit_flags(args, TrainConfig))
+    config.out = config.out or f"runs/{stem(Method)}"
     if not config.data:
         raise ValueError("give the training data with --data DIR; see --help")
-    device, rank, world, store = join_processes(config)
+    device, rank, world = join_processes(config)
     out, say = Path(config.out), print if rank == 0 else lambda *a, **k: None
     seed_everything(config.seed)
-    method = build(Method, config, device, args.preset, given(args, Method.Config))
+    method = build(Method, config, device, args.preset, explicit_flags(args, Method.Config))
     dataset, valid = open_datasets(method, config, device)
-    valid = valid if rank == 0 else None
+    best = best_score(out / "best.safetensors")
+    record, state = config.identity(world) | {"corpus": dataset.identity}, None
+    if (out / "last.pt").exists():
+        state = read_pickle(out / "last.pt")
+        refuse_changes(state, method.config, record, out / "last.pt")
+        if progress_of(state["step"], state["seconds"], config) >= 1:
+            say(f"already finished, after step {state['step']}: {out / 'last.safetensors'}. More "
+                f"{'--minutes' if config.minutes else '--steps'} or another --out train on")
+            return
+    done = state["step"] if state else 0
 
     size = sum(p.numel() for p in method.parameters() if p.requires_grad)
     start = f"from {config.init}" if config.init else f"preset {args.preset}"
     say(f"{type(method).__name__}, {start}: {size:,} trainable parameters on {device}, {config.precision}; "
         f"{len(dataset)} recordings; {config.batch_size * config.accumulate * world} crops a step -> {config.out}")
-    if (done := steps_done(out)) and rank == 0:
-        say(f"continues at step {done} of {config.steps}")
-    log = open_log(out) if rank == 0 else None
-    ema = EMA(method, config.ema)
-
-    def loader(step, rank, world):
-        return data.batches(dataset, config.batch_size, step, rank, world, config.workers, config.crops)
-
-    bar, smooth = tqdm(total=config.steps, unit="step", disable=rank > 0, mininterval=1), None
-    bar.update(done)
-
-    def validation(step):
-        """Every so many steps, once each: a run that was killed in one has saved the step already."""
-        if config.valid_every and step % config.valid_every == 0:
-            if valid and not validated(out, step):
-                validate_and_keep(method, ema, valid, config, step, log, bar.write)
-            wait_for_rank_0(store, rank, f"validated {step}")
-
-    for step, parts in fit(method, loader, config, ema, validation):
-        bar.update(step - bar.n)
-        if step % 50 == 0 or step == config.steps:
+    if done:
+        say(f"continues at step {done}")
+    log = open_log(out, done) if rank == 0 else None
+    batches = data.batches(dataset, config.batch_size, done * config.accumulate, rank, world, config.workers,
+                           config.num_crops)
+    # What ends the run is what the bar counts.
+    total, unit = (round(60 * config.minutes), "s") if config.minutes else (config.steps, "step")
+    bar, smooth = tqdm(total=total, unit=unit, disable=rank > 0, mininterval=1), None
+    for step, parts in fit(method, batches, config, state, record):
+        bar.update(int(min(method.progress, 1) * total) - bar.n)
+        finished = method.progress >= 1
+        if step % 50 == 0 or finished:
             values = {name: float(value) for name, value in parts.items()}
             smooth = values["loss"] if smooth is None else 0.9 * smooth + 0.1 * values["loss"]
-            bar.set_postfix(loss=f"{smooth:.4g}")
+            bar.set_postfix(step=step, loss=f"{smooth:.4g}")
             if log:
                 log(step, values)
-        validation(step)
+        if finished and rank == 0:
+            bar.close()
+            with method.ema.applied():
+                save_checkpoint(out / "last.safetensors", method, step=step)
+        if config.valid_every and (finished or step % config.valid_every == 0):
+            if valid and rank == 0:
+                best = validate_and_keep(method, valid, config, step, log, bar.write, best)
+            if world > 1:
+                dist.barrier()
     bar.close()
-    if rank == 0:
-        finish(method, ema, valid, config, log, say)
     for line in left_out(dataset.problems):
         say(line)
     if world > 1:
@@ -302,43 +309,33 @@ def left_out(problems, named=5):
 
 
 def join_processes(config):
-    """(device, rank, number of processes, their store), as torchrun started them; else one process without a store."""
-    device, store = pick_device(config.device), None
+    """(device, rank, number of processes), as torchrun started them."""
+    device = pick_device(config.device)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
-        store, rank, world = next(dist.rendezvous("env://"))
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+        # The others wait while rank 0 validates.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=1))
     if config.precision == "auto":
         config.precision = "bf16" if device.type == "cuda" else "fp32"
     torch.set_float32_matmul_precision("high")
-    return device, rank, world, store
-
-
-def wait_for_rank_0(store, rank, event):
-    """Returns when rank 0 has come here, however long it takes: at a collective operation the others would time out."""
-    if store is None:
-        return
-    if rank == 0:
-        store.set(event, "done")
-    while not store.check([event]):
-        time.sleep(0.2)
+    return device, rank, world
 
 
 def build(Method, config, device, preset, changes):
     """The method to train: from --init, or from its preset. changes: fields of its Config."""
     if config.init:
-        method = load_checkpoint(config.init, Method, config.partly, **changes)
+        method = load_checkpoint(config.init, Method, config.init_partial, **changes)
     else:
         method = Method(Method.Config(**(Method.presets[preset] | changes)))
-    if config.unpaired and getattr(method, "needs_pairs", True):
+    if config.unpaired and method.needs_pairs:
         raise ValueError("--unpaired: these losses compare with the clean recording of the same speech. Of the methods "
                          "here only drift.py can do without; its pesq, si_sdr, ccmse and magnitude weights must be 0")
     if hasattr(method, "prepare"):
         method.prepare(fresh=not config.init)
-    method.store = Path(config.out).parent / "store" if config.crops else None
+    method.store = Path(config.out).parent / "store" if config.num_crops else None
     if config.compile:
         method.net.compile(dynamic=False)                # changing shapes break inductor in some releases
     # Tensor cores want channels last; the backward pass of a CPU is a quarter slower with it.
@@ -347,7 +344,7 @@ def build(Method, config, device, preset, changes):
 
 def open_datasets(method, config, device):
     """(training crops, validation recordings or None)."""
-    mics, talkers = channels(method)
+    mics, talkers = (method.num_mics, method.num_speakers)
     num_rooms = config.rooms or 200 * ((mics, talkers) != (1, 1))
     options = dict(snrs=config.snrs, num_samples=method.num_samples, seed=config.seed, device=device,
                    augmentation=data.Augmentation(**{field.name: getattr(config, field.name)
@@ -366,76 +363,56 @@ def open_datasets(method, config, device):
             dataset = data.open_data(config.data, "train", **level, **options)
     try:
         return dataset, reopen(config.data, "valid", **options | dict(
-            device="cpu", seed=0, augmentation=data.Augmentation(babble=config.babble)))
+            device="cpu", seed=VALID_SEED, augmentation=data.Augmentation(babble=config.babble)))
     except FileNotFoundError as error:
         warnings.warn(f"no validation: {error}")
         return dataset, None
 
 
-def steps_done(out):
-    """How many steps a run has done, by its last.pt; 0 where there is none."""
-    last = Path(out) / "last.pt"
-    return read_pickle(last)["step"] if last.exists() else 0
+VALID_SEED = 0    # of mixtures and noise in validation, whatever the seed of the training
 
 
-def validated(out, step):
-    """Whether the log of a run has scores after that step."""
-    log = Path(out) / "log.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    return any("pesq" in line for line in map(json.loads, lines) if line["step"] == step)
-
-
-def validate_and_keep(method, ema, dataset, config, step, log, say):
-    """Score the averaged weights; where they are the best of the run they become best.safetensors."""
-    best = Path(config.out) / "best.safetensors"
-    with ema.applied():
+def validate_and_keep(method, valid, config, step, log, say, best):
+    """Score the averaged weights; the best of the run become best.safetensors. Returns the best score so far."""
+    with method.ema.applied(), nets.in_precision(method, None):
         method.eval()
-        scores, audio, note = validate(method, dataset, config)
+        scores, noisy, audio, note = validate(method, valid, config)
         method.train()
-        if merit(scores) > best_so_far(best):
-            save_checkpoint(best, method, step=step, **scores)
-        log(step, scores, audio)                         # last: it says that all of this is done
-        say(f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()) + note)
+        log(step, scores, audio)
+        say(f"step {step}: enhanced {in_words(scores)} | noisy {in_words(noisy)}{note}")
+        if selection_score(scores) > best:
+            save_checkpoint(Path(config.out) / "best.safetensors", method, step=step, **scores)
+    return max(best, selection_score(scores))
 
 
-def finish(method, ema, valid, config, log, say):
-    """The last validation and last.safetensors, unless an earlier run of the same command has come so far."""
-    last, step = Path(config.out) / "last.safetensors", steps_done(config.out)
-    if notes_of(last).get("step") == step:
-        say(f"already finished, after step {step}: {last}. More --steps or another --out train on")
-        return
-    if valid and config.valid_every and not validated(config.out, step):
-        validate_and_keep(method, ema, valid, config, step, log, say)
-    with ema.applied():
-        save_checkpoint(last, method, step=step)
+def in_words(scores):
+    return "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
 
 
-def merit(scores):
+def selection_score(scores):
     """One number to choose a checkpoint by: 0.1 PESQ count as much as 0.02 ESTOI and 1 dB of SI-SDR."""
     return scores["pesq"] + 5 * scores["estoi"] + 0.1 * scores["si_sdr"]
 
 
-def notes_of(path):
-    """What save_checkpoint was told to note in a file; {} where there is no file."""
-    if not path.is_file():
-        return {}
-    with safetensors.safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["extra"])
+def best_score(path):
+    """selection_score of the best checkpoint of a resumed run. Raises CheckpointError for a damaged file."""
+    return selection_score(read_metadata(path)["extra"]) if path.is_file() else -float("inf")
 
 
-def best_so_far(path):
-    """`merit` of the best checkpoint of a run that is resumed."""
-    notes = notes_of(path)
-    return merit(notes) if notes else -float("inf")
+def open_log(folder, step=0):
+    """Function (step, scalars, waves by name) that appends to FOLDER/log.jsonl, and to TensorBoard if installed.
 
-
-def open_log(folder):
-    """Function (step, scalars, waves by name) that appends to FOLDER/log.jsonl, and to TensorBoard where installed."""
+    Lines of steps after `step`, which a resumed run repeats, are removed.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "log.jsonl"
-    if path.exists():                                    # a kill can leave half a last line
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]     # a kill can leave half a line
+        found = [re.match(r'{"step": (\d+)', line) for line in lines]
+        kept = [line for line, match in zip(lines, found) if not match or int(match[1]) <= step]
+        with data.appearing(path) as part:
+            Path(part).write_text("".join(f"{line}\n" for line in kept))
     try:
         from torch.utils.tensorboard import SummaryWriter
         board = SummaryWriter(folder)
@@ -455,36 +432,37 @@ def open_log(folder):
 
 
 def validate(method, dataset, config):
-    """Enhance a few recordings, evenly spaced: (mean scores by name, waves by name, what to say about n)."""
+    """Enhance a few recordings, evenly spaced: (mean scores, those of the noisy side, waves by name, what failed)."""
     device = next(method.parameters()).device
     numbers = np.linspace(0, len(dataset) - 1, min(config.valid_files, len(dataset))).astype(int)
-    pairs, waves = [], {}
-    for number in numbers:
+    names, rows, waves = ("pesq", "estoi", "si_sdr"), [], {}
+    for number in tqdm(numbers, "validating", unit="file", leave=False):
         name, clean, noisy = dataset.utterance(number)
-        seed_everything(config.seed, 0)
+        seed_everything(VALID_SEED)
         enhanced = method.enhance(noisy[None].to(device)).float().cpu()[0]
-        if enhanced.ndim == 2:                           # talkers
+        if enhanced.ndim == 2:                           # speakers
             enhanced = in_order(clean, enhanced)
-        pairs.append((f"{number} {name}", clean, enhanced))
-        waves = waves or {name: wave if wave.ndim == 1 else wave[0]
-                          for name, wave in (("clean", clean), ("noisy", noisy), ("enhanced", enhanced))}
-    results = metrics.evaluate(pairs, ("pesq", "estoi", "si_sdr"), progress=False)
-    note = f"  n {len(pairs)}" + "".join(f"; no score: {row['name']}: {row['error']}" for row in results.failed)
-    return {name: results.mean(name) for name in ("pesq", "estoi", "si_sdr")}, waves, note
+            noisy = noisy.reshape(-1, noisy.shape[-1])[:1].expand_as(clean)
+        rows.append((f"{number} {name}", clean, enhanced, noisy))
+        waves = waves or {name: wave if wave.ndim == 1 else wave[0] for name, wave in
+                          (("clean", clean), ("noisy", noisy), ("enhanced", enhanced))}
+    results, before = (metrics.evaluate([(name, clean, x) for name, clean, x in side], names, progress=False)
+                       for side in ([row[:3] for row in rows], [(*row[:2], row[3]) for row in rows]))
+    note = f"  n {len(rows)}" + "".join(f"; no score: {row['name']}: {row['error']}" for row in results.failed)
+    return *({name: side.mean(name) for name in names} for side in (results, before)), waves, note
 
-
-# ----------------------------------------------------------------------------- enhance and evaluate
 
 def load_for_use(Method, args):
     """The method of --checkpoint on --device."""
-    return load_checkpoint(args.checkpoint, Method, **given(args, Method.Config)).to(pick_device(args.device))
+    return load_checkpoint(args.checkpoint, Method, **explicit_flags(args, Method.Config)).to(pick_device(args.device))
 
 
 def enhance_command(Method, args):
     method = load_for_use(Method, args)
     pairs = output_paths(args.inputs or [HERE / "tutorials" / "audio" / "noisy"], args.out)
     failed = enhance_all(method, pairs, args.seed, args.window)
-    print(f"written to {args.out}")
+    if failed < len(pairs):
+        print(f"written to {args.out}")
     return failed
 
 
@@ -501,6 +479,8 @@ def enhance_all(method, pairs, seed, window):
     bar = tqdm(total=total, desc="enhancing", mininterval=1,
                bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]")
 
+    tqdm.write(f"{type(method).__name__}: {method.evaluations()} network evaluation(s) for each window of {window:g} s")
+
     def progress(done):
         bar.update(min(done, total - bar.n))             # rounding must not pass the total
 
@@ -508,8 +488,8 @@ def enhance_all(method, pairs, seed, window):
         try:
             with torch.inference_mode():
                 seconds += enhance_file(method, path, out, seed, window, progress)
-        except (data.AudioError, OSError) as error:
-            failures.append(str(error))
+        except (data.AudioError, OSError, soundfile.LibsndfileError) as error:
+            failures.append(f"{path} -> {out}: {error}" if str(path) not in str(error) else str(error))
     bar.close()
     elapsed = time.monotonic() - started
     if seconds:
@@ -548,7 +528,7 @@ def evaluate_command(Method, args):
     for path in enhanced:                                # of another checkpoint, they would be scored as this one's
         path.unlink(missing_ok=True)
     failed = enhance_all(method, list(zip(noisy, enhanced)), args.seed, args.window)
-    if channels(method) != (1, 1) and not alone:
+    if (method.num_mics, method.num_speakers) != (1, 1) and not alone:
         heard = [out / "microphone0" / f"{name}.wav" for name in names]
         for *paths, out_path in zip(clean, noisy, heard, enhanced):
             if out_path.is_file():                       # what could not be enhanced is left to the scoring to name
@@ -579,28 +559,47 @@ def match_talkers(clean, enhanced):
 
 # --------------------------------------------------------------------------------- the command line
 
-def add_train(commands, name, Method, out, help):
-    """A command `name` that trains a Method, by default in the folder `out`."""
-    sub = commands.add_parser(name, help=help, description=help)
+def add_train(commands, Method):
+    help = "train on a folder of recordings; continues a run that was interrupted"
+    sub = commands.add_parser("train", help=help, description=help, usage="%(prog)s --data DIR [options]", add_help=False)
+    everything = "--help-all" in sys.argv
+    sub.add_argument("-h", "--help", action="help", help="what most trainings need")
+    sub.add_argument("--help-all", action="help", help="every constant of the method and the training")
     sub.add_argument("--preset", choices=tuple(Method.presets), default="paper",
                      help="values of the method's constants (default: paper)")
-    recipe = getattr(Method, "recipes", {}).get("paper", {})
-    add_flags(sub.add_argument_group("training" + " (defaults of the preset paper)" * bool(recipe)), TrainConfig,
-              defaults=TrainConfig(out=out, **recipe))
-    add_flags(sub.add_argument_group("method (defaults of the preset paper)"), Method.Config, defaults=Method.Config())
-    sub.set_defaults(run=functools.partial(train_command, Method), out=out)
+    values = TrainConfig(out=f"runs/{stem(Method)}", **Method.training.get("paper", {}))
+    add_flags(sub, TrainConfig, defaults=values, shown=None if everything else COMMON)
+    group = sub.add_argument_group("method (defaults of the preset paper)") if everything else sub
+    add_flags(group, Method.Config, defaults=Method.Config(), shown=None if everything else ())
+    sub.set_defaults(run=functools.partial(train_command, Method), init="")
 
 
-def add_use(sub, Method, stem, out):
-    """What enhance and evaluate have in common."""
+# The flags of train on its short help page.
+COMMON = ("data", "out", "init", "steps", "minutes", "batch_size", "lr", "clip", "seed", "device", "precision")
+
+
+def add_use(sub, Method, out):
+    """Flags that enhance and evaluate share."""
+    shipped = shipped_checkpoints(stem(Method))
+    default = stem(Method) if stem(Method) in shipped else f"runs/{stem(Method)}/best.safetensors"
     sub.add_argument("--out", default=out, help=f"folder to write to (default: {out})")
-    names = ", ".join(path.stem for path in sorted((HERE / "pretrained").glob(f"{stem}*.safetensors")))
-    sub.add_argument("--checkpoint", default=stem,
-                     help=f"weights: a file, or the name of one in pretrained/: {names} (default: {stem})")
-    sub.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
+    sub.add_argument("--checkpoint", default=default, help="weights: a file, or the name of one in pretrained/: "
+                     f"{', '.join(shipped)} (default: {default})")
+    sub.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda if available)")
     sub.add_argument("--seed", type=int, default=0, help="of the noise that is drawn (default: 0)")
     sub.add_argument("--window", type=float, default=30, help="seconds enhanced at once (default: 30)")
     add_flags(sub.add_argument_group("method (defaults of the checkpoint)"), Method.Config, Method.inference)
+
+
+def stem(Method):
+    """Name of the file of a method: sgmse, consistency, ..."""
+    return Path(inspect.getfile(Method)).stem
+
+
+def shipped_checkpoints(module):
+    """Names of the weights in pretrained/ that a method's file can load."""
+    paths = sorted((HERE / "pretrained").glob("*.safetensors"))
+    return [path.stem for path in paths if read_metadata(path)["method"].startswith(f"{module}.")]
 
 
 def keep_memory():
@@ -615,40 +614,38 @@ def keep_memory():
 
 
 def main(Method):
-    """The command line of a method: train, enhance, evaluate, and what Method.add_commands adds, if it has that.
+    """The command line of a method: train, enhance, evaluate, and what Method.add_commands adds.
 
-    Exits 2 for a request that cannot be met.
+    Exits 1 where a recording failed, 2 for a request that cannot be met, 130 after Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):              # a file's name may be anything, a terminal ASCII alone
         stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     keep_memory()
-    module = inspect.getmodule(Method)
-    stem = Path(inspect.getfile(Method)).stem
-    parser = argparse.ArgumentParser(description=(module.__doc__ or "").split("\n")[0])
+    summary = inspect.cleandoc(inspect.getmodule(Method).__doc__ or "").split("\n\n")[0]
+    parser = argparse.ArgumentParser(description=" ".join(summary.split()))
     commands = parser.add_subparsers(dest="command", required=True)
-    add_train(commands, "train", Method, f"runs/{stem}",
-              "train on a folder of recordings; continues a run that was interrupted")
+    add_train(commands, Method)
     if hasattr(Method, "add_commands"):
         Method.add_commands(commands)
 
     sub = commands.add_parser("enhance", help="clean recordings")
     sub.add_argument("inputs", nargs="*", metavar="FILE_OR_FOLDER",
                      help="recordings: WAV, FLAC, OGG, MP3, any rate, any channels (default: tutorials/audio/noisy)")
-    add_use(sub, Method, stem, "enhanced")
+    add_use(sub, Method, "enhanced")
     sub.set_defaults(run=functools.partial(enhance_command, Method))
 
     sub = commands.add_parser("evaluate", help="enhance a test set and score it")
     sub.add_argument("--data", required=True, help="folder with clean and noisy files, or speech and noise to mix, "
                      "as for train; or of noisy recordings alone, for scores without reference; for several "
-                     "microphones or talkers, see python data.py --help")
+                     "microphones or speakers, see python rooms.py --help")
     sub.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
     sub.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     sub.add_argument("--first", type=int, default=0, help="number of the first file (default: 0)")
     sub.add_argument("--metrics", default="pesq,estoi,si_sdr", help="(default: pesq,estoi,si_sdr); see metrics.py")
     metrics.add_weights_flag(sub)
     sub.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that score (default: all cores)")
-    add_use(sub, Method, stem, f"evaluated/{stem}")
+    add_use(sub, Method, f"evaluated/{stem(Method)}")
     sub.set_defaults(run=functools.partial(evaluate_command, Method))
 
     args = parser.parse_args()
@@ -657,4 +654,8 @@ def main(Method):
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{parser.prog}: interrupted" + "; the same command continues" * (args.command == "train"),
+              file=sys.stderr)
+        sys.exit(130)
     sys.exit(1 if failed else 0)

@@ -32,20 +32,20 @@ Tutorial: tutorials/4_consistency.ipynb
 """
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-import torch.nn as nn
 
 import commands
 import losses
 import nets
 import sgmse
 import train
-from data import (Spectrogram, SpectrogramConfig, enhance_normalised, in_spectrogram,
-                  per_bin)
+from data import SpectrogramConfig, per_bin
+from nets import Count, Positive, Weight
 
 
 @dataclass(frozen=True)
@@ -55,36 +55,32 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     moves: Literal["pc", "euler", "heun", "mix", "renoise",
                    "renoise_shared"] = "pc"  # to the next time: by a teacher; two without
     move_noise: bool = True          # keep the noise of the teacher's move, as published
-    snr: float = 0.5                 # r, step length of the corrector in the move pc
+    snr: Weight = 0.5                # r, step length of the corrector in the move pc
     weight: Literal["1", "snr", "snr+1", "truncated-snr",
                     "karras"] = "1"  # of the consistency loss over time
-    consistency_weight: float = 1.0  # of the consistency loss
-    pesq_weight: float = 5e-4        # of PESQLoss; the authors' second model: 1e-3
-    si_sdr_weight: float = 5e-5      # of the negative SI-SDR, per dB
+    consistency_weight: Weight = 1.0  # of the consistency loss
+    pesq_weight: Weight = 5e-4       # of PESQLoss; the authors' second model: 1e-3
+    si_sdr_weight: Weight = 5e-5     # of the negative SI-SDR, per dB
     form: Literal["edm", "data"] = "edm"  # f: c_skip x_t + c_out F; data: see forward
     strict: bool = False             # boundary f(x, y, t_eps) = x; published: nearly
     c_in: Literal["1", "edm"] = "1"  # input scale; published: 1
-    sigma_data: float = 0.1          # rms of a clean bin
-    N: int = 1                       # network calls at inference
+    sigma_data: Positive = 0.1       # rms of a clean bin
+    N: Count = 1                     # network calls at inference
     sde: Literal["ouve", "bbed"] = "ouve"  # forward process
-    theta: float = 1.5               # OUVE: stiffness
-    sigma_min: float = 0.05          # OUVE: noise scale at t = 0
-    sigma_max: float = 0.5           # OUVE: at t = 1
-    k: float = 2.6                   # BBED: base of the diffusion coefficient
-    c: float = 0.51                  # BBED: its scale
-    t_eps: float = 0.03              # smallest process time
-    fourier_scale: float = 16.0      # std of the random frequencies of log t
+    theta: Positive = 1.5            # OUVE: stiffness
+    sigma_min: Positive = 0.05       # OUVE: noise scale at t = 0
+    sigma_max: Positive = 0.5        # OUVE: at t = 1
+    k: Positive = 2.6                # BBED: base of the diffusion coefficient
+    c: Positive = 0.51               # BBED: its scale
+    t_eps: Annotated[float, "(0, 1)"] = 0.03  # smallest process time
+    fourier_scale: Positive = 16.0   # std of the random frequencies of log t
     pad_mode: Literal["constant", "reflect"] = "reflect"  # added frames: zeros or reflected
 
     def __post_init__(self):
         super().__post_init__()
-        if self.N < 1:
-            raise ValueError(f"--N counts network calls, 1 or more; got {self.N}")
-        if not 0 < self.t_eps < 1:
-            raise ValueError(f"--t-eps is a time of the process, below 1; got {self.t_eps}")
-        if not self.k > 0 or self.k == 1:
-            raise ValueError("--k is the base of a diffusion that changes with time, above "
-                             f"0 and not 1; got {self.k}")
+        if self.k == 1:
+            raise ValueError("--k: expected another number than 1, with which the diffusion "
+                             "would not change over time")
 
 
 # For teachers that predict x0 as y + F, as the presets small and tiny of sgmse.py do.
@@ -125,6 +121,13 @@ def noise_level(sde, t):
 def time_grid(sde, N=30):
     """t_0 = T down to t_(N-1) = t_eps, evenly: (N,)."""
     return torch.linspace(sde.T, sde.t_eps, N)
+
+
+def training_times(sde, n, device=None):
+    """(t, t_next): n random neighbours of the grid, each (n,)."""
+    times = time_grid(sde).to(device)
+    i = torch.randint(len(times) - 1, (n,), device=device)
+    return times[i], times[i + 1]
 
 
 # ------------------------------------------------------------------- moves to the next time
@@ -232,31 +235,30 @@ def multistep(f, y, sde, N=1):
 
 # -------------------------------------------------------------------------------- the model
 
-class ConsistencyModel(nn.Module):
-    """A one-step network, its teacher while it is trained, and its process. `calls` counts
-    network evaluations.
-    """
+class ConsistencyModel(train.Method):
+    """A one-step network, its teacher while it is trained, and its process."""
 
     Config, presets = Config, PRESETS
-    inference = ("N",)                               # fields that may change after training
+    inference = ("N",)
 
     def __init__(self, config=Config()):
-        super().__init__()
-        self.config = config
+        teacher = None
+        if config.teacher and not train.is_record(config.teacher):
+            if config.moves.startswith("renoise"):
+                raise ValueError(f"--moves {config.moves} needs no --teacher; pc, euler, "
+                                 "heun and mix do")
+            teacher = train.Teacher(config.teacher, sgmse.ScoreSDE)
+            config = from_teacher(teacher.model.config, config)
+            config = dataclasses.replace(config, teacher=teacher.record)
+        super().__init__(config)
+        self.teacher = teacher
         if config.sde == "ouve":
             self.sde = sgmse.OUVE(config.theta, config.sigma_min, config.sigma_max,
                                   t_eps=config.t_eps)
         else:
             self.sde = sgmse.BBED(config.k, config.c, t_eps=config.t_eps)
-        self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent,
-                                       config.factor)
-        self.net = nets.NCSNpp(2, 1, config.width, config.channel_mults,
-                               config.num_res_blocks, config.attention_resolutions,
-                               image_size=config.n_fft // 2 + 1, version=2,
-                               fourier_scale=config.fourier_scale)
+        self.net = self.network(version=2)
         self.pesq_loss = losses.PESQLoss()
-        self.num_samples = self.spectrogram.samples(config.num_frames)  # of a training crop
-        self.calls, self.teacher, self.ema = 0, None, None                 # fit sets ema
 
     def forward(self, xt, y, t):
         """f(x_t, y, t), the clean estimate: complex (B, 1, F, T)."""
@@ -279,109 +281,74 @@ class ConsistencyModel(nn.Module):
         return torch.func.functional_call(self, self.ema.shadow, (xt, y, t))
 
     def prepare(self, fresh):
-        """Before training: load the teacher. A `fresh` student starts from its weights.
+        """Before training. A `fresh` model starts from its teacher's weights.
 
-        Raises ValueError for a teacher that is missing, not needed or of another kind.
+        Raises ValueError for a teacher that is missing or has changed.
         """
-        config = self.config
-        if config.moves.startswith("renoise"):
-            if config.teacher and not train.is_record(config.teacher):
-                raise ValueError(f"--moves {config.moves} needs no --teacher; pc, euler, "
-                                 "heun and mix do")
-            self.config = dataclasses.replace(config, teacher="")
+        if self.config.moves.startswith("renoise"):
+            self.config = dataclasses.replace(self.config, teacher="")
             return
-        if not config.teacher:
-            raise ValueError(f"--moves {config.moves} needs a --teacher, a checkpoint of "
-                             "sgmse.py; --moves renoise trains without one")
-        self.teacher = train.Teacher(config.teacher, sgmse.ScoreSDE)
-        if missing := teacher_needs(self.teacher.model.config, config):
-            raise ValueError(f"{config.teacher}: the student needs its teacher's process, "
-                             f"spectrogram and network; add {commands.as_flags(missing)}")
-        self.config = dataclasses.replace(config, teacher=self.teacher.record)
+        if not self.config.teacher:
+            raise ValueError(f"--moves {self.config.moves} needs a --teacher, a checkpoint "
+                             "of sgmse.py; --moves renoise trains without one")
+        if self.teacher is None:                         # of an earlier training, by its name
+            self.teacher = train.Teacher(self.config.teacher, sgmse.ScoreSDE)
         if fresh:
             self.net.load_state_dict(self.teacher.model.net.state_dict())
 
-    def next_state(self, xt, x0, y, t, t_next, z):
-        """x_next of training examples x_t = mean(x0, y, t) + std(t) z, as `moves` says."""
-        moves, noise = self.config.moves, self.config.move_noise
-        if moves.startswith("renoise"):
-            shared = z if moves == "renoise_shared" else None
-            return renoised(x0, y, t_next, self.sde, shared)
-        score = self.teacher.on(x0.device).score
-        if moves == "pc":
-            return pc_move(score, xt, y, t, t_next, self.sde, noise, self.config.snr)
-        move = {"euler": euler_move, "heun": heun_move, "mix": mix_move}[moves]
-        return move(score, xt, y, t, t_next, self.sde, noise)
+    def solver_step(self, x0, z):
+        """The step (x_t, y, t, t_next) -> x_next that `moves` means, for x_t of x0 and z."""
+        config, sde = self.config, self.sde
+        if config.moves.startswith("renoise"):
+            shared = z if config.moves == "renoise_shared" else None
+            return lambda xt, y, t, t_next: renoised(x0, y, t_next, sde, shared)
+        move = {"pc": functools.partial(pc_move, snr=config.snr), "euler": euler_move,
+                "heun": heun_move, "mix": mix_move}[config.moves]
+        score = self.teacher.to(x0.device).score
+        return lambda xt, y, t, t_next: move(score, xt, y, t, t_next, sde, config.move_noise)
 
     def loss(self, batch):
-        """batch: clean and noisy waves (B, L), divided by the noisy peak. Returns (loss,
-        its parts).
-        """
-        config = self.config
-        x0, y = (self.spectrogram(wave)[:, None] for wave in batch)    # (B, 1, F, T)
-        times = time_grid(self.sde).to(x0.device)
-        i = torch.randint(len(times) - 1, (len(x0),), device=x0.device)
-        t, t_next, z = times[i], times[i + 1], torch.randn_like(x0)
-
-        def move(xt, y, t, t_next):
-            return self.next_state(xt, x0, y, t, t_next, z)
-
+        """batch: clean and noisy waves (B, L) at level 1. Returns (loss, its parts)."""
+        config, (x0, y) = self.config, self.spectra(batch)                 # (B, 1, F, T)
+        t, t_next = training_times(self.sde, len(x0), x0.device)
+        z = torch.randn_like(x0)
         consistency, estimate = consistency_loss(
-            self, self.target, move, x0, y, t, t_next, z, self.sde,
+            self, self.target, self.solver_step(x0, z), x0, y, t, t_next, z, self.sde,
             time_weight(t, config.weight, config.sigma_data))
         loss = config.consistency_weight * consistency
         parts = {"consistency": consistency.detach()}
         if config.pesq_weight or config.si_sdr_weight:
-            clean, enhanced = (self.spectrogram.inverse(spec[:, 0], self.num_samples)
-                               for spec in (x0, estimate))             # (B, L)
+            clean, enhanced = self.wave(x0), self.wave(estimate)           # (B, L)
             pesq = self.pesq_loss(clean, enhanced).mean()
             si_sdr = losses.si_sdr_loss(clean, enhanced).mean()
             loss = loss + config.pesq_weight * pesq + config.si_sdr_weight * si_sdr
             parts |= {"pesq": pesq.detach(), "si_sdr": -si_sdr.detach()}
         return loss, parts
 
-    def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_normalised."""
-        def sample(y):
-            return multistep(self, y, self.sde, self.config.N)
-
-        def enhance(wave):
-            return in_spectrogram(sample, wave, self.spectrogram, self.net.multiple,
-                                  self.config.pad_mode)
-
-        with torch.no_grad():
-            return enhance_normalised(enhance, wave, self.config.normalize, peak)
+    def sample(self, y):
+        """Noisy spectrogram -> clean one, complex (B, 1, F, T)."""
+        return multistep(self, y, self.sde, self.config.N)
 
 
-def teacher_needs(theirs, ours):
-    """{field: value} by which a student's config must change to learn from a score model.
+def from_teacher(theirs, ours):
+    """`ours`, a Config, with process, spectrogram and network of a teacher's sgmse.Config.
 
-    theirs: the teacher's sgmse.Config; ours: the student's Config. Raises ValueError for a
-    teacher from which no student can learn.
+    Raises ValueError for a teacher whose network is not that of a consistency function.
     """
     scaling = theirs.objective, theirs.c_skip, theirs.c_out, theirs.network_scaling
-    forms = {("precond_denoiser", "edm", "edm", "none"): "edm",
-             ("data_prediction", "y", "1", "none"): "data"}
-    if theirs.version != 2 or scaling not in forms or theirs.sde not in ("ouve", "bbed"):
-        raise ValueError(
-            f"a score model with --sde {theirs.sde} --version {theirs.version} --objective "
-            f"{theirs.objective} --c-skip {theirs.c_skip} --c-out {theirs.c_out} "
-            f"--network-scaling {theirs.network_scaling} teaches no student; one of the "
-            "presets edm, small or tiny does, with --sde ouve or bbed")
-    form = forms[scaling]
-    needed = dict(form=form, sde=theirs.sde, t_eps=theirs.t_eps,
-                  fourier_scale=theirs.fourier_scale)
-    for name in ("theta", "sigma_min", "sigma_max") if theirs.sde == "ouve" else ("k", "c"):
-        needed[name] = getattr(theirs, name)
-    for part in (nets.NetworkConfig, SpectrogramConfig):
-        for field in dataclasses.fields(part):
-            if field.name not in ("num_frames", "pad_mode"):
-                needed[field.name] = getattr(theirs, field.name)
-    if form == "edm" or theirs.c_in == "edm":
-        needed["sigma_data"] = theirs.sigma_data
-    if ours.c_in == "edm" or form == "data":      # published: the student of an edm hears 1
-        needed["c_in"] = theirs.c_in
-    return {name: value for name, value in needed.items() if getattr(ours, name) != value}
+    form = {("precond_denoiser", "edm", "edm", "none"): "edm",
+            ("data_prediction", "y", "1", "none"): "data"}.get(scaling)
+    if theirs.version != 2 or form is None or theirs.sde == "sbve":
+        raise ValueError(f"the teacher has --sde {theirs.sde} --objective {theirs.objective}"
+                         f" --c-skip {theirs.c_skip} --c-out {theirs.c_out}; expected one "
+                         "of the presets edm, small or tiny of sgmse.py")
+    shared = {field.name for field in dataclasses.fields(ours)} & {
+        field.name for field in dataclasses.fields(theirs)}
+    own = {"num_frames", "pad_mode", "N", "snr", "pesq_weight"}
+    # Published: the input of an edm teacher's distilled model is not scaled.
+    own |= {"c_in"} if form == "edm" and ours.c_in == "1" else set()
+    taken = {name: getattr(theirs, name) for name in shared - own}
+    return dataclasses.replace(ours, form=form, **taken)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import miniaudio
 import numpy as np
@@ -59,11 +59,11 @@ SILENT_PEAK = 8 / 32768                                  # 8 LSB of 16 bits: wha
 @dataclass(frozen=True)
 class SpectrogramConfig:
     """Constants of the spectrogram, part of every method's Config; the defaults are those of SGMSE+."""
-    n_fft: int = 510                 # STFT window, samples
-    hop_length: int = 128            # samples
-    num_frames: int = 256            # frames of a training crop
-    exponent: float = 0.5            # amplitude compression of the spectrogram
-    factor: float = 0.15             # its scale
+    n_fft: Annotated[int, "[1, inf)"] = 510                 # STFT window, samples
+    hop_length: Annotated[int, "[1, inf)"] = 128            # samples
+    num_frames: Annotated[int, "[1, inf)"] = 256            # frames of a training crop
+    exponent: Annotated[float, "(0, inf)"] = 0.5            # amplitude compression of the spectrogram
+    factor: Annotated[float, "(0, inf)"] = 0.15             # its scale
     pad_mode: Literal["constant", "reflect"] = "constant"  # frames added up to what the network can halve: zeros or not
     normalize: Literal["peak", "robust"] = "peak"  # level 1: the peak (published), or one that no click moves (ours)
 
@@ -83,6 +83,8 @@ class Spectrogram(nn.Module):
         super().__init__()
         if transform not in ("exponent", "log", "none") or window not in ("hann", "sqrthann"):
             raise ValueError(f"transform is exponent, log or none, window hann or sqrthann; got {transform}, {window}")
+        if not 1 < 2 * hop_length <= n_fft:
+            raise ValueError(f"--hop-length: expected at most half of --n-fft {n_fft}; got {hop_length}")
         self.n_fft, self.hop_length, self.exponent, self.factor = n_fft, hop_length, exponent, factor
         self.transform = transform
         hann = torch.hann_window(n_fft, periodic=True)
@@ -929,18 +931,21 @@ class PairedAudio(Crops):
         return self.sources[0].paths[index].stem, *(source.wave(index) for source in self.sources)
 
 
+Fraction = Annotated[float, "[0, 1]"]    # see nets.check_fields
+
+
 @dataclass
 class Augmentation:
     """How often MixedAudio varies a crop: probabilities, each drawn by itself. Ours."""
-    babble: float = 0.0              # the noise is six speakers of the speech folder at once
-    second_noise: float = 0.0        # another recorded noise joins, up to 10 dB below
-    synthetic_noise: float = 0.0     # rumble, hum, wind or a band of noise joins the recorded one or replaces it
-    hiss: float = 0.0                # hiss or hum of -70 to -45 dB joins the mixture
-    speech_dropout: float = 0.0      # the speech pauses for a while and the noise goes on
-    no_speech: float = 0.0           # noise alone: the target is silence
-    quiet_part: float = 0.0          # a part of the crop is up to 30 dB quieter, as another speaker would be
-    speed: float = 0.0               # speech and noise play 0.8 to 1.25 times as fast
-    random_eq: float = 0.0           # speech and noise pass a random equaliser each
+    babble: Fraction = 0.0              # the noise is six speakers of the speech folder at once
+    second_noise: Fraction = 0.0        # another recorded noise joins, up to 10 dB below
+    synthetic_noise: Fraction = 0.0     # rumble, hum, wind or a band of noise joins the recorded one or replaces it
+    hiss: Fraction = 0.0                # hiss or hum of -70 to -45 dB joins the mixture
+    speech_dropout: Fraction = 0.0      # the speech pauses for a while and the noise goes on
+    no_speech: Fraction = 0.0           # noise alone: the target is silence
+    quiet_part: Fraction = 0.0          # a part of the crop is up to 30 dB quieter, as another speaker would be
+    speed: Fraction = 0.0               # speech and noise play 0.8 to 1.25 times as fast
+    random_eq: Fraction = 0.0           # speech and noise pass a random equaliser each
 
     def any(self):
         return any(getattr(self, field.name) for field in dataclasses.fields(Augmentation))

@@ -29,7 +29,7 @@ Tutorial: tutorials/5_patches.ipynb
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn as nn
@@ -38,8 +38,8 @@ import commands
 import losses
 import nets
 import train
-from data import (Spectrogram, SpectrogramConfig, each_once, enhance_normalised,
-                  in_spectrogram)
+from data import Spectrogram, SpectrogramConfig, each_once
+from nets import Count, Fraction, Positive, Weight
 
 
 @dataclass(frozen=True)
@@ -51,33 +51,22 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     teacher: str = ""                # checkpoint of any method
     distance: Literal["frequency", "response",
                       "feature"] = "frequency"  # DFKD's, of magnitudes, of GRU states
-    distil_weight: float = 5.0       # of the distillation
+    distil_weight: Weight = 5.0      # of the distillation
     task: Literal["si_sdr", "mse"] = "si_sdr"  # -SI-SDR in dB, or error of the spectrogram
-    warmup: int = 0                  # steps of the task alone, before patches are ranked
-    keep: float = 0.8                # share of the patches that is distilled
+    warmup: Annotated[int, "[0, inf)"] = 0  # steps of the task alone, before patches are ranked
+    keep: Annotated[float, "(0, 1]"] = 0.8  # share of the patches that is distilled
     rule: Literal["top_k", "positive", "both"] = "top_k"  # see select
-    low: int = 20                    # bins of a patch
-    high: int = 20                   # those above the split; multi-scale (MSSP): 10, 40
-    beta: float = 0.5                # share of the cosine distance above the split
+    low: Count = 20                  # bins of a patch
+    high: Count = 20                 # those above the split; multi-scale (MSSP): 10, 40
+    beta: Fraction = 0.5             # share of the cosine distance above the split
     exact: bool = True               # means and bands as released
     network: Literal["mask", "ncsnpp"] = "mask"  # a compact recurrent network, or the U-Net
-    hidden: int = 48                 # of mask: channels
-    layers: int = 1                  # of mask
-    n_fft: int = 512                 # STFT window, samples
-    num_frames: int = 501            # frames of a training crop
-    exponent: float = 1.0            # amplitude compression of the spectrogram
-    factor: float = 1.0              # its scale
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("keep", "beta"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} is a share, 0 to 1; got {getattr(self, name)}")
-        for name in ("low", "high", "hidden", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is 1 or more; got {getattr(self, name)}")
-        if not self.keep:
-            raise ValueError("--keep 0 would distil nothing: --distil none does that")
+    hidden: Count = 48               # of mask: channels
+    layers: Count = 1                # of mask
+    n_fft: Count = 512               # STFT window, samples
+    num_frames: Count = 501          # frames of a training crop
+    exponent: Positive = 1.0         # amplitude compression of the spectrogram
+    factor: Positive = 1.0           # its scale
 
 
 # ------------------------------------------------------------------------ selective patches
@@ -244,10 +233,8 @@ def selective_feature_loss(h_S, h_T, S, T, Y, size=20, keep=0.8, rule="top_k"):
 
 # -------------------------------------------------------------------------------- the model
 
-class Student(nn.Module):
-    """A small network and, while it is trained, its teacher. `calls` counts network
-    evaluations.
-    """
+class Student(train.Method):
+    """A compact network and, while it is trained, its teacher."""
 
     Config = Config
     U_NET = dict(network="ncsnpp", n_fft=510, hop_length=256, num_frames=128, exponent=0.5,
@@ -258,24 +245,14 @@ class Student(nn.Module):
         "small": U_NET | nets.without_time(nets.SMALL),
         "tiny": U_NET | nets.without_time(nets.TINY),
     }
-    inference = ()
 
     def __init__(self, config=Config()):
-        super().__init__()
-        self.config = config
-        self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent,
-                                       config.factor)
+        super().__init__(config)
         self.patch_spectrogram = Spectrogram(512, 128, transform="none")   # to compare in
-        bins = config.n_fft // 2 + 1
         if config.network == "mask":
-            self.net = nets.MaskGRU(bins, config.hidden, config.layers)
+            self.net = nets.MaskGRU(config.n_fft // 2 + 1, config.hidden, config.layers)
         else:
-            self.net = nets.NCSNpp(1, 1, config.width, config.channel_mults,
-                                   config.num_res_blocks, config.attention_resolutions,
-                                   version=2, num_times=0, image_size=bins)
-        self.num_samples = self.spectrogram.samples(config.num_frames)  # of a training crop
-        self.calls, self.teacher = 0, None
-        self.ema, self.store = None, None                # set by train.py
+            self.net = self.network(1, version=2, num_times=0)
 
     def prepare(self, fresh):
         """Before training: load the teacher. Raises ValueError where it is missing or not
@@ -291,7 +268,7 @@ class Student(nn.Module):
                              "any method; --distil none trains without one")
         else:
             self.teacher = train.Teacher(config.teacher)
-            if commands.channels(self.teacher.model) != (1, 1):
+            if (self.teacher.model.num_mics, self.teacher.model.num_speakers) != (1, 1):
                 raise ValueError(f"--teacher {config.teacher} hears several microphones or "
                                  "separates talkers; a student learns from one that maps a "
                                  "recording to one voice")
@@ -305,23 +282,18 @@ class Student(nn.Module):
                                          f"--hop-length {hop}; the {name} has none")
             self.config = dataclasses.replace(config, teacher=self.teacher.record)
 
-    def forward(self, y):
-        """Noisy spectrogram, complex (B, 1, F, T) -> enhanced, likewise."""
+    def sample(self, y):
+        """Noisy spectrogram -> clean one, complex (B, 1, F, T)."""
         self.calls += 1
         return self.net(y) if self.config.network == "mask" else y + self.net(y)
-
-    def in_spectrogram(self, wave):
-        """Waves of level 1 (B, L) -> enhanced, likewise."""
-        return in_spectrogram(self, wave, self.spectrogram, self.net.multiple,
-                              self.config.pad_mode)
 
     def features(self, wave):
         """What the recurrent network knows at each frame: (B, L) -> (B, frames, hidden)."""
         return self.net.features(self.spectrogram(wave)[:, None])
 
-    def taught(self, what, noisy):
+    def teacher_output(self, what, noisy):
         """The teacher's method `what` of waves (B, L), kept where crops come again."""
-        function = getattr(self.teacher.on(noisy.device), what)
+        function = getattr(self.teacher.to(noisy.device), what)
         if self.store is None:
             return function(noisy)
         return each_once(function, noisy, self.store, f"{self.teacher.record}-{what}")
@@ -337,7 +309,7 @@ class Student(nn.Module):
         if config.distil == "all":                 # one patch a band, and every one of them
             low, high, keep, rule = S.shape[1], S.shape[1], 1.0, "top_k"
         if config.distance == "feature":
-            theirs = self.taught("features", noisy)
+            theirs = self.teacher_output("features", noisy)
             return selective_feature_loss(self.features(noisy), theirs, S, T, Y, low, keep,
                                           rule)
         if config.distance == "response":
@@ -350,7 +322,7 @@ class Student(nn.Module):
         its parts).
         """
         clean, noisy = batch
-        enhanced = self.in_spectrogram(noisy)
+        enhanced = self.enhance_wave(noisy)
         if self.config.task == "si_sdr":
             task = losses.si_sdr_loss(clean, enhanced).mean()
             parts = {"si_sdr": -task.detach()}
@@ -362,26 +334,11 @@ class Student(nn.Module):
         if self.teacher is None or warming_up:
             return task, parts
 
-        taught = self.taught("enhance", noisy)
+        taught = self.teacher_output("enhance", noisy)
         S, T, Y = (self.patch_spectrogram(wave) for wave in (enhanced, taught, clean))
         distilled = self.distillation(S, T, Y, noisy)
         loss = task + self.config.distil_weight * distilled
         return loss, parts | {"distilled": distilled.detach()}
-
-    def at_its_level(self, wave):
-        """in_spectrogram. A U-Net that learnt from SI-SDR, which hears no level, is scaled
-        to fit the noisy wave best, in least squares; a mask keeps the mixture's level.
-        """
-        estimate = self.in_spectrogram(wave)
-        if self.config.network == "mask" or self.config.task != "si_sdr":
-            return estimate
-        power = estimate.square().sum(-1, keepdim=True).clamp(min=1e-8)
-        return estimate * (estimate * wave).sum(-1, keepdim=True) / power
-
-    def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_normalised."""
-        with torch.no_grad():
-            return enhance_normalised(self.at_its_level, wave, self.config.normalize, peak)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ which clean frame is its own.
     scale   mean norm of clean frames, or mean distance    feature_scale
     (9)     E |x - sg(x + V)|^2                            drifting_loss
     latent  layers of a speech encoder, or mel frames      SpeechLatents, mel_frames
-            a small HuBERT, trained here                   train_encoder, MaskedPrediction
     noise   log sigma ~ N(-3, 1.2), truncated              noise_level
     dagger  PESQ, SI-SDR, spectra, with the clean wave     losses.PESQLoss, ccmse_loss
             magnitudes (ours)                              magnitude_loss
@@ -41,61 +40,48 @@ Tutorial: tutorials/7_drift.ipynb
         [--unpaired DIR_OF_CLEAN_SPEECH]
     python drift.py train --data DIR --encoder microsoft/wavlm-large --layers 6 12 24 \\
         --temperatures 0.02 0.05 0.1
-    python drift.py train-encoder --data DIR --noisy --out runs/encoder
-    python drift.py train --data DIR --encoder runs/encoder
 """
 
-import functools
-import itertools
 import math
-import shutil
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from scipy.cluster.vq import kmeans2
-from tqdm import tqdm
 
 import commands
 import losses
 import metrics
 import nets
 import train
-from data import (SILENT_PEAK, Spectrogram, SpectrogramConfig, batches, enhance_normalised,
-                  in_spectrogram, open_data, per_bin)
+from data import SILENT_PEAK, SpectrogramConfig, per_bin
+from nets import Weight
 
 
 @dataclass(frozen=True)
 class Config(nets.NetworkConfig, SpectrogramConfig):
     """Constants of the method; `paper` has DistilHuBERT, for VoiceBank-DEMAND."""
     encoder: str = "ntu-spml/distilhubert"  # hub name, folder, or mel: no model
-    layers: tuple = (0, 1, 2)        # hidden states; large encoders: 6 12 24; mel: 0 ... 4
+    layers: Annotated[tuple, "[0, inf)"] = (0, 1, 2)  # hidden states; large encoders: 6 12 24; mel: 0 ... 4
     field: Literal["joint", "separate"] = "joint"  # of published systems, or Eq. (7)
-    recipe: Literal["driftse", "original"] = "driftse"  # scales of features and drift
-    temperatures: tuple = (0.0,)     # kernel widths, of the feature scale; 0: the recipe's
+    scaling: Literal["driftse", "original"] = "driftse"  # scales of features and drift
+    temperatures: Annotated[tuple, "[0, inf)"] = (0.0,)  # kernel widths, of the feature scale; 0: --scaling's
     exclude_self: bool = True        # a generated frame does not repel itself
-    sigma_max: float = 0.3           # largest std of the noise added to y; 0: none
-    sigma: float = 0.0               # std of the noise added to y at inference
+    sigma_max: Weight = 0.3          # largest std of the noise added to y; 0: none
+    sigma: Weight = 0.0              # std of the noise added to y at inference
     conditional: bool = False        # noise in, y beside it, instead of y in
     mask: bool = False               # a gain in (0, 2) for y, which keeps its phase (ours)
-    drift_weight: float = 1.0        # of the drifting loss, a mean over feature entries
-    pesq_weight: float = 0.0         # of the PESQ disturbance; dagger: 1e-4
-    si_sdr_weight: float = 0.0       # of the negative SI-SDR, per dB; dagger: 1e-4
-    ccmse_weight: float = 0.0        # of the relative error of the spectra; dagger: 1e-3
-    magnitude_weight: float = 0.0    # of that of compressed magnitudes: highs (ours)
+    drift_weight: Weight = 1.0       # of the drifting loss, a mean over feature entries
+    pesq_weight: Weight = 0.0        # of the PESQ disturbance; dagger: 1e-4
+    si_sdr_weight: Weight = 0.0      # of the negative SI-SDR, per dB; dagger: 1e-4
+    ccmse_weight: Weight = 0.0       # of the relative error of the spectra; dagger: 1e-3
+    magnitude_weight: Weight = 0.0   # of that of compressed magnitudes: highs (ours)
 
     def __post_init__(self):
         super().__post_init__()
-        widths = self.temperatures
-        if widths != (0.0,) and not (widths and min(widths) > 0):
-            raise ValueError("--temperatures are above 0, or a single 0 for the recipe's; "
-                             f"got {' '.join(map(str, widths))}")
-        if not self.layers:
-            raise ValueError("--layers: give one or more")
+        if self.temperatures != (0.0,) and not min(self.temperatures) > 0:
+            raise ValueError("--temperatures: expected numbers above 0, or a single 0 for "
+                             f"those of --scaling; got {self.temperatures}")
 
 
 DAGGER = dict(pesq_weight=1e-4, si_sdr_weight=1e-4, ccmse_weight=1e-3)
@@ -115,7 +101,7 @@ PRESETS = {
 # the batch; warm-up, betas and clip are the released program's.
 PUBLISHED = dict(lr=5e-4, weight_decay=0.01, betas=(0.9, 0.95), lr_warmup=200,
                  batch_size=16, clip=2.0)
-RECIPES = {"paper": PUBLISHED, "dagger": PUBLISHED}
+TRAINING = {"paper": PUBLISHED, "dagger": PUBLISHED}
 TEMPERATURES = {"driftse": (0.1, 0.5, 1.0), "original": (0.02, 0.05, 0.2)}
 
 
@@ -226,7 +212,7 @@ def multi_temperature_field(x, positives, negatives, temperatures=TEMPERATURES["
 
 
 @torch.no_grad()
-def feature_scale(x, positives, recipe="driftse", block=512):
+def feature_scale(x, positives, scaling="driftse", block=512):
     """(what features are divided by, the unit of temperatures after that): a scalar tensor,
     a number.
 
@@ -235,7 +221,7 @@ def feature_scale(x, positives, recipe="driftse", block=512):
     original, Deng et al.: such that the mean distance from a query to a reference, clean or
     generated, becomes sqrt(D); temperatures are fractions of it.
     """
-    if recipe == "driftse":
+    if scaling == "driftse":
         return positives.norm(dim=1).mean().clamp(min=1e-5), 1.0
     references, root = torch.cat([positives, x]), math.sqrt(x.shape[1])
     total = sum(distances(rows, references).sum(dtype=torch.float64)
@@ -244,7 +230,7 @@ def feature_scale(x, positives, recipe="driftse", block=512):
     return (mean_distance / root).to(x.dtype).clamp(min=1e-5), root
 
 
-def drifting_loss(x, positives, temperatures=None, recipe="driftse", field="joint",
+def drifting_loss(x, positives, temperatures=None, scaling="driftse", field="joint",
                   exclude_self=True):
     """mean |x - sg(x + V)|^2 over entries of scaled features, Eq. (9): value mean V^2,
     gradient -2 V / (N D).
@@ -253,11 +239,11 @@ def drifting_loss(x, positives, temperatures=None, recipe="driftse", field="join
     temperatures: default, the recipe's. "driftse": raw drifts, whose loss falls, if not to
     0. "original": unit drifts, whose loss says nothing.
     """
-    scale, unit = feature_scale(x, positives, recipe)
+    scale, unit = feature_scale(x, positives, scaling)
     x, positives = x / scale, positives / scale
-    widths = [unit * temperature for temperature in temperatures or TEMPERATURES[recipe]]
+    widths = [unit * temperature for temperature in temperatures or TEMPERATURES[scaling]]
     V = multi_temperature_field(x, positives, x, widths, exclude_self, field,
-                                unit_rms=recipe == "original")
+                                unit_rms=scaling == "original")
     return (x - (x + V).detach()).square().mean()
 
 
@@ -343,116 +329,6 @@ class SpeechLatents:
         return [states[layer] for layer in self.layers]
 
 
-# ------------------------------------------------------------------------ one's own encoder
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """A small HuBERT; the defaults train on a CPU in minutes."""
-    hidden: int = 128                # width of the transformer, size of its frames
-    depth: int = 2                   # its layers
-    channels: int = 64               # width of the convolutions before it
-    clusters: int = 64               # of mel frames, by k-means: what is told apart
-    mask_start: float = 0.08         # probability that a frame begins a masked span
-    mask_length: int = 10            # frames of a span: 0.2 s
-    noisy: bool = False              # it hears noisy speech, the clusters are of the clean
-
-
-class MaskedPrediction(nn.Module):
-    """Hidden-unit BERT (HuBERT, arXiv 2106.07447), first iteration: which cluster is a
-    frame of that was hidden?
-
-    Speech without labels; the clusters are those of its mel frames. Where the encoder hears
-    noisy speech it learns what the noise hides, too (WavLM, arXiv 2110.13900). Trained by
-    train.fit; `encoder` is kept.
-    """
-
-    num_samples = 32640                                  # of a crop
-
-    def __init__(self, config, centres):
-        super().__init__()
-        from transformers import HubertConfig, HubertModel
-        self.config = config
-        self.register_buffer("centres", centres)         # (clusters, bands)
-        self.encoder = HubertModel(HubertConfig(
-            hidden_size=config.hidden, intermediate_size=4 * config.hidden,
-            num_hidden_layers=config.depth, num_attention_heads=4,
-            conv_dim=(config.channels,) * 7, num_conv_pos_embeddings=32,
-            num_conv_pos_embedding_groups=4, hidden_dropout=0.0, activation_dropout=0.0,
-            attention_dropout=0.0, layerdrop=0.0))
-        self.head = nn.Linear(config.hidden, config.clusters)
-
-    def loss(self, batch):
-        """batch: clean and noisy waves (B, L). Returns (cross-entropy at the masked frames,
-        their share of hits).
-        """
-        config, clean = self.config, standardised(batch[0])
-        wave = standardised(batch[1]) if config.noisy else clean
-        frames = wave.shape[1] // 320 - 1                # T' of the encoder
-        starts = torch.rand(len(wave), frames, device=wave.device) < config.mask_start
-        starts[:, 0] |= ~starts.any(1)                   # no crop without a span
-        spans = F.pad(starts.float(), (config.mask_length - 1, 0))
-        masked = F.max_pool1d(spans, config.mask_length, 1) > 0            # (B, T')
-        states = self.encoder(wave, mask_time_indices=masked).last_hidden_state
-        logits = self.head(states[masked]).float()   # (B, T', hidden) -> (masked, clusters)
-        target = units(clean, self.centres)[:, :frames][masked]
-        loss = F.cross_entropy(logits, target)
-        return loss, {"hits": (logits.argmax(1) == target).float().mean()}
-
-
-def units(wave, centres):
-    """Nearest centre of each mel frame: standardised waves (B, L), (clusters, bands) -> (B,
-    L // 320) of integers.
-    """
-    return torch.cdist(mel_frames(wave, FLOORS[1], context=0), centres).argmin(-1)
-
-
-ENCODER = dict(out="runs/encoder", steps=4000, lr=5e-4, clip=1.0, ema=0.99)    # defaults
-
-
-def train_encoder(config, encoder=EncoderConfig()):
-    """Train MaskedPrediction on the clean speech of config.data; config.out is then a
-    folder for SpeechLatents.
-
-    config: a TrainConfig. Continues a run that was interrupted. Raises as open_data and
-    train.fit do.
-    """
-    device = train.pick_device(config.device)
-    train.seed_everything(config.seed)
-    dataset = open_data(config.data, "train", num_samples=MaskedPrediction.num_samples,
-                        seed=config.seed, device=device)
-
-    def loader(step, rank, world):
-        return batches(dataset, config.batch_size, step, rank, world, config.workers)
-
-    crops = itertools.islice(loader(0, 0, 1), 1 + 200 // config.batch_size)
-    frames = torch.cat([mel_frames(standardised(clean), FLOORS[1], context=0).flatten(0, 1)
-                        for clean, _ in crops])                            # (frames, bands)
-    centres, _ = kmeans2(frames.cpu().double().numpy(), encoder.clusters, minit="++",
-                         seed=config.seed)
-    method = MaskedPrediction(encoder, torch.from_numpy(centres).float()).to(device)
-    bar = tqdm(total=config.steps, unit="step", mininterval=1)
-    for step, parts in train.fit(method, loader, config):
-        bar.update(step - bar.n)
-        if step % 50 == 0 or step == config.steps:
-            values = {name: float(parts[name]) for name in ("loss", "hits")}
-            bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
-    bar.close()
-    with method.ema.applied(), tempfile.TemporaryDirectory(dir=config.out) as part:
-        method.encoder.save_pretrained(part)
-        for path in Path(part).iterdir():
-            copy = functools.partial(shutil.copyfile, path)
-            train.save_atomically(Path(config.out) / path.name, copy)
-
-
-def encoder_command(args):
-    """The command train-encoder: train_encoder by flags."""
-    config = train.TrainConfig(**ENCODER | commands.given(args, train.TrainConfig))
-    if not config.data:
-        raise ValueError("give the clean speech with --data DIR; see --help")
-    train_encoder(config, EncoderConfig(**commands.given(args, EncoderConfig)))
-    print(f"written to {config.out}; to use it: drift.py train --encoder {config.out} ...")
-
-
 # ---------------------------------------------------------------------- noise, other losses
 
 def noise_level(n, sigma_max=0.3, sigma_min=0.01, mean=-3.0, std=1.2, device=None):
@@ -468,43 +344,21 @@ def noise_level(n, sigma_max=0.3, sigma_min=0.01, mean=-3.0, std=1.2, device=Non
 
 # -------------------------------------------------------------------------------- the model
 
-class DriftSE(nn.Module):
-    """A network that maps noisy to clean in one call; in training, its latent space.
-    `calls` counts evaluations.
-    """
+class DriftSE(train.Method):
+    """A network that maps noisy to clean in one evaluation; in training, its latent space."""
 
-    Config, presets, recipes = Config, PRESETS, RECIPES
-    inference = ("sigma",)                           # fields that may change after training
+    Config, presets, training = Config, PRESETS, TRAINING
+    inference = ("sigma",)
 
     def __init__(self, config=Config()):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.temperatures = config.temperatures
         if config.temperatures == (0.0,):
-            self.temperatures = TEMPERATURES[config.recipe]
-        self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent,
-                                       config.factor)
-        self.net = nets.NCSNpp(2 if config.conditional else 1, 1, config.width,
-                               config.channel_mults, config.num_res_blocks,
-                               config.attention_resolutions, num_times=0, version=2,
-                               image_size=config.n_fft // 2 + 1)
-        weights = (config.pesq_weight, config.si_sdr_weight, config.ccmse_weight,
-                   config.magnitude_weight)
-        self.needs_pairs = any(weights)
-        self.pesq_loss = losses.PESQLoss()
-        self.num_samples = self.spectrogram.samples(config.num_frames)  # of a training crop
-        self.calls, self.latents = 0, None
-
-    @staticmethod
-    def add_commands(commands):
-        """train-encoder: a latent space of one's own."""
-        help = "train a speech encoder without labels, for --encoder of train"
-        sub = commands.add_parser("train-encoder", help=help, description=help)
-        names = ("data", "out", "steps", "batch_size", "lr", "clip", "ema", "seed",
-                 "device", "workers", "save_every")
-        commands.add_flags(sub, train.TrainConfig, names, train.TrainConfig(**ENCODER))
-        commands.add_flags(sub, EncoderConfig, defaults=EncoderConfig())
-        sub.set_defaults(run=encoder_command)
+            self.temperatures = TEMPERATURES[config.scaling]
+        self.net = self.network(2 if config.conditional else 1, version=2, num_times=0)
+        self.needs_pairs = any((config.pesq_weight, config.si_sdr_weight, config.ccmse_weight,
+                                config.magnitude_weight))
+        self.pesq_loss, self.latents = losses.PESQLoss(), None
 
     def prepare(self, fresh=True):
         """Before training: load the encoder. Raises ValueError."""
@@ -544,7 +398,7 @@ class DriftSE(nn.Module):
             speech = speech if speech.any() else ~speech
             positives = self.latents(clean[speech])  # of each layer: (B, T', D)
         drift = sum(drifting_loss(x.flatten(0, 1), p.flatten(0, 1), self.temperatures,
-                                  config.recipe, config.field, config.exclude_self)
+                                  config.scaling, config.field, config.exclude_self)
                     for x, p in zip(self.latents(enhanced[speech]), positives))
         loss, parts = config.drift_weight * drift, {"drift": drift.detach()}
         if config.pesq_weight:
@@ -566,27 +420,19 @@ class DriftSE(nn.Module):
             parts["magnitude"] = magnitude.detach()
         return loss, parts
 
-    def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_normalised.
+    def sample(self, y):
+        """Noisy spectrogram -> clean one, complex (B, 1, F, T)."""
+        return self(y, y.real.new_full((len(y),), self.config.sigma))
 
-        Only the losses of spectra see the gain of the network. Without them the output gets
-        the level of the input: its peak, as released, or its robust level, as `normalize`
-        says. Each window of a long recording gets its own.
+    def enhance_wave(self, wave):
+        """Waves of level 1, (B, L) -> (B, L). Losses in a latent space do not see the gain:
+        as released, the output gets the peak of the input.
         """
-        def sample(y):
-            return self(y, y.real.new_full((len(y),), self.config.sigma))
-
-        def enhance(wave):
-            out = in_spectrogram(sample, wave, self.spectrogram, self.net.multiple,
-                                 self.config.pad_mode)
-            if self.config.ccmse_weight or self.config.magnitude_weight:
-                return out
-            if self.config.normalize == "robust":        # enhance_active does it
-                return out
-            own, target = (w.abs().amax(-1, keepdim=True) for w in (out, wave))
-            return out * (target / own.clamp(min=1e-8))
-        with torch.no_grad():
-            return enhance_normalised(enhance, wave, self.config.normalize, peak)
+        out, config = super().enhance_wave(wave), self.config
+        if config.normalize == "robust" or config.ccmse_weight or config.magnitude_weight:
+            return out
+        own, target = (w.abs().amax(-1, keepdim=True) for w in (out, wave))
+        return out * (target / own.clamp(min=1e-8))
 
 
 if __name__ == "__main__":

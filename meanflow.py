@@ -59,7 +59,7 @@ Tutorial: tutorials/6_meanflow.ipynb
 
 import contextlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn as nn
@@ -68,8 +68,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import commands
 import losses
 import nets
-from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, each_once, enhance_normalised,
-                  fingerprint, in_spectrogram, per_bin, click_robust_peak)
+import train
+from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, click_robust_peak, each_once,
+                  enhance_normalised, fingerprint, in_spectrogram, per_bin)
+from nets import Count, Positive, Weight
 
 
 @dataclass(frozen=True)
@@ -79,34 +81,24 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     """
     separator: Literal["none", "train", "frozen"] = "none"  # none: start at y
     separator_size: Literal["small", "compact"] = "small"  # of SpatialNet
-    separator_seconds: float = 4.0   # of the excerpt it hears; the corrector learns a part
-    num_mics: int = 1                # microphones of the mixture
-    num_speakers: int = 1            # talkers in it
-    sigma_max: float = 0.487         # std of the noise at t = 1, per complex bin
-    t_eps: float = 0.03              # smallest process time in training
-    c: float = 0.5                   # of u = v - c (t - r) du/dt; 1: u is the average
+    separator_seconds: Positive = 4.0  # of the excerpt it hears; the corrector learns a part
+    num_mics: Count = 1              # microphones of the mixture
+    num_speakers: Count = 1          # talkers in it
+    sigma_max: Weight = 0.487        # std of the noise at t = 1, per complex bin
+    t_eps: Annotated[float, "(0, 1)"] = 0.03  # smallest process time in training
+    c: Weight = 0.5                  # of u = v - c (t - r) du/dt; 1: u is the average
     derivative: Literal["difference", "exact"] = "difference"  # how du/dt is taken
-    derivative_clip: float = 5.0     # largest norm of du/dt of an example; 0: no limit
+    derivative_clip: Weight = 5.0    # largest norm of du/dt of an example; 0: no limit
     along: Literal["conditional", "own"] = "conditional"  # du/dt along v, or u(x_t, t, t)
     displacement: bool = True        # weight (t - r)^2: the x_r-loss; MeanFlowSE: none
-    endpoint_weight: float = 1.0     # of the Endpoint loss, per dB; MeanFlowSE: 0
+    endpoint_weight: Weight = 1.0    # of the Endpoint loss, per dB; MeanFlowSE: 0
     reduction: Literal["sum", "mean"] = "sum"  # of the loss over an example's bins
-    schedule: int = 0                # updates of the schedules; 0: the whole training
-    N: int = 1                       # network calls at inference
-    t_end: float = 0.03              # process time at which inference stops
-    sigma_data: float = 0.0          # rms of x0 - s_hat over |mixture|; > 0: as in EDM
-    fourier_scale: float = 16.0      # std of the random frequencies of the times
-    hop_length: int = 64             # samples; MeanFlowSE: 128
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("N", "num_mics", "num_speakers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is 1 or more; got "
-                                 f"{getattr(self, name)}")
-        if not 0 < self.t_eps < 1 or not 0 <= self.t_end < 1:
-            raise ValueError("--t-eps and --t-end are times of the process, below 1; got "
-                             f"t_eps {self.t_eps}, t_end {self.t_end}")
+    schedule: Annotated[int, "[0, inf)"] = 0  # updates of the schedules; 0: the whole training
+    N: Count = 1                     # network calls at inference
+    t_end: Annotated[float, "[0, 1)"] = 0.03  # process time at which inference stops
+    sigma_data: Weight = 0.0         # rms of x0 - s_hat over |mixture|; > 0: as in EDM
+    fourier_scale: Positive = 16.0   # std of the random frequencies of the times
+    hop_length: Count = 64           # samples; MeanFlowSE: 128
 
 
 PRINCIPLED = dict(c=1.0, derivative="exact", derivative_clip=0.0, reduction="mean")
@@ -266,7 +258,7 @@ def sample(u, s_hat, z, N=1, t_end=0.03, sigma_max=0.487, average=True):
 
 # -------------------------------------------------------------------------------- the model
 
-class MeanFlowCorrector(nn.Module):
+class MeanFlowCorrector(train.Method):
     """An average-velocity network and, where asked for, its separator. `calls` counts
     evaluations of both.
 
@@ -275,26 +267,20 @@ class MeanFlowCorrector(nn.Module):
     """
 
     Config, presets = Config, PRESETS
-    inference = ("N", "t_end")                       # fields that may change after training
+    inference = ("N", "t_end")
 
     def __init__(self, config=Config()):
-        super().__init__()
+        super().__init__(config)
         if config.separator == "none" and (config.num_mics, config.num_speakers) != (1, 1):
-            raise ValueError("several microphones or talkers need a separator: --separator "
+            raise ValueError("several microphones or speakers need a separator: --separator "
                              "train, then frozen")
-        self.config = config
         self.num_mics, self.num_speakers = config.num_mics, config.num_speakers
-        self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent,
-                                       config.factor)
         self.separator = None
         # The context: s_hat alone, which then is the mixture, or s_hat and the
         # microphones.
         context = 1 if config.separator == "none" else 1 + config.num_mics
         self.mic0 = context - config.num_mics         # where microphone 0 stands among that
-        self.net = nets.NCSNpp(1 + context, 1, config.width, config.channel_mults,
-                               config.num_res_blocks, config.attention_resolutions,
-                               image_size=config.n_fft // 2 + 1, num_times=2, version=2,
-                               fourier_scale=config.fourier_scale)
+        self.net = self.network(1 + context, num_times=2, version=2)
         if config.sigma_data:                            # no correction is the start
             nn.init.zeros_(self.net.head.bias)
         if config.separator != "none":
@@ -303,12 +289,9 @@ class MeanFlowCorrector(nn.Module):
             self.separator = nets.SpatialNet(config.num_mics, config.num_speakers, **sizes)
             still = self.net if config.separator == "train" else self.separator
             still.requires_grad_(False)
-        self.num_samples = self.spectrogram.samples(config.num_frames)  # of a training crop
         if config.separator != "none":
             heard = round(config.separator_seconds * SAMPLE_RATE)
             self.num_samples = max(self.num_samples, heard)
-        self.calls = 0
-        self.ema, self.progress, self.store = None, 1, None             # set by train.py
 
     def forward(self, xt, context, r, t):
         """u(x_t, r, t), complex (B, 1, F, T). context: s_hat and, with a separator, the
@@ -373,6 +356,11 @@ class MeanFlowCorrector(nn.Module):
         if self.config.normalize == "robust":
             return click_robust_peak(loudest).clamp(min=1e-8)
         return loudest.amax(-1, keepdim=True).clamp(min=1e-8)
+
+    def evaluations(self):
+        """Evaluations of separator and corrector for a window."""
+        steps = 0 if self.config.separator == "train" else self.config.N
+        return steps + (self.separator is not None)
 
     def prepare(self, fresh):
         """Before training. Raises ValueError where there is nothing to start from."""

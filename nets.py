@@ -33,15 +33,22 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 
+# Types of Config fields with their accepted values; see check_fields.
+Count = Annotated[int, "[1, inf)"]
+Positive = Annotated[float, "(0, inf)"]
+Weight = Annotated[float, "[0, inf)"]
+Fraction = Annotated[float, "[0, 1]"]
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """Sizes of NCSNpp, part of every method's Config; the defaults are those of SGMSE+.
 
     Raises ValueError for a value that its annotation excludes, see check_fields.
     """
-    width: Annotated[int, "[1, inf)"] = 128  # channels at full resolution
+    width: Count = 128               # channels at full resolution
     channel_mults: Annotated[tuple, "[1, inf)"] = (1, 1, 2, 2, 2, 2, 2)  # per level, in widths
-    num_res_blocks: Annotated[int, "[1, inf)"] = 2  # per resolution
+    num_res_blocks: Count = 2        # per resolution
     attention_resolutions: Annotated[tuple, "[1, inf)",
                                      "may be empty"] = (16,)  # frequency heights with it
 

@@ -42,27 +42,28 @@ Tutorials: tutorials/2_score.ipynb, tutorials/3_crp.ipynb
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-import torch.nn as nn
 
 import commands
-import losses
 import nets
-from data import Spectrogram, SpectrogramConfig, enhance_normalised, in_spectrogram, per_bin
+import train
+from data import SpectrogramConfig, per_bin
+from losses import PESQLoss, half_square
+from nets import Count, Positive, Weight
 
 
 @dataclass(frozen=True)
 class Config(nets.NetworkConfig, SpectrogramConfig):
     """Constants of the method; `paper` is SGMSE+ for VoiceBank-DEMAND."""
     sde: Literal["ouve", "bbed", "sbve"] = "ouve"  # the process; sbve: Schroedinger bridge
-    theta: float = 1.5               # OUVE: stiffness, how fast x_t is pulled towards y
-    sigma_min: float = 0.05          # OUVE: noise scale at t = 0, per complex bin
-    sigma_max: float = 0.5           # OUVE: at t = 1
-    k: float = 2.6                   # BBED, SBVE: base of the diffusion, sqrt(c) k^t
-    c: float = 0.51                  # BBED, SBVE (there 0.4): its scale
-    t_eps: float = 0.03              # smallest process time that is trained
+    theta: Positive = 1.5            # OUVE: stiffness, how fast x_t is pulled towards y
+    sigma_min: Positive = 0.05       # OUVE: noise scale at t = 0, per complex bin
+    sigma_max: Positive = 0.5        # OUVE: at t = 1
+    k: Positive = 2.6                # BBED, SBVE: base of the diffusion, sqrt(c) k^t
+    c: Positive = 0.51               # BBED, SBVE (there 0.4): its scale
+    t_eps: Annotated[float, "(0, 1)"] = 0.03  # smallest process time that is trained
     objective: Literal["score_matching", "denoiser", "precond_denoiser",
                        "data_prediction"] = "score_matching"  # what the network gives
     weighting: Literal["1", "sigma^2", "edm"] = "1"  # of the denoisers' squared error
@@ -70,35 +71,31 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     c_in: Literal["1", "edm"] = "1"  # version 2: input scale
     c_out: Literal["1", "sigma", "1/sigma", "edm"] = "1"  # version 2: output scale
     c_skip: Literal["0", "edm", "y"] = "0"  # version 2: of x_t; y adds y: ours
-    sigma_data: float = 0.1          # rms of a clean bin, for the edm coefficients
-    l1_weight: float = 0.001         # data_prediction: weight of the waveform term
-    pesq_weight: float = 0.0         # data_prediction: of PESQLoss; the bridge: 5e-4
+    sigma_data: Positive = 0.1       # rms of a clean bin, for the edm coefficients
+    l1_weight: Weight = 0.001        # data_prediction: weight of the waveform term
+    pesq_weight: Weight = 0.0        # data_prediction: of PESQLoss; the bridge: 5e-4
     crp: Literal["none", "last", "random"] = "none"  # second stage: which step it trains
-    sampler: Literal["pc", "em", "ode", "direct", "bridge_ode",
-                     "bridge_sde"] = "pc"  # em: pc without its corrector; direct: one call
-    N: int = 30                      # reverse steps
-    snr: float = 0.5                 # r, step length of the corrector
-    start: float = 1.0               # reverse starting point; for BBED at most 0.999
-    spacing: float = 1.0             # of the reverse times: 1 even, above 1 denser at t_eps
+    sampler: Literal["pc", "em", "ode", "one_step", "bridge_ode",
+                     "bridge_sde"] = "pc"  # em: pc without corrector; one_step: E[x0 | x_T, y]
+    N: Count = 30                    # reverse steps
+    snr: Weight = 0.5                # r, step length of the corrector
+    start: Annotated[float, "(0, 1]"] = 1.0  # reverse starting point; for BBED at most 0.999
+    spacing: Positive = 1.0          # of the reverse times: 1 even, above 1 denser at t_eps
     version: Literal[1, 2] = 1       # of NCSN++: 1 gives -score over t; 2 is scaled
-    fourier_scale: float = 16.0      # std of the random frequencies of log t
+    fourier_scale: Positive = 16.0   # std of the random frequencies of log t
 
     def __post_init__(self):
         super().__post_init__()
-        if self.N < 1:
-            raise ValueError(f"--N counts the steps of a sampler, 1 or more; got {self.N}")
-        if not 0 < self.t_eps <= self.start <= 1:
-            raise ValueError("--start and --t-eps are times of the process, 0 < t_eps <= "
-                             f"start <= 1; got start {self.start}, t_eps {self.t_eps}")
-        if not self.k > 0 or self.k == 1:
-            raise ValueError("--k is the base of a diffusion that changes with time, above "
-                             f"0 and not 1; got {self.k}")
-        if not self.spacing > 0:
-            raise ValueError(f"--spacing is a power, above 0; got {self.spacing}")
+        if self.t_eps > self.start:
+            raise ValueError("--start: expected a time from --t-eps to 1; got start "
+                             f"{self.start}, t_eps {self.t_eps}")
+        if self.k == 1:
+            raise ValueError("--k: expected another number than 1, with which the diffusion "
+                             "would not change over time")
         bridge = self.sde == "sbve"
         if bridge != self.sampler.startswith("bridge"):
             raise ValueError("--sampler bridge_ode or bridge_sde is for --sde sbve, pc, "
-                             "em, ode or direct for ouve and bbed; got "
+                             "em, ode or one_step for ouve and bbed; got "
                              f"{self.sampler} for {self.sde}")
         if bridge and self.objective != "data_prediction":
             raise ValueError("--sde sbve needs --objective data_prediction: its samplers "
@@ -275,7 +272,7 @@ class SBVE:
 # x0, y, z: complex (B, 1, F, T), E|z|^2 = 1; t: (B,). score, denoiser, predict: functions
 # (x_t, y, t) -> complex (B, 1, F, T).
 
-PESQ = losses.PESQLoss()    # has nothing to learn
+PESQ = PESQLoss()    # has nothing to learn
 
 
 def diffuse(x0, y, t, z, sde):
@@ -283,20 +280,27 @@ def diffuse(x0, y, t, z, sde):
     return sde.mean(x0, y, t) + per_bin(sde.std(t)) * z
 
 
-def dsm_loss(score, x0, y, t, z, sde):
-    """Denoising score matching, the loss of SGMSE+ and BBED: E |std s(x_t, y, t) + z|^2 /
-    2.
-    """
-    xt = diffuse(x0, y, t, z, sde)
-    return losses.half_square(per_bin(sde.std(t)) * score(xt, y, t) + z)
+def training_pair(x0, y, sde, t=None, z=None):
+    """(x_t, t, z): time uniform from t_eps to T, unit noise, unless they are given."""
+    if t is None:
+        t = sde.t_eps + (sde.T - sde.t_eps) * torch.rand(len(x0), device=x0.device)
+    z = torch.randn_like(x0) if z is None else z
+    return diffuse(x0, y, t, z, sde), t, z
 
 
-def denoising_loss(denoiser, x0, y, t, z, sde, weight=torch.ones_like):
+def dsm_loss(score, x0, y, sde, t=None, z=None):
+    """Denoising score matching, SGMSE+ and BBED: E |std s(x_t, y, t) + z|^2 / 2."""
+    xt, t, z = training_pair(x0, y, sde, t, z)
+    return half_square(per_bin(sde.std(t)) * score(xt, y, t) + z)
+
+
+def denoising_loss(denoiser, x0, y, sde, weight=torch.ones_like, t=None, z=None):
     """E w(std) |D(x_t, y, t) - mean(x0, y, t)|^2 / 2. The target is the mean of x_t, not
     x0.
     """
-    error = denoiser(diffuse(x0, y, t, z, sde), y, t) - sde.mean(x0, y, t)
-    return losses.half_square(per_bin(weight(sde.std(t)).sqrt()) * error)
+    xt, t, z = training_pair(x0, y, sde, t, z)
+    error = denoiser(xt, y, t) - sde.mean(x0, y, t)
+    return half_square(per_bin(weight(sde.std(t)).sqrt()) * error)
 
 
 def edm_scaling(std, sigma_data=0.1):
@@ -316,16 +320,16 @@ def edm_weight(std, sigma_data=0.1):
     return (std ** 2 + sigma_data ** 2) / (std * sigma_data) ** 2
 
 
-def data_prediction_loss(predict, x0, y, t, z, sde, spectrogram, l1_weight=0.001,
-                         pesq_weight=0.0):
+def data_prediction_loss(predict, x0, y, sde, wave, l1_weight=0.001, pesq_weight=0.0,
+                         t=None, z=None):
     """E |x_hat - x0|^2 / 2 per bin + a E |difference of the waves| / 2 per sample + b PESQ.
 
-    a: l1_weight; b: pesq_weight, of losses.PESQLoss.
+    wave: function, spectrogram -> wave (B, L). a: l1_weight; b: pesq_weight, of PESQLoss.
     """
-    x_hat = predict(diffuse(x0, y, t, z, sde), y, t)
-    length = spectrogram.samples(x0.shape[-1])
-    enhanced, clean = (spectrogram.inverse(x[:, 0], length) for x in (x_hat, x0))   # (B, L)
-    loss = losses.half_square(x_hat - x0) / x0[0].numel()
+    xt, t, z = training_pair(x0, y, sde, t, z)
+    x_hat = predict(xt, y, t)
+    enhanced, clean = wave(x_hat), wave(x0)
+    loss = half_square(x_hat - x0) / x0[0].numel()
     loss = loss + l1_weight * 0.5 * (enhanced - clean).abs().mean()
     return loss + pesq_weight * PESQ(clean, enhanced).mean() if pesq_weight else loss
 
@@ -346,7 +350,7 @@ def crp_loss(score, x0, y, sde, N=5, start=0.5, trained="last", spacing=1.0):
             x = x_mean + noise * torch.randn_like(x)
     x_hat, _ = reverse_step(score, x, y, times[j], steps[j], sde)
     target = sde.mean(x0, y, each(times[j] - steps[j], y))              # after the last: x0
-    return losses.half_square(x_hat - target)
+    return half_square(x_hat - target)
 
 
 # --------------------------------------------------------------------------------- samplers
@@ -497,29 +501,21 @@ def bridge_sde(predict, y, sde, N=50):
 
 # -------------------------------------------------------------------------------- the model
 
-class ScoreSDE(nn.Module):
-    """A score network with its process and sampler. `calls` counts network evaluations."""
+class ScoreSDE(train.Method):
+    """A score network with its process and sampler."""
 
     Config, presets = Config, PRESETS
-    inference = ("sampler", "N", "snr", "start", "spacing")  # may change after training
+    inference = ("sampler", "N", "snr", "start", "spacing")
 
     def __init__(self, config=Config()):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         if config.sde == "ouve":
             self.sde = OUVE(config.theta, config.sigma_min, config.sigma_max,
                             t_eps=config.t_eps)
         else:
             process = {"bbed": BBED, "sbve": SBVE}[config.sde]
             self.sde = process(config.k, config.c, t_eps=config.t_eps)
-        self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.exponent,
-                                       config.factor)
-        self.net = nets.NCSNpp(2, 1, config.width, config.channel_mults,
-                               config.num_res_blocks, config.attention_resolutions,
-                               image_size=config.n_fft // 2 + 1, version=config.version,
-                               fourier_scale=config.fourier_scale)
-        self.num_samples = self.spectrogram.samples(config.num_frames)  # of a training crop
-        self.calls = 0
+        self.net = self.network(version=config.version)
 
     def prepare(self, fresh):
         """Before training. Raises ValueError for what cannot be trained."""
@@ -564,24 +560,23 @@ class ScoreSDE(nn.Module):
         return (out - xt) / per_bin(self.sde.std(t)) ** 2
 
     def loss(self, batch):
-        """batch: clean and noisy waves (B, L), divided by the noisy peak. (loss, what to
-        log).
-        """
+        """batch: clean and noisy waves (B, L) at level 1. Returns (loss, what to log)."""
         config, sde = self.config, self.sde
-        x0, y = (self.spectrogram(wave)[:, None] for wave in batch)    # (B, 1, F, T)
-        t = sde.t_eps + (sde.T - sde.t_eps) * torch.rand(len(x0), device=x0.device)
-        z = torch.randn_like(x0)
+        x0, y = self.spectra(batch)                      # (B, 1, F, T)
         if config.crp != "none":
-            loss = crp_loss(self.score, x0, y, sde, config.N, config.start, config.crp,
-                            config.spacing)
-        elif config.objective == "score_matching":
-            loss = dsm_loss(self, x0, y, t, z, sde)
-        elif config.objective == "data_prediction":
-            loss = data_prediction_loss(self, x0, y, t, z, sde, self.spectrogram,
-                                        config.l1_weight, config.pesq_weight)
-        else:
-            loss = denoising_loss(self, x0, y, t, z, sde, self.weight)
-        return loss, {}
+            return crp_loss(self.score, x0, y, sde, config.N, config.start, config.crp,
+                            config.spacing), {}
+        if config.objective == "score_matching":
+            return dsm_loss(self, x0, y, sde), {}
+        if config.objective == "data_prediction":
+            return data_prediction_loss(self, x0, y, sde, self.wave, config.l1_weight,
+                                        config.pesq_weight), {}
+        return denoising_loss(self, x0, y, sde, self.weight), {}
+
+    def evaluations(self):
+        """Network evaluations of a window."""
+        N = self.config.N
+        return {"pc": 2 * N, "ode": 2 * N - 1, "one_step": 1}.get(self.config.sampler, N)
 
     def weight(self, std):
         """Weight of the denoisers' squared error by the noise in x_t, (B,) -> (B,)."""
@@ -589,7 +584,6 @@ class ScoreSDE(nn.Module):
             return edm_weight(std, self.config.sigma_data)
         return std ** 2 if self.config.weighting == "sigma^2" else torch.ones_like(std)
 
-    @torch.no_grad()
     def sample(self, y):
         """Noisy spectrogram -> clean one, complex (B, 1, F, T)."""
         config, sde = self.config, self.sde
@@ -600,19 +594,11 @@ class ScoreSDE(nn.Module):
             return euler_maruyama(self.score, y, sde, config.N, **grid)
         if config.sampler == "ode":
             return probability_flow(self.score, y, sde, config.N, **grid)
-        if config.sampler == "direct":
+        if config.sampler == "one_step":
             start = min(config.start, sde.T)
             return posterior_mean(self.score, sde.prior(y, start), y, start, sde)
         bridge = {"bridge_ode": bridge_ode, "bridge_sde": bridge_sde}[config.sampler]
         return bridge(self, y, sde, config.N)
-
-    def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see enhance_normalised."""
-        def enhance(wave):
-            return in_spectrogram(self.sample, wave, self.spectrogram, self.net.multiple,
-                                  self.config.pad_mode)
-
-        return enhance_normalised(enhance, wave, self.config.normalize, peak)
 
 
 if __name__ == "__main__":

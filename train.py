@@ -1,19 +1,12 @@
 """The training loop, checkpoints, and what a distilled model needs of its teacher.
 
+    Method              what the methods share, and the contract with the files here
     fit                 the loop: gradient, clip, Adam, average; resumes and saves by itself
     EMA                 average of the weights, with the reference's warm-up
     save_checkpoint     averaged weights and config as .safetensors;   load_checkpoint   the model again
     Teacher             a trained model, frozen
 
-A method is a module with a dataclass `Config`, a dictionary `presets` of its values, the names `inference` of those
-fields that may change after training, `num_samples` of a training crop, loss(batch) -> (scalar, dict) and
-enhance(wave (B, L), peak (B, 1) of the whole recording) -> wave; where it needs more than data, also prepare(fresh),
-called before training;
-where a preset is trained by other constants than the defaults here, also a dictionary `recipes` of these;
-where its loss can do with clean speech of other recordings than the noisy ones', also needs_pairs = False; where it
-hears several microphones or separates talkers, num_mics and num_speakers, with waves (B, M, L) in and (B, S, L) out.
-In training it finds its average as `ema`, the share of the training that is done as `progress`, and as `store`, where
-crops come again, a folder for what it need not compute twice (else None).
+The class Method states what a method has to offer.
 
 Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was killed and resumed
 gives bit for bit the weights of one that was not, on the same machine with the same number of threads; on a GPU, which
@@ -22,6 +15,7 @@ adds in any order, nearly.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import inspect
@@ -45,6 +39,7 @@ import torch.distributed as dist
 
 import data
 import nets
+from nets import Count, Fraction, Positive, Weight
 
 HERE = Path(__file__).resolve().parent
 
@@ -56,25 +51,25 @@ class TrainConfig(data.Augmentation):
     out: str = ""                    # folder of the run; a run that is there is resumed
     init: str = ""                   # checkpoint to start from: its weights and, unless given here, its constants
     init_partial: bool = False       # load only tensors of --init whose name and shape match
-    steps: Annotated[int, "[1, inf)"] = 58000  # updates of the weights
-    minutes: Annotated[float, "[0, inf)"] = 0.0  # end after so many minutes; 0: after --steps
-    batch_size: Annotated[int, "[1, inf)"] = 8  # crops per process and backward pass
-    accumulate: Annotated[int, "[1, inf)"] = 1  # backward passes per update
-    lr: Annotated[float, "(0, inf)"] = 1e-4  # learning rate of AdamW
+    steps: Count = 58000  # updates of the weights
+    minutes: Weight = 0.0  # end after so many minutes; 0: after --steps
+    batch_size: Count = 8  # crops per process and backward pass
+    accumulate: Count = 1  # backward passes per update
+    lr: Positive = 1e-4  # learning rate of AdamW
     lr_warmup: Annotated[int, "[0, inf)"] = 0  # first steps, over which the learning rate rises from 0
-    lr_decay: Annotated[float, "[0, 1]"] = 0.0  # last fraction of the training, over which it falls to a tenth
-    weight_decay: Annotated[float, "[0, inf)"] = 0.0  # of AdamW; with 0 it is Adam
+    lr_decay: Fraction = 0.0  # last fraction of the training, over which it falls to a tenth
+    weight_decay: Weight = 0.0  # of AdamW; with 0 it is Adam
     betas: Annotated[tuple, "[0, 1)"] = (0.9, 0.999)  # of AdamW: decay of the averages of gradient and square
     ema: Annotated[float, "[0, 1)"] = 0.999  # decay of the averaged weights
-    clip: Annotated[float, "[0, inf)"] = 0.0  # largest norm of the gradient; 0: no limit
+    clip: Weight = 0.0  # largest norm of the gradient; 0: no limit
     seed: Annotated[int, "[0, inf)"] = 0  # of weights, crops and noise
     device: str = "auto"             # cpu, cuda or cuda:1; auto: cuda if available
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the network; auto: bf16 on CUDA, else fp32
     compile: bool = False            # torch.compile the network: minutes at the start, faster steps
     workers: Annotated[int, "[0, inf)"] = 4  # processes that cut crops for a GPU
     valid_every: Annotated[int, "[0, inf)"] = 1000  # steps between validations; 0: never
-    valid_files: Annotated[int, "[1, inf)"] = 20  # recordings to enhance and score
-    save_every: Annotated[float, "[0, inf)"] = 60.0  # seconds between checkpoints
+    valid_files: Count = 20  # recordings to enhance and score
+    save_every: Weight = 60.0  # seconds between checkpoints
     snrs: Annotated[tuple, "(-inf, inf)"] = (0.0, 5.0, 10.0, 15.0)  # dB, drawn when speech and noise are mixed
     num_crops: Annotated[int, "[0, inf)"] = 0  # size of a fixed training set; 0: every crop is new
     rooms: Annotated[int, "[0, inf)"] = 0  # simulated rooms; 0: none, or 200 for several microphones or speakers
@@ -91,6 +86,94 @@ class TrainConfig(data.Augmentation):
         names = (*(field.name for field in dataclasses.fields(data.Augmentation)), "snrs", "rooms", "num_crops", "init",
                  "init_partial", "batch_size", "accumulate", "seed")
         return {name: getattr(self, name) for name in names} | {"processes": world}
+
+
+# ---------------------------------------------------------------------------------- the contract
+
+class Method(torch.nn.Module):
+    """Base of all methods: a network between two spectrograms. Subclass it to add your own.
+
+    | a method has           | what it is                                                       |
+    |------------------------|------------------------------------------------------------------|
+    | Config                 | frozen dataclass on nets.NetworkConfig and SpectrogramConfig; a  |
+    |                        | comment on the line of each field is its help                    |
+    | presets                | {name: fields that differ}, with "paper"                         |
+    | training               | {preset: fields of TrainConfig that differ}                      |
+    | inference              | names of the fields that may change after training               |
+    | __init__(config)       | super().__init__(config), then self.net = self.network(...)      |
+    | loss(batch)            | clean, noisy waves (B, L) -> (scalar, dict of scalars to log)    |
+    | sample(y)              | noisy spectrogram, complex (B, 1, F, T) -> clean; counts calls   |
+    | evaluations()          | how many calls that takes; default: config.N, or 1               |
+    | prepare(fresh)         | optional, before training; fresh: not from --init                |
+    | needs_pairs            | False where clean references of other recordings will do         |
+    | num_mics, num_speakers | where not 1: waves (B, M, L) in, (B, S, L) out                   |
+
+    It finds here: spectrogram, num_samples of a training crop, calls (network evaluations so
+    far), and in training ema (EMA), progress (fraction done, 0 to 1), store (folder for results
+    on a fixed training set, or None).
+    """
+
+    training, inference, needs_pairs, num_mics, num_speakers = {}, (), True, 1, 1
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.spectrogram = data.Spectrogram(config.n_fft, config.hop_length, config.exponent, config.factor)
+        self.num_samples = self.spectrogram.samples(config.num_frames)
+        self.calls, self.ema, self.progress, self.store, self.teacher = 0, None, 1.0, None, None
+
+    def network(self, in_channels=2, **options):
+        """NCSNpp of the config's sizes; options: num_times, version, ..."""
+        config = self.config
+        if hasattr(config, "fourier_scale"):
+            options["fourier_scale"] = config.fourier_scale
+        return nets.NCSNpp(in_channels, 1, config.width, config.channel_mults, config.num_res_blocks,
+                           config.attention_resolutions, image_size=config.n_fft // 2 + 1, **options)
+
+    def spectra(self, waves):
+        """Spectrograms, complex (B, 1, F, T), of several waves (B, L)."""
+        return [self.spectrogram(wave)[:, None] for wave in waves]
+
+    def wave(self, spec):
+        """The wave (B, L) of a training crop's spectrogram (B, 1, F, T)."""
+        return self.spectrogram.inverse(spec[:, 0], self.spectrogram.samples(spec.shape[-1]))
+
+    def evaluations(self):
+        """Network evaluations of a window."""
+        return getattr(self.config, "N", 1)
+
+    @torch.no_grad()
+    def enhance(self, wave, peak=None):
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L); see data.enhance_normalised.
+
+        peak (B, 1): of the whole recording, where the wave is a window of it.
+        """
+        return data.enhance_normalised(self.enhance_wave, wave, self.config.normalize, peak)
+
+    def enhance_wave(self, wave):
+        """The same at level 1."""
+        return data.in_spectrogram(self.sample, wave, self.spectrogram, self.net.multiple, self.config.pad_mode)
+
+
+def check_method(Method):
+    """Raises TypeError, before any training, for a class that lacks part of the contract."""
+    missing = [name for name in ("Config", "presets", "loss", "sample") if not hasattr(Method, name)]
+    if missing:
+        raise TypeError(f"{Method.__name__} lacks {', '.join(missing)}; see train.Method")
+    if "paper" not in Method.presets:
+        raise TypeError(f"{Method.__name__}.presets lacks 'paper'; see train.Method")
+    lacking = [field.name for field in dataclasses.fields(Method.Config) if field.name not in comments(Method.Config)]
+    if lacking:
+        raise TypeError(f"a comment on its line is the help of a field; {Method.__name__}.Config has none for "
+                        f"{', '.join(lacking)}")
+
+
+@functools.lru_cache
+def comments(cls):
+    """{field: comment on its line} of a dataclass and its bases."""
+    source = "".join(inspect.getsource(part) for part in reversed(cls.__mro__[:-1]))
+    source = re.sub(r",\n +", ", ", source)              # an annotation may be broken
+    return dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", source, re.M))
 
 
 # ------------------------------------------------------------------------------------ the loop
@@ -123,6 +206,7 @@ def fit(method, batches, config, resume=None, record=None):
                 run.opt.zero_grad()
                 break
             run.update(step, value, norm)
+            method.progress = run.progress
         yield step, {"loss": value.detach(), "gradient": norm, **parts}
         if interrupts:
             raise KeyboardInterrupt
@@ -167,10 +251,9 @@ class Run:
         self.progress = self.measure()
 
     def measure(self):
-        """Fraction of the training that is done, by steps or by the clock, whichever is further."""
-        minutes = self.config.minutes
-        progress = max(self.step / self.config.steps, self.seconds / (60 * minutes) if minutes else 0)
-        if minutes and dist.is_initialized():            # the clock of one for all
+        """progress_of, by the clock of one process for all."""
+        progress = progress_of(self.step, self.seconds, self.config)
+        if self.config.minutes and dist.is_initialized():
             shared = torch.tensor(progress, device=self.weights[0].device)
             dist.broadcast(shared, 0)
             progress = shared.item()
@@ -243,6 +326,11 @@ def delayed_interrupt():
         yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def progress_of(step, seconds, config):
+    """Fraction of the training that is done, by steps or by the clock, whichever is further."""
+    return max(step / config.steps, seconds / (60 * config.minutes) if config.minutes else 0)
 
 
 def learning_rate(step, progress, config):
@@ -362,14 +450,8 @@ def load_checkpoint(path, Method=None, partial=False, **changes):
             raise CheckpointError(f"{path}: looks like a released checkpoint, but lacks {error}") from None
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{path}: {error}") from None
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({error})") from None
-    if "method" not in metadata:
-        raise CheckpointError(f"{path}: weights without a config; only files written by this project can be rebuilt")
+    metadata = read_metadata(path)
+    weights = {name: p.float() for name, p in safetensors.torch.load_file(path).items()}
     broken = [name for name, p in weights.items() if not p.isfinite().all()]
     if broken:
         raise CheckpointError(f"{path}: '{broken[0]}' has values that are NaN or infinite")
@@ -378,7 +460,7 @@ def load_checkpoint(path, Method=None, partial=False, **changes):
         Method = chosen(Method, module, name)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    known, config = {field.name for field in dataclasses.fields(Method.Config)}, json.loads(metadata["config"])
+    known, config = {field.name for field in dataclasses.fields(Method.Config)}, metadata["config"]
     if unknown := changes.keys() - known:
         raise CheckpointError(f"{path}: a {name} has no {', '.join(sorted(unknown))}")
     if gone := config.keys() - known:
@@ -397,6 +479,18 @@ def load_checkpoint(path, Method=None, partial=False, **changes):
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit its config ({one_line(error)})") from None
     return method.eval()
+
+
+def read_metadata(path):
+    """{"method", "config", "extra"} of a checkpoint of ours. Raises CheckpointError for another or damaged file."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({error}). Remove it to go on") from None
+    if "method" not in metadata:
+        raise CheckpointError(f"{path}: weights without a config; only files written by this project can be rebuilt")
+    return {"method": metadata["method"], **{name: json.loads(metadata[name]) for name in ("config", "extra")}}
 
 
 def checkpoint_path(path):
@@ -418,14 +512,15 @@ def chosen(Method, module, name):
     return getattr(importlib.import_module(module), name)
 
 
-class Inert:
-    """Stands for any class or function that a foreign pickle names: building one does nothing."""
+class Stub:
+    """Stands for any class or function that a foreign pickle names: building one runs nothing."""
 
     def __init__(self, *args, **kwargs):
         pass
 
     def __setstate__(self, state):
-        pass
+        if isinstance(state, dict):                      # such as hyper-parameters in a Namespace
+            self.__dict__.update(state)
 
 
 def read_pickle(path):
@@ -435,7 +530,7 @@ def read_pickle(path):
     """
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        with torch.serialization.safe_globals([(Inert, name) for name in named]):
+        with torch.serialization.safe_globals([(Stub, name) for name in named]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path}: no checkpoint, a damaged one, or one that wants to run code "
@@ -446,7 +541,7 @@ def pick_device(name):
     """The device of that name; auto: cuda where there is one. Raises ValueError for one that is not there."""
     try:
         device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()             # raises on "meta"
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {name}: not to be had on this machine ({one_line(error)}). cpu always is") from None
     return device
@@ -474,7 +569,7 @@ class Teacher:
             raise ValueError(f"the teacher was {path}, and {name} here is {self.record}: "
                              "give its file with --teacher")
 
-    def on(self, device):
+    def to(self, device):
         """The model, on this device."""
         return self.model.to(device)
 

@@ -665,7 +665,7 @@ def tiny(**changes):
     return lively(sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | changes))).eval()
 
 
-SAMPLERS = {"pc": 10, "em": 5, "ode": 9, "direct": 1, "bridge_ode": 5, "bridge_sde": 5}
+SAMPLERS = {"pc": 10, "em": 5, "ode": 9, "one_step": 1, "bridge_ode": 5, "bridge_sde": 5}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

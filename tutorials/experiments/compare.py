@@ -71,8 +71,8 @@ STAGES = {
 ROWS = {
     "predictive, SI-SDR": ("predictive", {}), "predictive, error of the spectrogram": ("predictive, MSE", {}),
     "score model, 30 calls": ("score", dict(N=30)), "score model, 5 calls": ("score", dict(N=5)),
-    "score model, one call at T": ("score", dict(sampler="direct", start=1.0)),
-    "score model without PESQ, one call at T": ("score, no PESQ", dict(sampler="direct", start=1.0)),
+    "score model, one call at T": ("score", dict(sampler="one_step", start=1.0)),
+    "score model without PESQ, one call at T": ("score, no PESQ", dict(sampler="one_step", start=1.0)),
     "CRP, 5 calls": ("CRP 5", {}), "CRP, 1 call": ("CRP 1", {}),
     "score matching, 30 calls": ("score matching", dict(N=30)),
     "CRP from score matching, 5 calls": ("CRP 5, score matching", {}),

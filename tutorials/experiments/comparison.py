@@ -23,7 +23,7 @@ from scoring import (COLUMNS, add_csv_flag, add_lines, cell, enhanced_and_scored
 
 CHECKPOINTS = ("sgmse_stage1", "sgmse", "sgmse_crp1", "consistency", "meanflow", "drift", "drift_dagger")
 # What a checkpoint does without the step that its method adds: (checkpoint, changes of its config).
-CONTROLS = {"`sgmse_stage1`, one call at T": ("sgmse_stage1", dict(sampler="direct", start=1.0)),
+CONTROLS = {"`sgmse_stage1`, one call at T": ("sgmse_stage1", dict(sampler="one_step", start=1.0)),
             "`meanflow`, its separator alone": ("meanflow", dict(separator="train"))}
 AT_T, SEPARATOR = CONTROLS
 # What to read side by side, recording by recording.
