@@ -83,8 +83,8 @@ class Spectrogram(nn.Module):
         super().__init__()
         if transform not in ("exponent", "log", "none") or window not in ("hann", "sqrthann"):
             raise ValueError(f"transform is exponent, log or none, window hann or sqrthann; got {transform}, {window}")
-        if not 1 < 2 * hop_length <= n_fft:
-            raise ValueError(f"--hop-length: expected at most half of --n-fft {n_fft}; got {hop_length}")
+        if not 1 <= hop_length <= n_fft // 2 + 1:        # or a sample falls between two windows
+            raise ValueError(f"--hop-length: expected at most {n_fft // 2 + 1}, half of --n-fft; got {hop_length}")
         self.n_fft, self.hop_length, self.exponent, self.factor = n_fft, hop_length, exponent, factor
         self.transform = transform
         hann = torch.hann_window(n_fft, periodic=True)
@@ -819,6 +819,14 @@ class Crops:
         return len(self.files)
 
     @property
+    def identity(self):
+        """What a resumed run must find again: of each source how many recordings, of which names and lengths."""
+        return [{"recordings": len(source.paths), "samples": int(source.lengths.sum()),
+                 "names": hashlib.sha256("".join(f"{Path(path).name}:{length};" for path, length
+                                                 in zip(source.paths, source.lengths)).encode()).hexdigest()[:16]}
+                for source in dict.fromkeys(self.sources)]
+
+    @property
     def resident(self):
         """Whether all recordings are in memory."""
         return all(source.resident for source in self.sources)
@@ -1153,6 +1161,10 @@ class UnpairedAudio(Crops):
         self.noisy.problems = self.problems = self.problems + self.noisy.problems
 
     @property
+    def identity(self):
+        return super().identity + self.noisy.identity
+
+    @property
     def resident(self):
         return super().resident and self.noisy.resident
 
@@ -1287,16 +1299,16 @@ def write_mixtures(dataset, folder, first=0, every=1):
     return clean, noisy
 
 
-def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, crops=0):
+def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, num_crops=0):
     """Yield batches (clean, noisy) for ever, from batch number `step` on; the rank-th of `world` equal parts of each.
 
     Recordings in memory need no workers beside a CPU, which has its hands full; others are cut, and beside a GPU all
-    are, by that many processes. crops: the first so many come again and again, in the same order; 0: each comes once.
+    are, by that many processes. num_crops: size of a fixed training set, which repeats in the same order; 0: none.
     """
     def positions():
         for number in itertools.count(step):
             first = (number * world + rank) * batch_size
-            yield [p % crops if crops else p for p in range(first, first + batch_size)]
+            yield [p % num_crops if num_crops else p for p in range(first, first + batch_size)]
 
     if dataset.device.type == "cpu" and dataset.resident:
         workers = 0

@@ -253,6 +253,8 @@ class Student(train.Method):
             self.net = nets.MaskGRU(config.n_fft // 2 + 1, config.hidden, config.layers)
         else:
             self.net = self.network(1, version=2, num_times=0)
+        # SI-SDR leaves the gain of a U-Net open; this is what brings it back to clean speech.
+        self.register_buffer("gain", torch.ones(()))
 
     def prepare(self, fresh):
         """Before training: load the teacher. Raises ValueError where it is missing or not
@@ -286,6 +288,10 @@ class Student(train.Method):
         """Noisy spectrogram -> clean one, complex (B, 1, F, T)."""
         self.calls += 1
         return self.net(y) if self.config.network == "mask" else y + self.net(y)
+
+    def enhance_wave(self, wave):
+        """Waves of level 1, (B, L) -> (B, L)."""
+        return self.gain * super().enhance_wave(wave)
 
     def features(self, wave):
         """What the recurrent network knows at each frame: (B, L) -> (B, frames, hidden)."""
@@ -323,6 +329,9 @@ class Student(train.Method):
         """
         clean, noisy = batch
         enhanced = self.enhance_wave(noisy)
+        if self.config.task == "si_sdr" and self.config.network == "ncsnpp":
+            power = enhanced.square().sum().clamp(min=1e-8)
+            self.track_gain(self.gain * (enhanced * clean).sum() / power)
         if self.config.task == "si_sdr":
             task = losses.si_sdr_loss(clean, enhanced).mean()
             parts = {"si_sdr": -task.detach()}

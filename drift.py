@@ -359,6 +359,9 @@ class DriftSE(train.Method):
         self.needs_pairs = any((config.pesq_weight, config.si_sdr_weight, config.ccmse_weight,
                                 config.magnitude_weight))
         self.pesq_loss, self.latents = losses.PESQLoss(), None
+        # A loss in a latent space does not see the gain; this brings back that of the input.
+        self.sees_gain = bool(config.ccmse_weight or config.magnitude_weight)
+        self.register_buffer("gain", torch.ones(()))
 
     def prepare(self, fresh=True):
         """Before training: load the encoder. Raises ValueError."""
@@ -392,6 +395,8 @@ class DriftSE(train.Method):
             sigma = noise_level(len(y), config.sigma_max, device=device)
         x_hat = self(y, sigma)
         enhanced = self.spectrogram.inverse(x_hat[:, 0], noisy.shape[-1])
+        if not self.sees_gain:
+            self.track_gain((noisy.std(1) / enhanced.std(1).clamp(min=1e-8)).mean())
         with torch.no_grad():
             # Frames of silence are no speech to move towards.
             speech = clean.abs().amax(1) > SILENT_PEAK
@@ -428,8 +433,8 @@ class DriftSE(train.Method):
         """Waves of level 1, (B, L) -> (B, L). Losses in a latent space do not see the gain:
         as released, the output gets the peak of the input.
         """
-        out, config = super().enhance_wave(wave), self.config
-        if config.normalize == "robust" or config.ccmse_weight or config.magnitude_weight:
+        out = self.gain * super().enhance_wave(wave)
+        if self.config.normalize == "robust" or self.sees_gain:
             return out
         own, target = (w.abs().amax(-1, keepdim=True) for w in (out, wave))
         return out * (target / own.clamp(min=1e-8))

@@ -432,7 +432,7 @@ class MeanFlowCorrector(train.Method):
         # The mean of the squares; the Endpoint loss shrinks with them and keeps its weight.
         return loss / x0[0].numel() if config.reduction == "mean" else loss, parts
 
-    def correct(self, context):
+    def sample(self, context):
         """Context spectrograms (B, C, F, T), s_hat first -> clean (B, 1, F, T)."""
         config, s_hat = self.config, context[:, :1]
 
@@ -457,7 +457,7 @@ class MeanFlowCorrector(train.Method):
             return self.separate(mixture)
         waves = self.contexts(mixture)                                     # (B S, C, L)
         level = self.level_of_estimate(waves)
-        out = in_spectrogram(self.correct, waves / level, self.spectrogram,
+        out = in_spectrogram(self.sample, waves / level, self.spectrogram,
                              self.net.multiple, self.config.pad_mode)
         return (out * level[:, 0]).unflatten(0, (len(mixture), -1))        # (B, S, L)
 

@@ -39,7 +39,7 @@ import torch.distributed as dist
 
 import data
 import nets
-from nets import Count, Fraction, Positive, Weight
+from nets import Count, Fraction, Weight
 
 HERE = Path(__file__).resolve().parent
 
@@ -55,7 +55,7 @@ class TrainConfig(data.Augmentation):
     minutes: Weight = 0.0  # end after so many minutes; 0: after --steps
     batch_size: Count = 8  # crops per process and backward pass
     accumulate: Count = 1  # backward passes per update
-    lr: Positive = 1e-4  # learning rate of AdamW
+    lr: Weight = 1e-4  # learning rate of AdamW
     lr_warmup: Annotated[int, "[0, inf)"] = 0  # first steps, over which the learning rate rises from 0
     lr_decay: Fraction = 0.0  # last fraction of the training, over which it falls to a tenth
     weight_decay: Weight = 0.0  # of AdamW; with 0 it is Adam
@@ -137,6 +137,11 @@ class Method(torch.nn.Module):
     def wave(self, spec):
         """The wave (B, L) of a training crop's spectrogram (B, 1, F, T)."""
         return self.spectrogram.inverse(spec[:, 0], self.spectrogram.samples(spec.shape[-1]))
+
+    @torch.no_grad()
+    def track_gain(self, gain):
+        """Average over some 100 steps of the gain that the loss leaves open, in the buffer `gain`."""
+        self.gain = self.gain.lerp(gain, 0.01)
 
     def evaluations(self):
         """Network evaluations of a window."""

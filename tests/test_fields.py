@@ -14,6 +14,7 @@ import torch
 import consistency
 import dispatch
 import drift
+import encoder
 import meanflow
 import sgmse
 import train
@@ -74,7 +75,7 @@ SPECS = {
         "sigma_data": ("loss enhance", 0.4), "fourier_scale": ("start", 4.0)},
     "drift": SIZES | SPECTROGRAM | {
         "encoder": "test_encoder_from_a_folder_or_a_config_gives_its_hidden_states_in_20_ms_frames",
-        "layers": ("loss", (0, 1)), "field": ("loss", "separate"), "recipe": ("loss", "original"),
+        "layers": ("loss", (0, 1)), "field": ("loss", "separate"), "scaling": ("loss", "original"),
         "temperatures": ("loss", (0.3,)), "exclude_self": ("loss", False), "sigma_max": ("loss", 0.1),
         "sigma": ("enhance", 0.1), "conditional": ("weights", True), "mask": ("loss enhance", True),
         "drift_weight": ("loss", 2.0), "pesq_weight": ("loss", 1.0), "si_sdr_weight": ("loss", 1.0),
@@ -83,7 +84,7 @@ SPECS = {
                 "clusters": ("weights", 8), "mask_start": ("loss", 0.3), "mask_length": ("loss", 3),
                 "noisy": ("loss", True)}}
 CONFIGS = {"sgmse": sgmse.Config, "consistency": consistency.Config, "student": dispatch.Config,
-           "meanflow": meanflow.Config, "drift": drift.Config, "encoder": drift.EncoderConfig}
+           "meanflow": meanflow.Config, "drift": drift.Config, "encoder": encoder.EncoderConfig}
 BASES = {"sgmse": NET | dict(N=2), "consistency": NET | RENOISE | ALONE,
          "student": dict(hidden=8, n_fft=510, hop_length=64, num_frames=60, width=8, channel_mults=(1, 2),
                          num_res_blocks=1, attention_resolutions=()),
@@ -94,7 +95,7 @@ BASES = {"sgmse": NET | dict(N=2), "consistency": NET | RENOISE | ALONE,
 class Known:
     """A teacher whose score or output is a formula."""
 
-    def on(self, device):
+    def to(self, device):
         return self
 
     def score(self, x, y, t):
@@ -111,7 +112,7 @@ def build(method, changes):
     torch.manual_seed(0)
     config = CONFIGS[method](**BASES[method] | changes)
     if method == "encoder":
-        return drift.MaskedPrediction(config, torch.randn(config.clusters, 64)).eval()
+        return encoder.MaskedPrediction(config, torch.randn(config.clusters, 64)).eval()
     Method = {"sgmse": sgmse.ScoreSDE, "consistency": consistency.ConsistencyModel, "student": dispatch.Student,
               "meanflow": meanflow.MeanFlowCorrector, "drift": drift.DriftSE}[method]
     model = lively(Method(config).eval())

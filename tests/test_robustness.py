@@ -629,7 +629,7 @@ def test_a_training_by_the_clock_ends_as_if_the_last_step_were_done(tmp_path, co
     ticks = itertools.count()                            # a clock of our own, which no busy machine stops
     monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: 0.02 * next(ticks), time=time.time))
     flags = (*FLAGS, "--data", corpus, "--out", tmp_path / "run", "--valid-every", "0",
-             "--minutes", "0.02", "--decay", "1")
+             "--minutes", "0.02", "--lr-decay", "1")
     assert command(*flags) == 0
     state = torch.load(tmp_path / "run/last.pt", weights_only=True)
     assert 20 < state["step"] < 40 and state["seconds"] >= 1.2
@@ -669,7 +669,7 @@ def test_the_learning_rate_falls_to_a_tenth_over_the_last_share():
     (("evaluate", "--data", "CORPUS", "--first", "99"), "99"),
     (("evaluate", "--data", "CORPUS", "--metrics", "pesk"), "unknown metric pesk"),
     (("train", "--data", "CORPUS", "--batch-size", "0"), "--batch-size"),
-    (("train", "--data", "CORPUS", "--decay", "2"), "--decay")])
+    (("train", "--data", "CORPUS", "--lr-decay", "2"), "--lr-decay")])
 def test_what_cannot_be_is_one_line_and_exit_2(corpus, capsys, arguments, word):
     assert command(*(corpus if a == "CORPUS" else a for a in arguments)) == 2
     out, err = capsys.readouterr()

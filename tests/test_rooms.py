@@ -321,7 +321,7 @@ def test_another_number_of_talkers_starts_from_what_fits(trained, root, tmp_path
     assert run(*flags) == 2
     assert "do not fit" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="start afresh: separator.decoder.bias, separator.decoder.weight$"):
-        assert run(*flags, "--partly") == 0
+        assert run(*flags, "--init-partial") == 0
     a, b = (train.load_checkpoint(path).state_dict() for path in (first, tmp_path / "last.safetensors"))
     assert b["separator.decoder.weight"].shape[0] == a["separator.decoder.weight"].shape[0] / 2
     assert all(torch.equal(a[name], b[name]) for name in a if "decoder" not in name)

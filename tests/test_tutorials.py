@@ -109,7 +109,7 @@ def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_p
         num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2))
     encoder.save_pretrained(tmp_path / "encoder")
     copy = shutil.copytree(corpus, tmp_path / "copy", copy_function=shutil.copy)      # other times, another place
-    command = [sys.executable, EXPERIMENTS / "compare.py", "--crops", "4", "--preset", "tiny", "--workers", "1", "--csv",
+    command = [sys.executable, EXPERIMENTS / "compare.py", "--num-crops", "4", "--preset", "tiny", "--workers", "1", "--csv",
                "all.csv", "--rows", "CRP, 1", "deepest layer", "random encoder", "--encoder", "encoder"]
     outputs = []
     for place in (corpus, copy):
@@ -263,7 +263,7 @@ def test_recordings_of_high_voices_are_counted_and_linked(tmp_path, monkeypatch,
 
 def test_latents_are_tabled(corpus, monkeypatch):
     """A frame finds itself; among frames of noise alone it finds its own time by chance."""
-    command = [sys.executable, EXPERIMENTS / "latents.py", "mel", "--data", corpus, "--crops", "16", "--snrs", "5"]
+    command = [sys.executable, EXPERIMENTS / "latents.py", "mel", "--data", corpus, "--num-crops", "16", "--snrs", "5"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     rows = [line.split("|")[1:4] for line in done.stdout.splitlines() if line.startswith("| mel")]
     assert [row[1].strip() for row in rows] == list("01234") and all(0 < float(row[2].split()[0]) <= 1 for row in rows)

@@ -189,18 +189,18 @@ for time in (0.1, 0.5, 1.0):
     V = a ** 2 * 0.01 + std ** 2
     gaussian = lambda x, y, t: -(x - (1 - a) * y) / V
     least = 0.5 * a ** 2 * 0.01 / V
-    loss = sgmse.dsm_loss(gaussian, x0, y, t, z, OUVE).item()
+    loss = sgmse.dsm_loss(gaussian, x0, y, OUVE, t, z).item()
     check(f"t = {time}: loss of the exact score", loss, least, 0.01 * least)
 
 offsets = np.linspace(-1.5, 1.5, 7)
 t = torch.full((n,), 0.5)
 a, std = OUVE.mean(torch.ones(1), torch.zeros(1), t[:1]).item(), OUVE.std(t[:1]).item()
-loss = [sgmse.dsm_loss(lambda x, y, t: -(x - (1 - a) * y) / (a ** 2 * 0.01 + std ** 2) + d, x0, y, t, z, OUVE).item()
+loss = [sgmse.dsm_loss(lambda x, y, t: -(x - (1 - a) * y) / (a ** 2 * 0.01 + std ** 2) + d, x0, y, OUVE, t, z).item()
         for d in offsets]
 predicted = loss[3] + 0.5 * std ** 2 * offsets ** 2
 check("a wrong score costs half its square times the variance", np.abs(np.array(loss) - predicted).max(), 0, 3e-4)
-denoised = sgmse.denoising_loss(lambda x, y, t: x + std ** 2 * -(x - (1 - a) * y), x0, y, t, z, OUVE, lambda s: s ** -2)
-same = sgmse.dsm_loss(lambda x, y, t: -(x - (1 - a) * y), x0, y, t, z, OUVE)
+denoised = sgmse.denoising_loss(lambda x, y, t: x + std ** 2 * -(x - (1 - a) * y), x0, y, OUVE, lambda s: s ** -2, t, z)
+same = sgmse.dsm_loss(lambda x, y, t: -(x - (1 - a) * y), x0, y, OUVE, t, z)
 check("the denoiser's loss with weight 1 / variance is the same", (denoised / same).item(), 1, 1e-5)
 plt.figure(figsize=(4.5, 2.6))
 plt.plot(offsets, predicted, label="minimum + parabola")
@@ -220,7 +220,7 @@ torch.manual_seed(0)
 score, losses = toy.learn_score(BBED, fast(1500, 30))
 n = 50_000
 t = BBED.t_eps + (BBED.T - BBED.t_eps) * torch.rand(n)
-floor = sgmse.dsm_loss(exact, toy.clean(n), toy.noisy(n), t, noise(n), BBED).item()
+floor = sgmse.dsm_loss(exact, toy.clean(n), toy.noisy(n), BBED, t, noise(n)).item()
 with torch.no_grad():
     learnt = sgmse.euler_maruyama(score, toy.noisy(2000), BBED, 60)
 check("loss of the last fifth against the exact score's", fifths(losses)[1], floor, 0.1 * floor, trained=True)

@@ -8,7 +8,6 @@ import inspect
 import io
 import os
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 
@@ -116,14 +115,12 @@ def train_small(method, steps, batch_size=4, lr=1e-3, dataset=None, crops=0, **o
     dataset: by default the three recordings. crops: so many, again and again; 0: each is cut anew.
     """
     logged = []
-    with tempfile.TemporaryDirectory() as out:
-        config = train.TrainConfig(out=out, steps=steps, batch_size=batch_size, lr=lr, **options)
-        dataset = dataset or data.open_data(ROOT / "tutorials" / "audio", "train", num_samples=method.num_samples,
-                                            normalize=method.config.normalize)
-        train.seed_everything(config.seed)
-        loader = lambda step, rank, world: data.batches(dataset, batch_size, step, rank, world, crops=crops)
-        for _, parts in train.fit(method, loader, config):
-            logged.append({name: float(value) for name, value in parts.items()})
+    config = train.TrainConfig(steps=steps, batch_size=batch_size, lr=lr, **options)
+    dataset = dataset or data.open_data(ROOT / "tutorials" / "audio", "train", num_samples=method.num_samples,
+                                        normalize=method.config.normalize)
+    train.seed_everything(config.seed)
+    for _, parts in train.fit(method, data.batches(dataset, batch_size, num_crops=crops), config):
+        logged.append({name: float(value) for name, value in parts.items()})
     method.eval()
     return {name: np.array([row[name] for row in logged if name in row]) for name in logged[-1]}
 

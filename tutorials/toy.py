@@ -202,11 +202,7 @@ def learn_score(sde, steps=1500):
     """Denoising score matching: (score, losses)."""
     net = Plane()
     score = lambda x, y, t: net(x, t) / per_bin(sde.std(t))
-
-    def loss(x0, y):
-        t = sde.t_eps + (sde.T - sde.t_eps) * torch.rand(len(x0))
-        return sgmse.dsm_loss(score, x0, y, t, torch.randn_like(x0), sde)
-    return score, fit(net, loss, steps)
+    return score, fit(net, lambda x0, y: sgmse.dsm_loss(score, x0, y, sde), steps)
 
 
 def learn_correction(sde, steps=1500, N=1, start=0.5):
