@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import re
-import shlex
 import sys
 import time
 import typing
@@ -216,18 +215,6 @@ def add_flags(parser, cls, only=None, defaults=None, shown=None):
             options |= dict(type=kind, metavar=kind.__name__.upper())
         names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))     # in order, each once
         parser.add_argument(*names, **options)
-
-
-def as_flags(values):
-    """{field: value} as it would be typed on a command line."""
-    words = []
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
-    return shlex.join(words)
 
 
 def explicit_flags(args, cls):

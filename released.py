@@ -12,7 +12,7 @@ import drift
 import meanflow
 import nets
 import sgmse
-from train import CheckpointError
+from train import CheckpointError, Stub
 
 NETWORK = dict(width="nf", channel_mults="ch_mult", num_res_blocks="num_res_blocks",
                attention_resolutions="attn_resolutions")                  # our field: theirs
@@ -28,6 +28,7 @@ def load(content, **changes):
     """
     theirs = (content.get("hyper_parameters") or {}) if isinstance(content, dict) else {}
     keys = content.keys() if isinstance(content, dict) else ()
+    theirs = vars(theirs) if isinstance(theirs, Stub) else theirs          # a Namespace
     if {"model", "ema", "scheduler", "config"} <= set(keys):
         return drift_se(content, changes)
     if "ode" in theirs and "ema" in keys:
@@ -36,7 +37,7 @@ def load(content, **changes):
         # ROSE-CD's distilled model has the wrapper of its teacher, but its input is not scaled.
         distilled = theirs.get("loss_type") == "precond_denoiser" and theirs.get("c_in") == "1"
         return consistency_model(content, changes) if distilled else score_sde(content, changes)
-    weights = content.get("state_dict", content) if keys else {}
+    weights = content.get("state_dict") or content if keys else {}
     if any(str(name).endswith("layers.0.full.weight") for name in weights):
         return separator(weights, changes)
     if {"model", "optimizer", "step"} <= set(keys):

@@ -6,7 +6,7 @@
     RoomMixtures       batches of mixtures in such rooms, as data.MixedAudio gives them
     open_rooms         RoomMixtures of a folder with speech and noise
 
-    python rooms.py DIR --mics 4 --talkers 2 --out runs/rooms     a fixed test set
+    python rooms.py DIR --num-mics 4 --num-speakers 2 --out runs/rooms     a fixed test set
 """
 
 import argparse
@@ -30,42 +30,42 @@ from data import SAMPLE_RATE, MixedAudio, compute_once, random_start, save_audio
 @dataclass(frozen=True)
 class RoomConfig:
     """What simulated rooms are drawn from, uniformly in each range. Metres and seconds."""
-    mics: int = 4                    # evenly on a horizontal circle, the first at a random angle
-    talkers: int = 2
+    num_mics: int = 4                    # evenly on a horizontal circle, the first at a random angle
+    num_speakers: int = 2
     radius: float = 0.05             # of the circle
     size: tuple = ((3.0, 3.0, 3.0), (8.0, 8.0, 4.0))
     rt60: tuple = (0.2, 0.6)         # reverberation time, to which Sabine's formula chooses the walls
     off_centre: float = 0.35         # of the circle from the middle of the room, at most, along each side
     mic_height: tuple = (1.0, 1.5)
-    height: tuple = (1.0, 1.8)       # of the talkers and of the noise
-    from_wall: float = 0.5           # at least, of the talkers and of the noise
-    from_array: tuple = (0.5, 1.0)   # at least: of a talker, of the noise
+    height: tuple = (1.0, 1.8)       # of the speakers and of the noise
+    from_wall: float = 0.5           # at least, of the speakers and of the noise
+    from_array: tuple = (0.5, 1.0)   # at least: of a speaker, of the noise
 
 
 def draw_room(number, config=RoomConfig()):
     """Room `number`: size (3,), reverberation time, microphones (3, M), sources, a list of (3,). Metres and seconds.
 
-    Sources: the talkers, then the noise. The same at every call.
+    Sources: the speakers, then the noise. The same at every call.
     """
     rng = np.random.default_rng(number)
     size, rt60 = rng.uniform(*config.size), rng.uniform(*config.rt60)
     centre = np.append(size[:2] / 2 + rng.uniform(-config.off_centre, config.off_centre, 2),
                        rng.uniform(*config.mic_height))
-    angle = 2 * np.pi * (rng.random() + np.arange(config.mics) / config.mics)
+    angle = 2 * np.pi * (rng.random() + np.arange(config.num_mics) / config.num_mics)
     array = centre[:, None] + config.radius * np.stack([np.cos(angle), np.sin(angle), 0 * angle])     # (3, M)
     inside = [config.from_wall, config.from_wall, config.height[0]], [*(size[:2] - config.from_wall), config.height[1]]
     places = []
-    while len(places) <= config.talkers:
+    while len(places) <= config.num_speakers:
         place = rng.uniform(*inside)
-        if np.linalg.norm(place - centre) >= config.from_array[len(places) == config.talkers]:
+        if np.linalg.norm(place - centre) >= config.from_array[len(places) == config.num_speakers]:
             places.append(place)
     return size, rt60, array, places
 
 
 def simulate_room(number, config=RoomConfig()):
-    """Room `number` by the image method: its impulse responses, float16 (talkers + 1, mics + 1, n) at 16 kHz.
+    """Room `number` by the image method: its impulse responses, float16 (speakers + 1, mics + 1, n) at 16 kHz.
 
-    Sources: the talkers, then the noise, where draw_room puts them. Responses: that to each microphone, then the direct
+    Sources: the speakers, then the noise, where draw_room puts them. Responses: that to each microphone, then the direct
     path alone to microphone 0, in step with the others. The same numbers at every call. Raises ValueError where the
     walls would have to swallow more than arrives at them.
     """
@@ -92,7 +92,7 @@ def simulate_room(number, config=RoomConfig()):
 
 
 def simulated_rooms(numbers, config, cache):
-    """Responses of these rooms, float16 (rooms, talkers + 1, mics + 1, n), each computed once; `cache`: folder."""
+    """Responses of these rooms, float16 (rooms, speakers + 1, mics + 1, n), each computed once; `cache`: folder."""
     def one(number):
         path = Path(cache) / f"{zlib.crc32(repr(config).encode()):08x}-{number}.npz"
         return compute_once(path, lambda: simulate_room(number, config))
@@ -115,13 +115,13 @@ def convolve(wave, response):
 
 
 class RoomMixtures(MixedAudio):
-    """Talkers and a noise in simulated rooms: clean (B, S, L), mixture (B, M, L); (B, L) both for one of each.
+    """Speakers and a noise in simulated rooms: clean (B, S, L), mixture (B, M, L); (B, L) both for one of each.
 
-    Clean is the direct path of each talker to microphone 0, in step with the mixture. The talkers are recordings of
+    Clean is the direct path of each speaker to microphone 0, in step with the mixture. The speakers are recordings of
     different folders, where there are as many. The noise is a recording played at one point, 1 m from the array
     or more, where most of it arrives from all sides. Ratios hold for what microphone 0 hears, reverberation
-    included: each further talker is `sir` dB (drawn from that range) below the first, the noise one of `snrs` below
-    all talkers together.
+    included: each further speaker is `sir` dB (drawn from that range) below the first, the noise one of `snrs` below
+    all speakers together.
 
     rooms: how many; first_room: the number of the first, see simulate_room. cache: folder of their responses.
     """
@@ -130,14 +130,14 @@ class RoomMixtures(MixedAudio):
                  sir=(-5.0, 5.0), **options):
         super().__init__(speech_dir, noise_dir, **options)
         speech, noise = self.sources
-        self.sources, self.loops = (speech,) * config.talkers + (noise,), (False,) * config.talkers + (True,)
-        self.must_sound, self.sir = range(config.talkers + 1), sir
+        self.sources, self.loops = (speech,) * config.num_speakers + (noise,), (False,) * config.num_speakers + (True,)
+        self.must_sound, self.sir = range(config.num_speakers + 1), sir
         self.folders = np.unique([str(Path(path).parent) for path in speech.paths], return_inverse=True)[1]
         responses = simulated_rooms(range(first_room, first_room + rooms), config, cache)
         self.responses, self.lead = responses.to(self.device), responses.shape[-1] - 1
 
     def draw(self, index, rng, length):
-        """(files, starts, (room, SNR, level of each talker in dB))."""
+        """(files, starts, (room, SNR, level of each speaker in dB))."""
         chosen = [index]
         while len(chosen) < len(self.sources) - 1:
             elsewhere = self.files[~np.isin(self.folders[self.files], self.folders[chosen])]
@@ -148,19 +148,19 @@ class RoomMixtures(MixedAudio):
         return (*chosen, noise), (*starts, start), tuple(map(float, choices))
 
     def combine(self, *sources_and_choices):
-        """Crops (B, lead + L) of talkers and noise, choices (B, 2 + S) of `draw` -> (clean, mixture)."""
+        """Crops (B, lead + L) of speakers and noise, choices (B, 2 + S) of `draw` -> (clean, mixture)."""
         *sources, choices = sources_and_choices
         room, snr_db, levels = choices[:, 0].long(), choices[:, 1], choices[:, 2:]
         heard = convolve(torch.stack(sources, 1)[:, :, None], self.responses[room].float())   # (B, S + 1, M + 1, L)
         heard = heard / heard[:, :, :1].square().mean(-1, keepdim=True).clamp(min=1e-10).sqrt()
-        talkers = heard[:, :-1] * 10 ** (levels[:, :, None, None] / 20)
-        clean, speech = talkers[:, :, -1], talkers[:, :, :-1].sum(1)       # (B, S, L), (B, M, L)
+        speakers = heard[:, :-1] * 10 ** (levels[:, :, None, None] / 20)
+        clean, speech = speakers[:, :, -1], speakers[:, :, :-1].sum(1)       # (B, S, L), (B, M, L)
         gain = speech[:, :1].square().mean(-1, keepdim=True).sqrt() * 10 ** (-snr_db[:, None, None] / 20)
         mixture = speech + gain * heard[:, -1, :-1]
         return (clean[:, 0], mixture[:, 0]) if clean.shape[1] == mixture.shape[1] == 1 else (clean, mixture)
 
     def utterance(self, number):
-        """As long as its first talker's recording, the same at every call, peak 0.9: (name, clean, mixture)."""
+        """As long as its first speaker's recording, the same at every call, peak 0.9: (name, clean, mixture)."""
         name, clean, mixture = super().utterance(number)
         scale = 0.9 / mixture.abs().max()
         return name, scale * clean, scale * mixture
@@ -183,11 +183,11 @@ def open_rooms(root, split, config=RoomConfig(), rooms=200, cache="rooms", **opt
 
 def main():
     """Writes a fixed set of mixtures in simulated rooms. Exits 2 for a request that cannot be met."""
-    parser = argparse.ArgumentParser(description="Talkers and noise in simulated rooms, as files to evaluate on.")
+    parser = argparse.ArgumentParser(description="Speakers and noise in simulated rooms, as files to evaluate on.")
     parser.add_argument("data", help="folder with SPLIT/speech and SPLIT/noise")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
-    parser.add_argument("--mics", type=int, default=4, help="microphones on a circle of 5 cm radius (default: 4)")
-    parser.add_argument("--talkers", type=int, default=2, help="(default: 2)")
+    parser.add_argument("--num-mics", type=int, default=4, help="microphones on a circle of 5 cm radius (default: 4)")
+    parser.add_argument("--num-speakers", type=int, default=2, help="(default: 2)")
     parser.add_argument("--count", type=int, default=30, help="mixtures, and rooms to choose from (default: 30)")
     parser.add_argument("--snrs", type=float, nargs="*", metavar="X", default=(0, 5, 10, 15),
                         help="dB (default: 0 5 10 15)")
@@ -197,12 +197,12 @@ def main():
                         help="sides of the rooms in metres (default: 3 8)")
     parser.add_argument("--seed", type=int, default=0, help="of all choices but the rooms' (default: 0)")
     parser.add_argument("--out", default="rooms", help="gets SPLIT/noisy, a channel for each microphone; SPLIT/clean, "
-                        "one for each talker; and responses (default: rooms)")
+                        "one for each speaker; and responses (default: rooms)")
     args = parser.parse_args()
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     try:
-        if min(args.mics, args.talkers, args.count) < 1:
-            raise ValueError("--mics, --talkers and --count are 1 or more")
+        if min(args.num_mics, args.num_speakers, args.count) < 1:
+            raise ValueError("--num-mics, --num-speakers and --count are 1 or more")
         for name, given, least in (("--rt60", args.rt60, 0.05), ("--floor", args.floor, 2.5)):
             if given and not least <= given[0] <= given[1]:
                 raise ValueError(f"{name} LOW HIGH is a range from {least} on; got {given[0]:g} {given[1]:g}")
@@ -213,7 +213,7 @@ def main():
         if any(folder.is_dir() and any(folder.iterdir()) for folder in written):
             raise ValueError(f"{args.out} holds mixtures already, which would be scored with these: choose another "
                              "--out, or remove it")
-        dataset = open_rooms(args.data, args.split, RoomConfig(args.mics, args.talkers, **room), args.count,
+        dataset = open_rooms(args.data, args.split, RoomConfig(args.num_mics, args.num_speakers, **room), args.count,
                              Path(args.out) / "responses", snrs=args.snrs, seed=args.seed)
         # All recordings in turn, or as many evenly spaced; beyond their number again, in other rooms and noise.
         spaced = np.linspace(0, len(dataset) - 1, args.count).astype(int)

@@ -192,7 +192,7 @@ def fit(method, batches, config, resume=None, record=None):
     an update and after its gradient: it holds no weights whose next gradient is not finite.
 
     The caller validates and logs between two steps, so that a killed validation is repeated:
-    last.pt is older. Ctrl-C ends the training after a step, with last.pt written. A step whose
+    last.pt is older. Ctrl-C ends the training between two steps, with last.pt written. A step whose
     gradient is not finite is skipped; ten in a row raise FloatingPointError.
     """
     run = Run(method, config, resume)
@@ -213,9 +213,9 @@ def fit(method, batches, config, resume=None, record=None):
             run.update(step, value, norm)
             method.progress = run.progress
         yield step, {"loss": value.detach(), "gradient": norm, **parts}
-        if interrupts:
-            raise KeyboardInterrupt
     set_precision(method, None)
+    if interrupts:
+        raise KeyboardInterrupt
 
 
 def set_precision(method, dtype):

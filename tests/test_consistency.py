@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import math
-import shlex
 
 import pytest
 import torch

@@ -487,7 +487,7 @@ def test_voicebank_mixed_on_the_fly_keeps_its_speakers_for_validation(tmp_path, 
     clean = data.UnpairedAudio(tmp_path, tmp_path / "speech", num_samples=N)
     heard = {Path(path).stem for path in (*clean.sources[0].paths, *clean.noisy.sources[0].paths)}
     assert not heard & set(held_out)
-    babble = data.open_data(tmp_path, "train", num_samples=N, babble=1.0)
+    babble = data.open_data(tmp_path, "train", num_samples=N, augmentation=data.Augmentation(babble=1.0))
     assert [Path(path).stem for path in babble.sources[0].paths] == ["p225_001", "p2260_001"]
 
 
@@ -630,7 +630,7 @@ def test_every_second_of_noise_is_equally_likely(corpus):
 
 
 def test_babble_is_heard_in_its_share_and_reproducible(corpus):
-    dataset = mixtures(corpus, babble=0.25)
+    dataset = mixtures(corpus, augmentation=data.Augmentation(babble=0.25))
     babble = len(dataset.noise_ends)
     rng = np.random.default_rng(0)
     drawn = np.bincount([dataset.draw_noise(rng, N)[0] for _ in range(4000)], minlength=5) / 4000
@@ -639,8 +639,8 @@ def test_babble_is_heard_in_its_share_and_reproducible(corpus):
     wave = dataset.sources[1].wave(babble)
     assert len(wave) == 600 * 16000 and wave.abs().max() == pytest.approx(1, abs=1e-4)
     batches = take(dataset, 4)
-    assert_same(batches, take(mixtures(corpus, babble=0.25), 4))
-    assert_same(batches, take(mixtures(corpus, babble=0.25, resident=False), 4, workers=2))
+    assert_same(batches, take(mixtures(corpus, augmentation=data.Augmentation(babble=0.25)), 4))
+    assert_same(batches, take(mixtures(corpus, augmentation=data.Augmentation(babble=0.25), resident=False), 4, workers=2))
 
 
 def test_every_talker_of_the_babble_is_equally_loud(tmp_path):
@@ -694,9 +694,9 @@ def test_so_many_crops_come_again_and_again(corpus, resident):
         return [row for pair in batches for row in torch.stack(pair, dim=1)]
 
     expected = rows(take(mixtures(corpus), 3))[:10]
-    whole = rows(take(mixtures(corpus, resident=resident), 6, crops=10))
+    whole = rows(take(mixtures(corpus, resident=resident), 6, num_crops=10))
     assert all(torch.equal(row, expected[p % 10]) for p, row in enumerate(whole))
-    second = rows(take(mixtures(corpus), 5, 2, rank=1, world=2, crops=10, step=1))
+    second = rows(take(mixtures(corpus), 5, 2, rank=1, world=2, num_crops=10, step=1))
     assert all(torch.equal(row, expected[p % 10]) for p, row in zip((6, 7, 10, 11, 14, 15, 18, 19, 22, 23), second))
 
 
@@ -742,7 +742,7 @@ def test_a_crop_is_cut_out_of_the_recording_or_its_repetition(corpus, loop):
 
 
 def test_beside_another_device_workers_cut_and_vary_what_lies_in_memory(corpus):
-    varied = dict(babble=0.3, made=0.5, pauses=0.5, coloured=0.5)
+    varied = dict(augmentation=data.Augmentation(babble=0.3), made=0.5, pauses=0.5, coloured=0.5)
     dataset = mixtures(corpus, device="meta", **varied)
     assert all(wave.is_meta and wave.shape == (4, N) for batch in take(dataset, 2, workers=2) for wave in batch)
     assert dataset.order[0] is None                      # nothing was drawn in this process
@@ -797,7 +797,7 @@ def heard(wave):
 def test_a_clean_crop_is_of_no_recording_that_any_noisy_one_holds(kind, voices):
     """One folder serves both sides: half of its recordings each, of babble too; and all of them are used."""
     root = voices / "paired" if kind == "pairs" else voices
-    options = dict(snrs=(-20,), babble=1.0) if kind == "babble" else {} if kind == "pairs" else dict(snrs=(60,))
+    options = dict(snrs=(-20,), augmentation=data.Augmentation(babble=1.0)) if kind == "babble" else {} if kind == "pairs" else dict(snrs=(60,))
     dataset = UnpairedAudio(root, root / ("clean" if kind == "pairs" else "speech"), num_samples=N,
                             resident=kind != "streamed", **options)
     sides = [heard(torch.cat(part)) for part in zip(*take(dataset, 30))]

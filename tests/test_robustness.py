@@ -6,6 +6,8 @@ import os
 import platform
 import struct
 import subprocess
+import shutil
+import signal
 import sys
 import time
 import types
@@ -75,22 +77,22 @@ def test_a_recording_ends_without_a_click_whatever_its_length(name):
 
 def test_no_few_samples_move_the_level():
     wave = torch.from_numpy(sound(3 * 16000)[:, 0])
-    level = data.robust_level(wave)
+    level = data.click_robust_peak(wave)
     for start, length, tolerance in ((0, 1, 0.02), (20000, 10, 0.1), (47990, 10, 0.1), (30000, 30, 0.3)):
         clicked = wave.clone()
         clicked[start:start + length] = 100
-        assert data.robust_level(clicked).item() == pytest.approx(level.item(), rel=tolerance)
+        assert data.click_robust_peak(clicked).item() == pytest.approx(level.item(), rel=tolerance)
     padded = torch.cat([torch.zeros(90000), wave, torch.zeros(33333)])
-    assert data.robust_level(padded).item() == pytest.approx(level.item(), rel=0.05)
-    assert data.robust_level(10 * wave).item() == pytest.approx(10 * level.item(), rel=1e-5)
+    assert data.click_robust_peak(padded).item() == pytest.approx(level.item(), rel=0.05)
+    assert data.click_robust_peak(10 * wave).item() == pytest.approx(10 * level.item(), rel=1e-5)
     tail = torch.cat([0.01 * wave[:20000], wave[:12000]])                  # the last, incomplete second counts
-    assert data.robust_level(tail).item() > 0.8 * level.item()
+    assert data.click_robust_peak(tail).item() > 0.8 * level.item()
 
 
 def test_level_of_crops_is_that_of_the_peak_on_average():
     """What networks were trained with by the peak of the crop stays in place."""
     speech = torch.from_numpy(CLEAN[:32000 * 3]).reshape(3, -1) + 0.1 * torch.from_numpy(sound(32000, 3)).T
-    ratio = data.robust_level(speech)[:, 0] / speech.abs().amax(1)
+    ratio = data.click_robust_peak(speech)[:, 0] / speech.abs().amax(1)
     assert 0.7 < ratio.log().mean().exp() < 1.3
 
 
@@ -125,30 +127,79 @@ def test_digital_silence_stays_digital_silence_beside_speech(name):
     assert np.abs(out[:16000]).max() > 0.01
 
 
-def test_what_is_silent_goes_past_the_network_and_the_rest_comes_back_in_its_place():
+def parts(wave):
+    """What the network receives of a wave (1, L), and the output: one call for speech, one for pauses."""
     heard = []
 
-    def network(wave):
-        heard.append(wave.shape[-1])
-        return wave
+    def network(x):
+        heard.append(x)
+        return x
+    return heard, data.enhance_normalised(network, wave, "robust")
+
+
+def test_pauses_are_enhanced_apart_and_put_back_in_place():
     noise = torch.from_numpy(sound(4 * 16000)[:, 0])
-    wave = torch.cat([noise[:16000], torch.zeros(40000), noise[16000:30000], torch.zeros(50000)])[None] + 0.25
-    out = data.enhance_levelled(network, wave, "robust")
-    # Around what sounds a quarter of a second stays, rounded to frames of 20 ms.
-    assert heard == [pytest.approx(30000 + 3 * 12 * 320, abs=4 * 320)]
-    sounding = [*range(16000), *range(56000, 70000)]
-    offset = (out - wave)[0, sounding].mean()
-    assert (out - wave - offset)[0, sounding].abs().max() < 0.03 and out[0, 30000:50000].abs().max() < 0.25
-    assert out.shape == wave.shape
+    hiss = 3e-3 * noise[:40000]                          # 50 dB below the speech
+    wave = torch.cat([noise[:16000], hiss, noise[16000:30000], hiss])[None]
+    heard, out = parts(wave)
+    margins = 3 * data.MARGIN * data.FRAME + 2 * data.EDGE
+    assert [x.shape[-1] for x in heard] == [pytest.approx(30000 + margins, abs=2000),
+                                            pytest.approx(80000 - margins + 4 * data.EDGE, abs=4000)]
+    assert 0.5 < heard[1].abs().max() <= data.LIMIT      # the pauses reach the network at level 1, too
+    torch.testing.assert_close(out, wave - wave.mean(), atol=2e-3, rtol=0)
+
+
+def test_gaps_between_syllables_are_no_pauses():
+    noise = torch.from_numpy(sound(4 * 16000)[:, 0])
+    gap = torch.zeros(7000)                              # less than half a second
+    heard, _ = parts(torch.cat([noise[:16000], gap, noise[16000:30000]])[None])
+    assert len(heard) == 1
+
+
+def test_pauses_without_signal_and_very_short_recordings_pass():
+    noise = torch.from_numpy(sound(2 * 16000)[:, 0])
+    dither = torch.from_numpy(np.sign(sound(40000)[:, 0])) * 3 / 32768
+    heard, out = parts(torch.cat([noise, dither])[None])
+    assert len(heard) == 1
+    torch.testing.assert_close(out[0, 36000:], dither[4000:], atol=2 / 32768, rtol=0)
+    for wave in (noise[None, :520], noise[None, :data.EDGE - 1]):
+        heard, out = parts(wave)
+        assert not heard and torch.equal(out, wave)
     silence = torch.zeros(1, 9000)
-    assert torch.equal(data.enhance_levelled(network, silence, "robust"), silence)
+    assert torch.equal(parts(silence)[1], silence)
+
+
+def test_gain_follows_a_quiet_speaker_after_a_loud_one():
+    noise = torch.from_numpy(sound(8 * 16000)[:, 0])
+    wave = torch.cat([noise[:64000], 0.03 * noise[64000:]])[None, None]
+    x, gain = data.normalise(wave)
+    loud, quiet = gain[0, 0, :48000], gain[0, 0, -48000:]
+    assert (loud.log().std() < 0.1) and (quiet.mean() / loud.mean()).item() == pytest.approx(0.03, rel=0.1)
+    torch.testing.assert_close(x * gain, wave - wave.mean(), atol=1e-5, rtol=0)
+    assert data.normalise(torch.cat([noise[:64000], 1e-6 * noise[64000:]])[None])[1].min() > 0.9e-3 * loud.mean()
+
+
+@pytest.mark.parametrize("gain, matched", [(1.4, 1 / 1.4), (0.6, 1 / 0.6), (9.0, 0.5), (0.15, 1.0)])
+def test_output_gain_matches_the_speech_in_the_mixture(gain, matched):
+    """Within 6 dB; an estimate 15 dB below the mixture has no speech to compare with."""
+    speech, noise = torch.from_numpy(sound(32000, 2)).T[:, None, None]
+    noise = 0.3 * (noise - speech * (noise * speech).sum() / speech.square().sum())
+    assert data.matching_gain(gain * speech, speech + noise).item() == pytest.approx(matched, rel=1e-3)
+    out = data.enhance_normalised(lambda x: 1.4 * x, speech[:, 0], "robust")
+    torch.testing.assert_close(out, speech[:, 0] - speech.mean(), atol=1e-3, rtol=0)
+
+
+def test_both_ends_are_mirrored_for_the_network():
+    wave = torch.arange(1.0, 7.0)[None]
+    assert data.reflect(wave, 2)[0].tolist() == [2, 1, 1, 2, 3, 4, 5, 6, 6, 5]
+    assert data.reflect(wave[:, :2], 3)[0].tolist() == [2, 2, 1, 1, 2, 2, 1, 1]
 
 
 def test_published_normalisation_is_the_peak_of_the_recording():
     seen = []
     wave = torch.from_numpy(sound(2, 9000)).reshape(2, 9000)
     for peak in (None, torch.tensor([[0.5], [2.0]])):
-        out = data.enhance_levelled(lambda x: seen.append(x) or x, wave, "peak", peak)
+        out = data.enhance_normalised(lambda x: seen.append(x) or x, wave, "peak", peak)
         torch.testing.assert_close(out, wave)
         torch.testing.assert_close(seen[-1], wave / (wave.abs().amax(1, keepdim=True) if peak is None else peak))
 
@@ -160,7 +211,7 @@ def test_training_and_use_have_the_same_level(tmp_path):
         write(tmp_path / side / "a.wav", wave + 0.2 * (side == "noisy"), subtype="FLOAT")
     dataset = PairedAudio(tmp_path, "train", 32640, normalize="robust")
     clean, noisy = dataset.batch([dataset[0]])
-    expected, level = data.levelled(dataset.utterance(0)[2][None])
+    expected, level = data.normalise(dataset.utterance(0)[2][None])
     torch.testing.assert_close(noisy, expected)
     torch.testing.assert_close(clean, dataset.utterance(0)[1][None] / level)
     assert noisy.abs().max() == data.LIMIT and abs(noisy.mean()) < 1e-3
@@ -202,14 +253,14 @@ def test_quiet_recordings_are_lessons(tmp_path):
     assert len(MixedAudio(tmp_path / "speech", tmp_path / "noise", num_samples=8000)[3][4]) == 0
 
 
-@pytest.mark.parametrize("option", ["babble", "made", "pauses", "coloured"])
-def test_what_varies_mixtures_is_refused_for_recorded_ones(tmp_path, option):
+def test_augmentations_are_refused_for_recorded_mixtures(tmp_path):
     for side in ("clean", "noisy"):
         write(tmp_path / "train" / side / "a.wav", sound(30000))
         write(tmp_path / "valid" / side / "a.wav", sound(30000))
-    with pytest.raises(ValueError, match=f"--{option}.* that are mixed here; .* holds mixtures"):
-        data.open_data(tmp_path, "train", **{option: 0.2}, num_samples=8000)
-    assert len(data.open_data(tmp_path, "valid", **{option: 0.2}, num_samples=8000)) == 1     # as a training asks
+    how = data.Augmentation(hiss=0.2)
+    with pytest.raises(ValueError, match="--hiss.* that are mixed here; .* holds mixtures"):
+        data.open_data(tmp_path, "train", augmentation=how, num_samples=8000)
+    assert len(data.open_data(tmp_path, "valid", augmentation=how, num_samples=8000)) == 1     # as a training asks
 
 
 def test_validation_is_never_mixed_with_silence(tmp_path):
@@ -233,9 +284,7 @@ def test_a_half_written_line_of_the_log_does_not_stop_a_resumed_run(tmp_path):
     commands.open_log(tmp_path)(7, {"pesq": 1.5})
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"step": 8, "pe')
-    log = commands.open_log(tmp_path)
-    assert commands.validated(tmp_path, 7) and not commands.validated(tmp_path, 8)
-    log(8, {"pesq": 1.6})
+    commands.open_log(tmp_path, 8)(8, {"pesq": 1.6})
     assert [json.loads(line)["pesq"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1.5, 1.6]
 
 
@@ -287,16 +336,16 @@ def spectrum(wave):
 def test_made_noise_has_unit_power_comes_again_and_lies_where_streets_and_cars_are():
     below = []
     for seed in range(40):
-        noise = data.made_noise(32640, np.random.default_rng(seed))
+        noise = data.synthetic_noise(32640, np.random.default_rng(seed))
         assert noise.dtype == np.float32 and np.isfinite(noise).all() and noise.std() == pytest.approx(1, abs=1e-3)
-        assert np.array_equal(noise, data.made_noise(32640, np.random.default_rng(seed)))
+        assert np.array_equal(noise, data.synthetic_noise(32640, np.random.default_rng(seed)))
         power, hertz = spectrum(noise)
         below.append(power[hertz < 300].sum() / power.sum())
     assert np.median(below) > 0.5 and np.min(below) < 0.1                  # of white noise: 0.04
 
 
-def varied(root, count=24, **shares):
-    dataset = MixedAudio(root / "speech", root / "noise", num_samples=8000, snrs=(0,), **shares)
+def varied(root, count=24, **how):
+    dataset = MixedAudio(root / "speech", root / "noise", num_samples=8000, snrs=(0,), augmentation=data.Augmentation(**how))
     return dataset.batch([dataset[p] for p in range(count)])
 
 
@@ -312,30 +361,52 @@ def test_each_share_does_what_it_says_and_nothing_else(voice_and_noise):
     scale = lambda x, y: (x * y).sum(1, keepdim=True) / (y * y).sum(1, keepdim=True)
     relative = lambda x, y: (x - scale(x, y) * y).square().sum(1) / x.square().sum(1)
 
-    made_clean, made_noisy = varied(voice_and_noise, made=0.5)
-    assert relative(made_clean, clean).max() < 1e-6                        # speech is left alone
-    changed = relative(made_noisy - made_clean, noisy - clean) > 1e-6
+    synthetic_clean, synthetic_noisy = varied(voice_and_noise, synthetic_noise=0.5)
+    assert relative(synthetic_clean, clean).max() < 1e-6                   # speech is left alone
+    changed = relative(synthetic_noisy - synthetic_clean, noisy - clean) > 1e-6
     assert 6 <= changed.sum() <= 18
 
-    paused, under = varied(voice_and_noise, pauses=1.0)
+    paused, under = varied(voice_and_noise, speech_dropout=1.0)
     assert relative(under - paused, noisy - clean).max() < 1e-6            # the noise goes on
     lengths = (paused == 0).sum(1) / 8000
     assert 0.19 < lengths.min() and lengths.max() < 0.81 and lengths.std() > 0.05
 
-    coloured, _ = varied(voice_and_noise, coloured=1.0)
+    coloured, _ = varied(voice_and_noise, random_eq=1.0)
     assert relative(coloured, clean).median() > 0.05
     for wave in coloured:                                                  # smooth: neighbouring thirds change alike
         power, hertz = spectrum(wave.numpy())
         bands = [decibel(np.sqrt(power[(hertz > f) & (hertz < 1.26 * f)])) for f in (1000, 1260, 1588)]
         assert np.ptp(bands) < 12
-    for a, b in zip(varied(voice_and_noise, made=0.5, pauses=0.5, coloured=0.5),
-                    varied(voice_and_noise, made=0.5, pauses=0.5, coloured=0.5)):
+
+    silent, alone = varied(voice_and_noise, no_speech=0.5)
+    gone = silent.abs().amax(1) == 0
+    assert 6 <= gone.sum() <= 18 and alone.abs().amax(1).min() == 1        # noise alone has level 1
+    torch.testing.assert_close(silent[~gone], clean[~gone])
+
+    same, hissing = varied(voice_and_noise, hiss=1.0)
+    added = decibel((hissing - same).std(1).numpy()) - decibel((noisy - clean).std(1).numpy())
+    assert np.abs(added).max() < 1 and relative(hissing - same, noisy - clean).min() > 1e-7
+
+    quiet, both = varied(voice_and_noise, quiet_part=1.0)
+    envelope = quiet.unflatten(1, (-1, 400)).square().mean(-1).sqrt()
+    assert (envelope.amin(1) / envelope.amax(1)).median() < 0.4
+    assert relative(both - quiet, noisy - clean).median() > 1e-3         # the noise is quieter, too
+
+    for name in ("speed", "second_noise"):
+        other_clean, other = varied(voice_and_noise, **{name: 1.0})
+        assert relative(other - other_clean, noisy - clean).median() > 1e-3
+        assert (relative(other_clean, clean).median() > 1e-3) == (name == "speed")
+
+    how = dict(synthetic_noise=0.5, speech_dropout=0.5, random_eq=0.5, hiss=0.5, speed=0.5, second_noise=0.5,
+               quiet_part=0.5, no_speech=0.2)
+    for a, b in zip(varied(voice_and_noise, **how), varied(voice_and_noise, **how)):
         assert torch.equal(a, b)
 
 
-def test_variety_is_refused_where_it_has_no_part(voice_and_noise, tmp_path):
-    with pytest.raises(ValueError, match="without --rooms"):
-        data.open_data(tmp_path, "train", rooms=1, made=0.1, room_cache=tmp_path / "rooms")
+def test_rooms_take_no_augmentation_but_babble(voice_and_noise, tmp_path):
+    with pytest.raises(ValueError, match="--babble alone"):
+        rooms.open_rooms(tmp_path, "train", RoomConfig(1, 1), 1, tmp_path / "rooms",
+                         augmentation=data.Augmentation(hiss=0.1))
 
 
 # ---- rooms ----
@@ -359,13 +430,13 @@ def test_a_set_of_mixtures_differs_in_each_file_and_is_never_mixed_with_another(
     write(tmp_path / "test/noise/n.wav", sound(160000, seed=9))
 
     def run(*flags):
-        flags = "--mics", "2", "--out", str(tmp_path / "set"), *flags
+        flags = "--num-mics", "2", "--out", str(tmp_path / "set"), *flags
         monkeypatch.setattr(sys, "argv", ["data.py", str(tmp_path), *flags])
         rooms.main()
-    run("--count", "6", "--talkers", "1")
+    run("--count", "6", "--num-speakers", "1")
     files = sorted((tmp_path / "set/test/noisy").iterdir())
     assert len(files) == 6 and len({path.read_bytes() for path in files}) == 6
-    for flags, message in ((("--count", "2"), "choose another --out"), (("--talkers", "0"), "1 or more")):
+    for flags, message in ((("--count", "2"), "choose another --out"), (("--num-speakers", "0"), "1 or more")):
         with pytest.raises(SystemExit) as stop:
             run(*flags)
         assert stop.value.code == 2 and message in capsys.readouterr().err
@@ -574,6 +645,11 @@ def command(*arguments):
 
 def test_a_finished_or_foreign_run_is_not_resumed_without_a_word(tmp_path, corpus, capsys):
     flags = (*FLAGS, "--data", corpus, "--out", tmp_path / "run", "--valid-every", "0")
+    other_corpus, moved = tmp_path / "other", tmp_path / "moved"
+    for copy in (other_corpus, moved):
+        shutil.copytree(corpus, copy)
+    shutil.copy(corpus / "train/clean/0.wav", other_corpus / "train/clean/more.wav")
+    shutil.copy(corpus / "train/noisy/0.wav", other_corpus / "train/noisy/more.wav")
     assert command(*flags, "--steps", "2") == 0
     before = (tmp_path / "run/last.safetensors").read_bytes()
     capsys.readouterr()
@@ -581,48 +657,53 @@ def test_a_finished_or_foreign_run_is_not_resumed_without_a_word(tmp_path, corpu
     assert "already finished, after step 2" in capsys.readouterr().out
     for changes, word in ((("--seed", "5"), "seed 0 -> 5"), (("--batch-size", "3"), "batch_size 2 -> 3"),
                           (("--snrs", "0"), "snrs"), (("--init", "sgmse"), "init  -> sgmse"),
-                          (("--data", corpus / "train"), "data")):
+                          (("--data", other_corpus), "corpus")):
         assert command(*flags, "--steps", "3", *changes) == 2
         assert word in capsys.readouterr().err
     assert (tmp_path / "run/last.safetensors").read_bytes() == before
-    assert command(*flags, "--steps", "3", "--lr", "1e-5") == 0
-    assert "continues at step 2 of 3" in capsys.readouterr().out
+    assert command(*flags, "--steps", "3", "--lr", "1e-5", "--data", moved) == 0
+    assert "continues at step 2" in capsys.readouterr().out
     assert (tmp_path / "run/last.safetensors").read_bytes() != before
 
 
-def test_the_checkpoint_is_there_before_the_validation(tmp_path, corpus, monkeypatch):
-    def killed(*arguments):
-        raise KeyboardInterrupt
-    monkeypatch.setattr(train, "validate", killed)
-    with pytest.raises(KeyboardInterrupt):
-        command(*FLAGS, "--data", corpus, "--out", tmp_path / "run", "--steps", "9", "--valid-every", "3")
-    assert torch.load(tmp_path / "run/last.pt", weights_only=True)["step"] == 3
+def test_an_interrupted_training_goes_on_where_it_was(tmp_path, corpus, monkeypatch, capsys):
+    """Ctrl-C ends the step and writes last.pt; the run ends bit for bit as one without a break."""
+    flags = (*FLAGS, "--data", corpus, "--steps", "4", "--valid-every", "0")
+    assert command(*flags, "--out", tmp_path / "whole") == 0
+    backward, calls = train.backward, itertools.count(1)
+    monkeypatch.setattr(train, "backward", lambda *a: (next(calls) == 2 and os.kill(os.getpid(), signal.SIGINT))
+                        or backward(*a))
+    assert command(*flags, "--out", tmp_path / "run") == 130
+    assert "interrupted; the same command continues" in capsys.readouterr().err
+    monkeypatch.setattr(train, "backward", backward)
+    assert command(*flags, "--out", tmp_path / "run") == 0
+    assert "continues at step 1" in capsys.readouterr().out
+    a, b = (train.load_checkpoint(tmp_path / name / "last.safetensors").state_dict() for name in ("whole", "run"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.slow
-def test_others_wait_for_a_validation_longer_than_their_time_out(tmp_path):
-    """Two processes, a collective time-out of 3 s, a validation of 6 s."""
-    script = tmp_path / "two.py"
-    script.write_text(f"""
-import datetime, sys, time, torch
-sys.path[:0] = [{str(ROOT)!r}]
-import torch.distributed as dist, train
-join = dist.init_process_group
-dist.init_process_group = lambda *a, **k: join(*a, **k, timeout=datetime.timedelta(seconds=3))
-device, rank, world, store = commands.join_processes(train.TrainConfig(device="cpu"))
-for step in range(2):
-    if rank == 0:
-        time.sleep(6 * (step == 0))
-    commands.wait_for_rank_0(store, rank, f"validated {{step}}")
-    x = torch.ones(1)
-    dist.all_reduce(x)
-    assert x.item() == 2
-dist.destroy_process_group()
-""")
-    import subprocess
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517",
-                           script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_last_pt_holds_no_weights_that_diverged(tmp_path, corpus, capsys):
+    """The first step throws the weights away: nothing is kept, and the message says to start again."""
+    flags = (*FLAGS, "--data", corpus, "--steps", "30", "--valid-every", "0", "--lr", "1e30", "--save-every", "0")
+    assert command(*flags, "--out", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert "ten steps in a row" in error and "start again" in error and not (tmp_path / "run/last.pt").exists()
+    assert command(*flags[:-4], "--lr", "1e-4", "--out", tmp_path / "run") == 0
+
+
+def test_validation_does_not_depend_on_the_seed_of_training(tmp_path, corpus):
+    seen = []
+    for seed in (0, 1):
+        config = train.TrainConfig(data=str(corpus.parent), seed=seed)
+        method = types.SimpleNamespace(num_mics=1, num_speakers=1, num_samples=8000, config=types.SimpleNamespace(normalize="peak"))
+        for split in ("train", "valid"):
+            write(tmp_path / split / "speech/a.wav", CLEAN[:40000])
+            write(tmp_path / split / "noise/n.wav", NOISY - CLEAN)
+        config.data = str(tmp_path)
+        config.babble = 0.5
+        _, valid = commands.open_datasets(method, config, torch.device("cpu"))
+        seen.append([valid.utterance(number)[2] for number in range(4)])
+    assert all(torch.equal(a, b) for a, b in zip(*seen)) and not torch.equal(seen[0][0], seen[0][1])
 
 
 def test_a_training_by_the_clock_ends_as_if_the_last_step_were_done(tmp_path, corpus, capsys, monkeypatch):
@@ -633,7 +714,7 @@ def test_a_training_by_the_clock_ends_as_if_the_last_step_were_done(tmp_path, co
     assert command(*flags) == 0
     state = torch.load(tmp_path / "run/last.pt", weights_only=True)
     assert 20 < state["step"] < 40 and state["seconds"] >= 1.2
-    assert commands.notes_of(tmp_path / "run/last.safetensors")["step"] == state["step"]
+    assert train.read_metadata(tmp_path / "run/last.safetensors")["extra"]["step"] == state["step"]
     assert state["optimizer"]["param_groups"][0]["lr"] < 0.3e-4            # 1e-4 falls to a tenth
     capsys.readouterr()
     assert command(*flags) == 0
@@ -652,8 +733,8 @@ def test_the_learning_rate_falls_to_a_tenth_over_the_last_share():
         method = Method(1, 1)
         kept, torch.optim.AdamW = torch.optim.AdamW, lambda *a, **k: rates.append(kept(*a, **k)) or rates[0]
         try:
-            config = train.TrainConfig(out=out, steps=30, lr=1.0, decay=1 / 3, precision="fp32", valid_every=0)
-            steps = train.fit(method, lambda *a: iter(torch.ones(40, 1)), config)
+            config = train.TrainConfig(steps=30, lr=1.0, lr_decay=1 / 3, precision="fp32", valid_every=0)
+            steps = train.fit(method, iter(torch.ones(40, 1)), config)
             seen = [rates[0].param_groups[0]["lr"] for _ in steps]
         finally:
             torch.optim.AdamW = kept
@@ -783,7 +864,7 @@ def test_a_delay_that_explains_the_distortion_is_named_and_taken_out_when_asked(
 PAGES = """
 import resource, sys, torch
 sys.path.insert(0, {root!r})
-import train
+import commands, torch
 if {keep}:
     commands.keep_memory()
 for _ in range(20):

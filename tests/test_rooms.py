@@ -16,7 +16,7 @@ import rooms
 import train
 from helpers import run_command
 
-DRY = rooms.RoomConfig(mics=2, talkers=2, size=((3.0, 3.0, 3.0), (4.0, 5.0, 3.0)), rt60=(0.2, 0.2))     # fast
+DRY = rooms.RoomConfig(num_mics=2, num_speakers=2, size=((3.0, 3.0, 3.0), (4.0, 5.0, 3.0)), rt60=(0.2, 0.2))     # fast
 N = 3200                                                 # samples of its responses
 
 
@@ -24,7 +24,7 @@ N = 3200                                                 # samples of its respon
 def small_rooms():
     """The commands simulate what is quick to simulate."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "RoomConfig", functools.partial(rooms.RoomConfig, size=DRY.size, rt60=DRY.rt60))
+        patch.setattr(rooms, "RoomConfig", functools.partial(rooms.RoomConfig, size=DRY.size, rt60=DRY.rt60))
         yield
 
 
@@ -84,7 +84,7 @@ def test_target_is_in_step_with_the_mixture_and_reflections_come_later():
 def test_reverberation_time_is_about_what_was_asked_for():
     from pyroomacoustics.experimental import measure_rt60
     for seconds in (0.2, 0.4):
-        config = rooms.RoomConfig(mics=1, talkers=1, size=((5.0, 4.0, 3.0), (6.0, 5.0, 3.5)), rt60=(seconds, seconds))
+        config = rooms.RoomConfig(num_mics=1, num_speakers=1, size=((5.0, 4.0, 3.0), (6.0, 5.0, 3.5)), rt60=(seconds, seconds))
         measured = [measure_rt60(rooms.simulate_room(number, config)[0, 0].astype(float), 16000, decay_db=20)
                     for number in range(3)]
         assert np.mean(measured) == pytest.approx(seconds, rel=0.25)
@@ -128,9 +128,9 @@ def test_walls_that_would_have_to_swallow_too_much_are_an_error():
 
 def test_rooms_are_simulated_once_and_damaged_ones_again(tmp_path, monkeypatch):
     calls, simulate = [], rooms.simulate_room
-    monkeypatch.setattr(data, "simulate_room", lambda *args: calls.append(args[0]) or simulate(*args))
-    rooms = rooms.simulated_rooms(range(4), DRY, tmp_path)
-    assert sorted(calls) == [0, 1, 2, 3] and rooms.shape == (4, 3, 3, N)
+    monkeypatch.setattr(rooms, "simulate_room", lambda *args: calls.append(args[0]) or simulate(*args))
+    first = rooms.simulated_rooms(range(4), DRY, tmp_path)
+    assert sorted(calls) == [0, 1, 2, 3] and first.shape == (4, 3, 3, N)
     paths = {int(path.stem.split("-")[1]): path for path in tmp_path.iterdir()}
     assert len(paths) == 4 and max(path.stat().st_size for path in paths.values()) < 60000
     content = bytearray(paths[1].read_bytes())
@@ -139,7 +139,7 @@ def test_rooms_are_simulated_once_and_damaged_ones_again(tmp_path, monkeypatch):
     paths[2].write_bytes(paths[2].read_bytes()[:20000])
     paths[3].write_bytes(b"")
     again = rooms.simulated_rooms(range(4), DRY, tmp_path)
-    assert sorted(calls[4:]) == [1, 2, 3] and torch.equal(rooms, again)
+    assert sorted(calls[4:]) == [1, 2, 3] and torch.equal(first, again)
     rooms.simulated_rooms(range(4), DRY, tmp_path)
     assert len(calls) == 7
     rooms.simulated_rooms(range(1), rooms.RoomConfig(2, 2, 0.06), tmp_path)
@@ -240,11 +240,11 @@ def test_an_utterance_is_whole_and_the_same_at_every_call(mixtures):
 
 
 def test_splits_have_other_rooms_and_what_is_no_corpus_is_named(root, tmp_path):
-    train_rooms, test_rooms = (data.open_data(root, split, mics=1, rooms=1, room_cache=root / "cache").responses
+    train_rooms, test_rooms = (rooms.open_rooms(root, split, DRY, 1, root / "cache").responses
                                for split in ("train", "test"))
     assert not torch.equal(train_rooms, test_rooms)
     with pytest.raises(FileNotFoundError, match="speech and of noise"):
-        data.open_data(tmp_path, "train", rooms=1)
+        rooms.open_rooms(tmp_path, "train", DRY, 1)
 
 
 # ---- door to door ----
@@ -253,13 +253,13 @@ run = functools.partial(run_command, meanflow.MeanFlowCorrector)
 
 
 def write_mixtures(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["data.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["rooms.py", *map(str, arguments)])
     rooms.main()
 
 
 def test_test_set_by_command_is_the_same_at_every_run(root, tmp_path, monkeypatch, capsys):
     for name in ("one", "two"):
-        write_mixtures(monkeypatch, root, "--mics", 3, "--talkers", 2, "--count", 2, "--out", tmp_path / name)
+        write_mixtures(monkeypatch, root, "--num-mics", 3, "--num-speakers", 2, "--count", 2, "--out", tmp_path / name)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one/test").rglob("*.wav"))
     assert [str(path) for path in files] == [f"test/{side}/000{i}.wav" for side in ("clean", "noisy") for i in range(2)]
     assert all((tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes() for path in files)
@@ -270,12 +270,12 @@ def test_test_set_by_command_is_the_same_at_every_run(root, tmp_path, monkeypatc
 
 
 def test_rooms_of_other_sizes_and_reverberation_by_command(root, tmp_path, monkeypatch, capsys):
-    seen, open_data = [], data.open_data
-    monkeypatch.setattr(data, "open_data", lambda *a, **k: seen.append(k) or open_data(*a, **k))
-    write_mixtures(monkeypatch, root, "--mics", 2, "--count", 1, "--rt60", 0.15, 0.2, "--floor", 3, 3.5, "--out", tmp_path)
-    assert seen[0]["room"] == {"rt60": (0.15, 0.2), "size": ((3, 3, 3), (3.5, 3.5, 4))}
-    dataset = open_data(root, "test", mics=2, talkers=2, rooms=1, room_cache=tmp_path / "responses", room=seen[0]["room"])
-    expected = rooms.simulate_room(2 * 10 ** 6, rooms.RoomConfig(2, 2, **seen[0]["room"]))
+    seen, open_rooms = [], rooms.open_rooms
+    monkeypatch.setattr(rooms, "open_rooms", lambda *a, **k: seen.append(a[2]) or open_rooms(*a, **k))
+    write_mixtures(monkeypatch, root, "--num-mics", 2, "--count", 1, "--rt60", 0.15, 0.2, "--floor", 3, 3.5, "--out", tmp_path)
+    assert (seen[0].rt60, seen[0].size) == ((0.15, 0.2), ((3, 3, 3), (3.5, 3.5, 4)))
+    dataset = open_rooms(root, "test", seen[0], 1, tmp_path / "responses")
+    expected = rooms.simulate_room(2 * 10 ** 6, seen[0])
     assert torch.equal(dataset.responses[0], torch.from_numpy(expected))
     for wrong in (("--rt60", 0.5, 0.2), ("--floor", 1, 3)):
         with pytest.raises(SystemExit):
@@ -328,7 +328,7 @@ def test_another_number_of_talkers_starts_from_what_fits(trained, root, tmp_path
 
 
 def test_array_is_enhanced_as_one_and_evaluated_talker_by_talker(trained, root, tmp_path, monkeypatch, capsys):
-    write_mixtures(monkeypatch, root, "--mics", 2, "--count", 2, "--out", tmp_path / "set")
+    write_mixtures(monkeypatch, root, "--num-mics", 2, "--count", 2, "--out", tmp_path / "set")
     checkpoint = ("--checkpoint", trained / "corrector/last.safetensors")
     assert run("enhance", tmp_path / "set/test/noisy", *checkpoint, "--out", tmp_path / "enhanced") == 0
     assert data.load_audio(tmp_path / "enhanced/0001.wav")[0].shape[0] == 2

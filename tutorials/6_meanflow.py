@@ -291,7 +291,7 @@ assert torch.equal(ordered, estimates.flip(1))
 # `rooms.draw_room` draws a room, `rooms.simulate_room` builds it by the image method: responses from a talker and a noise to each microphone on a circle of 5 cm radius, and the direct path to microphone 0, which is what a separator should return.
 
 # %%
-config = rooms.RoomConfig(mics=4, talkers=1)
+config = rooms.RoomConfig(num_mics=4, num_speakers=1)
 responses = torch.from_numpy(rooms.simulate_room(3, config)).float()        # (sources, mics + 1, n)
 peaks = responses[0, :4].abs().argmax(1)
 below("samples between the direct paths, at most 2 x 5 cm / 343 m/s = 4.66", (peaks.max() - peaks.min()).item(), 4.67)
