@@ -466,7 +466,7 @@ def enhance_all(method, pairs, seed, window):
     bar = tqdm(total=total, desc="enhancing", mininterval=1,
                bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]")
 
-    tqdm.write(f"{type(method).__name__}: {method.evaluations()} network evaluation(s) for each window of {window:g} s")
+    print(f"{type(method).__name__}: {method.evaluations()} network evaluation(s) for each window of {window:g} s")
 
     def progress(done):
         bar.update(min(done, total - bar.n))             # rounding must not pass the total

@@ -384,7 +384,7 @@ def audio_info(path):
     """Header of a recording. Raises AudioError for what is no audio or is cut short."""
     try:
         if Path(path).suffix.lower() == ".mp3":
-            mp3 = miniaudio.mp3_get_file_info(str(path))
+            mp3 = miniaudio.mp3_get_info(mp3_frames(path))
             info = AudioInfo(mp3.sample_rate, mp3.nchannels, mp3.num_frames, "MP3", "MPEG_LAYER_III", True)
         else:
             parts = [soundfile.info(source) for source in sources(path)]
@@ -415,7 +415,7 @@ def sources(path):
     """What libsndfile is to open, one by one: the path; of several OGG streams in one file, each for itself."""
     with open(path, "rb") as file:
         if file.read(4) != b"OggS":
-            return [str(path)]
+            return [os.fsencode(path)]                   # a name may be no Unicode
         starts, position, first = [], 0, False           # of a page: where it begins, whether it begins a stream
         while True:
             file.seek(position)
@@ -427,7 +427,7 @@ def sources(path):
             first = bool(head[5] & 2)
             position += 27 + head[26] + sum(file.read(head[26]))
         if len(starts) < 2:
-            return [str(path)]
+            return [os.fsencode(path)]
         file.seek(0)
         content = file.read()
     return [io.BytesIO(content[a:b]) for a, b in itertools.pairwise([*starts, len(content)])]
@@ -590,7 +590,7 @@ def audio_writer(path, sample_rate, channels, subtype=None, frames=0):
         format = "RF64"
     with appearing(path) as part:
         try:
-            file = soundfile.SoundFile(part, "w", sample_rate, channels, subtype, format=format)
+            file = soundfile.SoundFile(os.fsencode(part), "w", sample_rate, channels, subtype, format=format)
         except (ValueError, TypeError, soundfile.LibsndfileError):
             raise AudioError(f"{path}: libsndfile cannot write '{suffix}', {subtype or 'default'} samples, {channels} "
                              f"channels, {sample_rate} Hz. WAV can hold all but the strangest") from None

@@ -102,7 +102,6 @@ PRESETS = {
 PUBLISHED = dict(lr=5e-4, weight_decay=0.01, betas=(0.9, 0.95), lr_warmup=200,
                  batch_size=16, clip=2.0)
 TRAINING = {"paper": PUBLISHED, "dagger": PUBLISHED}
-TEMPERATURES = {"driftse": (0.1, 0.5, 1.0), "original": (0.02, 0.05, 0.2)}
 
 
 # ----------------------------------------------------------------------------------- fields
@@ -110,6 +109,7 @@ TEMPERATURES = {"driftse": (0.1, 0.5, 1.0), "original": (0.02, 0.05, 0.2)}
 # exclude_self: the negatives start with x itself, row by row, and no point repels itself.
 # No gradient passes through a field.
 
+TEMPERATURES = {"driftse": (0.1, 0.5, 1.0), "original": (0.02, 0.05, 0.2)}
 FAR = 1e30    # the distance of a point to itself; with inf a lonely one would be NaN
 
 

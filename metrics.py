@@ -3,6 +3,7 @@
     pesq         1.04 .. 4.64   wide-band PESQ, ITU-T P.862.2 (package `pesq`)
     estoi        -1 .. 1        extended short-time objective intelligibility, Jensen & Taal 2016 (package `pystoi`)
     si_sdr       dB             scale-invariant signal-to-distortion ratio, no mean removal (as SGMSE+ reports it)
+    attenuation  dB            how much of a recording without speech was taken away
     si_sir_sar   dB, dB         the same distortion split into remaining noise and artifacts: SI-SIR, SI-SAR
     snr          dB             plain signal-to-noise ratio, not scale-invariant
     seg_snr      dB             mean of the SNRs of 30 ms frames, each limited to -10 .. 35 dB (Hu & Loizou 2008)
@@ -45,7 +46,7 @@ from tqdm import tqdm
 
 SAMPLE_RATE = 16000    # Hz, of everything that `evaluate` scores
 SHORTEST = 0.25        # s; PESQ needs as much
-SILENCE = 1e-6         # peak; -120 dB below full scale
+SILENCE = 8 / 32768    # peak: 8 LSB of 16 bits, as data.SILENT_PEAK
 
 
 # ---- what can be scored ----
@@ -411,6 +412,13 @@ def nisqa(enhanced, sample_rate=SAMPLE_RATE):
             zip(("NISQA", "noisiness", "discontinuity", "coloration", "loudness"), scores.T.double().numpy())}
 
 
+def attenuation(noisy, enhanced):
+    """Energy of the noisy over that of the enhanced recording in dB, for recordings without speech; at most 120."""
+    y, s_hat = checked(silent_ok=True, noisy=noisy, enhanced=enhanced)
+    floor = 1e-12 * (y ** 2).sum(1)
+    return like(noisy, 10 * np.log10((y ** 2).sum(1) / np.maximum((s_hat ** 2).sum(1), floor)))
+
+
 # ---- many files ----
 
 # name: columns of the table, (clean, enhanced, noise) -> one value or array (B,) per column, packages, how to get them
@@ -422,6 +430,7 @@ METRICS = {
     "snr": (["snr"], lambda s, s_hat, n: [snr(s, s_hat)], [], ""),
     "seg_snr": (["seg_snr"], lambda s, s_hat, n: [seg_snr(s, s_hat)], [], ""),
     "lsd": (["lsd"], lambda s, s_hat, n: [lsd(s, s_hat)], [], ""),
+    "attenuation": (["attenuation"], lambda s, s_hat, n: [attenuation(n + s, s_hat)], [], ""),
     "dnsmos": (["p808", "sig", "bak", "ovrl"], lambda s, s_hat, n: dnsmos(s_hat).values(),
                ["onnxruntime", "speechmos"], "pip install onnxruntime; pip install --no-deps speechmos"),
     "distillmos": (["distillmos"], lambda s, s_hat, n: [distillmos(s_hat)],
@@ -435,7 +444,8 @@ METRICS = {
 }
 
 
-WITHOUT_REFERENCE = "dnsmos", "distillmos", *WEIGHTS
+WITHOUT_REFERENCE = "dnsmos", "distillmos", "attenuation", *WEIGHTS
+NEED_NOISY = {"si_sir_sar", "attenuation"}
 
 
 def missing(metric):
@@ -492,7 +502,7 @@ def in_step(s, s_hat, align):
 def score_pair(metrics, align, pair):
     """One row of a table: name, seconds, a key per score, note, error. What fails is in `error`, never a score."""
     row, errors = {"name": pair[0]}, []
-    signals = dict(zip(("clean", "enhanced", "noisy"), [*pair[1:], None] if "si_sir_sar" in metrics else pair[1:3]))
+    signals = dict(zip(("clean", "enhanced", "noisy"), [*pair[1:], None] if NEED_NOISY & set(metrics) else pair[1:3]))
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
         try:
@@ -517,10 +527,10 @@ def score_pair(metrics, align, pair):
 def without_reference(metrics):
     """Those of the metrics that need no clean recording and are installed; by default, all such. Raises ValueError
     where there is none."""
-    chosen = [metric for metric in metrics if metric in WITHOUT_REFERENCE] or WITHOUT_REFERENCE
+    chosen = [metric for metric in metrics if metric in WITHOUT_REFERENCE] or ["dnsmos", "distillmos", *WEIGHTS]
     installed = [metric for metric in chosen if not missing(metric)]
     if not installed:
-        raise ValueError("recordings without a clean twin can be scored by these alone: "
+        raise ValueError("recordings without a clean reference can be scored by these alone: "
                          + "; ".join(missing(metric) for metric in chosen))
     return installed
 
@@ -687,8 +697,8 @@ def main(arguments=None):
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
     args = parser.parse_args(arguments)
     metrics = (args.metrics or "pesq,estoi,si_sdr" + ",si_sir_sar" * bool(args.noisy)).split(",")
-    if "si_sir_sar" in metrics and not args.noisy:
-        parser.error("si_sir_sar needs --noisy NOISY_DIR")
+    if NEED_NOISY & set(metrics) and not args.noisy:
+        parser.error(f"{', '.join(NEED_NOISY & set(metrics))}: expected --noisy NOISY_DIR")
     if args.csv and not args.csv.absolute().parent.is_dir():
         parser.error(f"--csv: there is no folder {args.csv.absolute().parent}")
     sys.stdout.reconfigure(errors="backslashreplace")      # a file's name may be anything

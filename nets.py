@@ -388,13 +388,14 @@ class NCSNpp(nn.Module):
         """The network of a released checkpoint, with the same outputs.
 
         state_dict: tensors by their official names (`all_modules.4.Conv_0.weight`, ...),
-        with or without the prefix `dnn.`; entries that belong to no network (a PESQ loss)
+        with or without the prefixes `module.` and `dnn.`; entries that belong to no network (a PESQ loss)
         are ignored. kwargs: those of the constructor, as far as the checkpoint's differ
         from its defaults. For averaged weights, which are stored as a list without names,
         see `official_names`. Raises ValueError where the two do not fit.
         """
         net = cls(**kwargs)
-        weights = {name.removeprefix("dnn."): tensor for name, tensor in state_dict.items()}
+        weights = {name.removeprefix("module.").removeprefix("dnn."): tensor
+                   for name, tensor in state_dict.items()}
         ours = {}
         for official, name in net.official_names():
             if official not in weights:
@@ -679,7 +680,8 @@ class SpatialNet(nn.Module):
         empty = net.state_dict()
         ours = {}
         for name, tensor in state_dict.items():
-            module, _, kind = name.removeprefix("arch.").rpartition(".")
+            name = name.removeprefix("module.").removeprefix("arch.")
+            module, _, kind = name.rpartition(".")
             if module.startswith("layers."):
                 _, number, part = module.split(".", 2)
                 module = f"layers.{number}.{OFFICIAL_PARTS.get(part, part)}"
@@ -701,7 +703,8 @@ class SpatialNet(nn.Module):
         """The constructor's arguments but `heads`, from the shapes of a checkpoint's
         tensors.
         """
-        shapes = {name.removeprefix("arch."): p.shape for name, p in state_dict.items()}
+        shapes = {name.removeprefix("module.").removeprefix("arch."): p.shape
+                  for name, p in state_dict.items()}
         width, inputs, _ = shapes["encoder.weight"]
         squeezed, bins, _ = shapes["layers.0.full.weight"]
         layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}

@@ -48,7 +48,7 @@ def main():
         for _ in tqdm(range(args.rounds + 1), desc="rounds", leave=False):                 # the first only warms up
             for name, method in methods.items():
                 method.calls, started = 0, time.perf_counter()
-                array = commands.channels(method) != (1, 1)
+                array = (method.num_mics, method.num_speakers) != (1, 1)
                 for wave in waves:                       # sum: on CUDA it waits for the result
                     method.enhance(wave[None] if array else wave[:1]).sum().item()
                 times[name].append((time.perf_counter() - started) / seconds)

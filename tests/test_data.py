@@ -742,7 +742,7 @@ def test_a_crop_is_cut_out_of_the_recording_or_its_repetition(corpus, loop):
 
 
 def test_beside_another_device_workers_cut_and_vary_what_lies_in_memory(corpus):
-    varied = dict(augmentation=data.Augmentation(babble=0.3), made=0.5, pauses=0.5, coloured=0.5)
+    varied = dict(augmentation=data.Augmentation(babble=0.3, synthetic_noise=0.5, speech_dropout=0.5, random_eq=0.5))
     dataset = mixtures(corpus, device="meta", **varied)
     assert all(wave.is_meta and wave.shape == (4, N) for batch in take(dataset, 2, workers=2) for wave in batch)
     assert dataset.order[0] is None                      # nothing was drawn in this process

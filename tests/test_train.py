@@ -27,8 +27,11 @@ import torch
 import torch.distributed as dist
 
 import commands
+import consistency
 import data
+import dispatch
 import drift
+import meanflow
 import sgmse
 import train
 from helpers import peak, run_command
@@ -763,3 +766,65 @@ def test_unusable_requests_exit_2_with_one_line(arguments, message, capsys):
     assert run(*arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+DEFAULTS = {"sgmse": (sgmse.ScoreSDE, "tiny", ()), "consistency": (consistency.ConsistencyModel, "tiny", ("--teacher", "TEACHER")),
+            "dispatch": (dispatch.Student, "paper", ("--distil", "none")), "meanflow": (meanflow.MeanFlowCorrector, "tiny", ()),
+            "drift": (drift.DriftSE, "tiny", ()),
+            "dagger": (drift.DriftSE, "dagger", ("--encoder", "mel", "--width", "8", "--channel-mults", "1", "1"))}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_every_training_validates_at_its_end(name, tmp_path, corpus, capsys):
+    """At the default --valid-every: a line with the scores of both sides, best.safetensors, and the log."""
+    Method, preset, flags = DEFAULTS[name]
+    train.save_checkpoint(tmp_path / "teacher.safetensors", tiny(objective="data_prediction", c_skip="y", num_frames=24))
+    flags = [tmp_path / "teacher.safetensors" if flag == "TEACHER" else flag for flag in flags]
+    assert run_command(Method, "train", "--data", corpus, "--preset", preset, *flags, "--steps", "2", "--batch-size", "1",
+                       "--num-frames", "64", "--valid-files", "1", "--device", "cpu", "--out", tmp_path / "run") == 0
+    assert re.search(r"step 2: enhanced pesq \d.*\| noisy pesq \d", capsys.readouterr().out)
+    assert train.load_checkpoint(tmp_path / "run/best.safetensors").num_samples
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "estoi" in line] == [2]
+    assert train.read_metadata(tmp_path / "run/last.safetensors")["extra"] == {"step": 2}
+
+
+def test_a_damaged_best_checkpoint_is_named_before_training(tmp_path, corpus, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/best.safetensors").write_bytes(b"half")
+    assert run("train", "--data", corpus, "--preset", "tiny", "--steps", "1", "--out", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert "best.safetensors" in error and "Remove it" in error and error.count("\n") == 1
+
+
+def test_a_method_without_its_contract_is_refused_before_training():
+    class NoLoss(train.Method):
+        Config, presets = sgmse.Config, {"paper": {}}
+    with pytest.raises(TypeError, match="NoLoss lacks loss, sample"):
+        train.check_method(NoLoss)
+
+    class NoPaper(sgmse.ScoreSDE):
+        presets = {"small": {}}
+    with pytest.raises(TypeError, match="NoPaper.presets lacks 'paper'"):
+        train.check_method(NoPaper)
+
+
+def test_a_training_of_ones_own_needs_no_folder(corpus):
+    method, batch = tiny(), [torch.randn(2, 16 * 256) * 0.1] * 2
+    losses = [parts["loss"].item() for _, parts in train.fit(method, itertools.repeat(batch), train.TrainConfig(steps=3))]
+    assert len(losses) == 3 and losses[0] != losses[2]
+
+
+def test_the_cost_of_a_checkpoint_is_said_before_it_runs(tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).standard_normal(8000) / 10, 16000)
+    train.save_checkpoint(tmp_path / "m.safetensors", tiny(N=3, sampler="pc"))
+    assert run("enhance", tmp_path / "a.wav", "--checkpoint", tmp_path / "m.safetensors", "--out", tmp_path / "out") == 0
+    assert "6 network evaluation(s) for each window of 30 s" in capsys.readouterr().out
+
+
+def test_a_name_that_is_no_unicode_is_enhanced(tmp_path):
+    name = os.fsencode(tmp_path) + b"/\xe4rger.wav"
+    soundfile.write(name, np.random.default_rng(0).standard_normal(8000) / 10, 16000)
+    out = Path(os.fsdecode(os.fsencode(tmp_path) + b"/out/\xe4rger.wav"))
+    commands.enhance_file(Echo(), Path(os.fsdecode(name)), out)
+    assert soundfile.info(os.fsencode(out)).frames == 8000

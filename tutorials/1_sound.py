@@ -136,22 +136,22 @@ below("compressed: 99 % quantile over median", ratio, 15)
 # %% [markdown]
 # ## Level
 #
-# Networks want a level that does not depend on the microphone. Published: divide by the peak of the noisy recording, multiply at the end. A click moves the peak; the small models here use a level that no click and no pause moves.
+# Networks want a level that does not depend on the microphone. Published: divide by the peak of the noisy recording, multiply at the end. A click moves the peak; the small models here use the peak of the loudest second without its loudest 2 ms, which no click and no pause moves, and let the gain follow the signal, so that a quiet speaker after a loud one arrives at the level of training.
 
 # %%
-show(data.in_spectrogram, data.robust_level, data.levelled)
+show(data.in_spectrogram, data.click_robust_peak, data.riding_gain, data.normalise)
 
 # %%
 batch = noisy[None]
 same = data.in_spectrogram(lambda spec: spec, batch, data.Spectrogram())
 check("a function that does nothing", (same - batch).abs().max(), 0, 1e-6)
-passed = data.enhance_levelled(lambda x: x, 3 * batch, "peak")
+passed = data.enhance_normalised(lambda x: x, 3 * batch, "peak")
 check("three times louder in, three times louder out", (passed - 3 * batch).abs().max(), 0, 1e-6)
-check("silence stays silence", data.enhance_levelled(lambda x: x, 0 * batch, "peak").abs().max(), 0, 0)
+check("silence stays silence", data.enhance_normalised(lambda x: x, 0 * batch, "peak").abs().max(), 0, 0)
 click = batch.clone()
 click[0, 1000] = 20.0
 change = lambda level: (level(click) / level(batch)).item()
-check("a click: the robust level, times", change(data.robust_level), 1, 0.01)
+check("a click: the robust level, times", change(data.click_robust_peak), 1, 0.01)
 print(f"            the peak, times {change(lambda x: x.abs().amax()):.0f}")
 
 # %% [markdown]

@@ -226,7 +226,7 @@ axis.set(xlabel="s", xlim=(0, seconds));
 #
 # ## Train small
 #
-# The compact student (39,089 parameters) on the three recordings, with `consistency` as its teacher. It shows the loop and a falling loss; a run is `python consistency.py train-student --data DIR --teacher consistency`.
+# The compact student (39,089 parameters) on the three recordings, with `consistency` as its teacher. It shows the loop and a falling loss; a run is `python dispatch.py train --data DIR --teacher consistency`.
 
 # %%
 torch.manual_seed(0)

@@ -329,13 +329,13 @@ with tempfile.TemporaryDirectory() as folder:
         data.save_audio(Path(folder) / "noise" / f"{name}.wav", mixture - voice, data.SAMPLE_RATE)
     torch.manual_seed(0)
     separator = tiny(meanflow.MeanFlowCorrector, separator="train", num_mics=4, separator_seconds=1.0)
-    rooms = data.open_data(folder, "train", mics=4, rooms=1, room_cache=folder, num_samples=separator.num_samples)
-    direct, array = (waves[0] for waves in rooms.batch([rooms[0]]))
-    logged = train_small(separator, fast(64, 3), dataset=rooms, crops=4, lr=3e-3, clip=5)
+    mixtures = rooms.open_rooms(folder, "train", config, 1, folder, num_samples=separator.num_samples)
+    direct, array = (waves[0] for waves in mixtures.batch([mixtures[0]]))
+    logged = train_small(separator, fast(64, 3), dataset=mixtures, crops=4, lr=3e-3, clip=5)
     with torch.no_grad():
         out = separator.enhance(array[None])[0]
-    unheard = data.open_data(folder, "test", snrs=(10,), mics=4, talkers=2, rooms=4, room_cache=folder,
-                             num_samples=fast(80000, 24000))
+    unheard = rooms.open_rooms(folder, "test", rooms.RoomConfig(num_mics=4, num_speakers=2), 4, folder, snrs=(10,),
+                               num_samples=fast(80000, 24000))
     talkers, heard = (waves[0] for waves in unheard.batch([unheard[0]]))       # (talkers, L), (microphones, L)
 play(microphone_0=array[0], separated=out[0], direct_path=direct[0])
 first, last = logged["sa_sdr"][0], fifths(logged["sa_sdr"])[1]
@@ -343,11 +343,11 @@ print(f"four mixtures of one room, learnt by heart: SA-SDR {first:.1f} -> {last:
 below("SA-SDR at the start less that at the end, dB", first - last, -6, trained=True)
 
 # %% [markdown]
-# Nothing that generalises: a compact separator learns four excerpts by heart. `talkers` is one that was trained for an hour and a half of one core and minutes of GPUs, and its corrector. Here are two excerpts at once, of one and the same voice, with a noise 10 dB below them, in a room that it never heard: a draw in which it works.
+# Nothing that generalises: a compact separator learns four excerpts by heart. `speakers` is one that was trained for an hour and a half of one core and minutes of GPUs, and its corrector. Here are two excerpts at once, of one and the same voice, with a noise 10 dB below them, in a room that it never heard: a draw in which it works.
 
 # %%
-method = pretrained("talkers")
-wave, level = data.levelled(heard[None])
+method = pretrained("speakers")
+wave, level = data.normalise(heard[None])
 with torch.no_grad():
     estimates = {"separator": method.separate(wave) * level, "corrected": method.enhance(heard[None])}
 estimates = {name: losses.sa_sdr_loss(talkers[None], wave)[1][0] for name, wave in estimates.items()}     # in order

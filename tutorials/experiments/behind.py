@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import commands
 import data
 import meanflow
 import metrics
@@ -68,7 +67,8 @@ def main():
               for a in separators for b in correctors}
     print(f"\nn = {len(recordings)}, mean [95 % interval]\n")
     print(f"| separator | corrector | {' | '.join(columns.values())} |\n|---|---|{'---|' * len(columns)}")
-    array = commands.channels(train.load_checkpoint(next(iter(separators.values())))) != (1, 1)
+    first = train.load_checkpoint(next(iter(separators.values())))
+    array = (first.num_mics, first.num_speakers) != (1, 1)
     table = {("noisy", ""): noisy_scored(args.scores, recordings, args.workers, which, array)}
     table |= {(label, ""): result for label, result in alone.items()} | behind
     add_lines(args.csv, [line("correctors", f"{a}, {b}".rstrip(", "), result, columns, test=Path(args.data).name)

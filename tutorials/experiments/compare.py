@@ -1,8 +1,8 @@
 """The fair table: every paradigm with the same network size, data, crops, batch and learning-rate schedule.
 
-    python tutorials/experiments/compare.py --data CORPUS --crops 12000 [--seeds 0 1 2] [--rows CRP ...] [-- FLAGS]
+    python tutorials/experiments/compare.py --data CORPUS --num-crops 12000 [--seeds 0 1 2] [--rows CRP ...] [-- FLAGS]
 
-Each row is trained on --crops crops a stage, by the commands that a reader would give; what follows -- is given to all
+Each row is trained on --num-crops crops a stage, by the commands that a reader would give; what follows -- is given to all
 of them. A row of two stages says how many crops it has seen in all. Scores are those of the test split, and of the same
 speech in noises of another kind, made by code, which no training has heard: how much a method loses there is the
 question of the CRP paper. Checkpoints, waves and scores are kept in --out, so that a command which was interrupted goes
@@ -30,8 +30,8 @@ from scoring import (COLUMNS, add_csv_flag, add_lines, cell, enhanced_and_scored
 
 # A stage: name, script and command, flags; {...} stands for the checkpoint of the stage named by it, or a folder.
 STAGES = {
-    "predictive": ("consistency.py train-student", "--distil none"),
-    "predictive, MSE": ("consistency.py train-student", "--distil none --task mse"),
+    "predictive": ("dispatch.py train", "--distil none"),
+    "predictive, MSE": ("dispatch.py train", "--distil none --task mse"),
     "score": ("sgmse.py train", ""),
     "score, no PESQ": ("sgmse.py train", "--pesq-weight 0"),
     "score matching": ("sgmse.py train", "--objective score_matching --version 1 --c-skip 0"),
@@ -46,6 +46,8 @@ STAGES = {
     "distilled, no noise": ("consistency.py train", "--teacher {score} --no-move-noise"),
     "renoised": ("consistency.py train", "--moves renoise"),
     "MeanFlowSE": ("meanflow.py train", "--no-displacement --endpoint-weight 0 --clip 0.05"),
+    "MeanFlowSE, published": ("meanflow.py train", "--no-displacement --endpoint-weight 0 --c 0.5 --derivative difference "
+                                                   "--derivative-clip 5 --reduction sum --sigma-data 0 --clip 1"),
     "separator": ("meanflow.py train", "--separator train --separator-size compact --separator-seconds 0 --clip 5"),
     "MeCo": ("meanflow.py train", "--init {separator} --separator frozen --clip 0.05"),
     "drift": ("drift.py train", "--clip 2"),
@@ -82,7 +84,8 @@ ROWS = {
     "consistency distillation, neither": ("distilled, neither", {}),
     "consistency distillation without the move's noise": ("distilled, no noise", {}),
     "consistency training": ("renoised", {}),
-    "MeanFlowSE": ("MeanFlowSE", {}), "separator alone": ("separator", {}), "MeCo": ("MeCo", {}),
+    "MeanFlowSE": ("MeanFlowSE", dict(t_end=0.0)),
+    "MeanFlowSE, published setting": ("MeanFlowSE, published", dict(t_end=0.0)), "separator alone": ("separator", {}), "MeCo": ("MeCo", {}),
     "DriftSE": ("drift", {}), "DriftSE, noise added": ("drift, noise", {}),
     "DriftSE, conditional": ("drift, conditional", {}), "DriftSE, self-exclusion": ("drift, self-exclusion", {}),
     "DriftSE, field of Eq. (7)": ("drift, Eq. (7)", {}), "DriftSE, one layer": ("drift, one layer", {}),
@@ -124,8 +127,8 @@ def trained(name, seed, args):
         else:
             words += part.split()
     options = ["--preset", args.preset] * ("--init" not in words)
-    options += ["--seed", str(seed), "--steps", str(args.crops // 4), "--batch-size", "4"]
-    options += [*"--lr 1e-3 --decay 0.33 --ema 0.995 --valid-every 0 --num-frames 128".split(), *args.flags]
+    options += ["--seed", str(seed), "--steps", str(args.num_crops // 4), "--batch-size", "4"]
+    options += [*"--lr 1e-3 --lr-decay 0.33 --ema 0.995 --valid-every 0 --num-frames 128".split(), *args.flags]
     # Known by content, not by where it lies: a corpus or a folder of runs that was moved starts nothing anew.
     label = f"{name} {seed} {identity(flags, options, files(weights), files(data.list_audio(args.data)))}"
     run = args.out / "".join(c for c in label.replace(" ", "-") if c.isalnum() or c in "-.")
@@ -145,8 +148,14 @@ def rows_named(names):
     return {label: use for label, use in ROWS.items() if label in names or any(part in label for part in parts)}
 
 
-def crops_in_all(name, crops):
-    return crops * (1 + sum(crops_in_all(start, 1) for start in starts(STAGES[name][1])))
+def crops_in_all(name, crops, encoder=None):
+    """Crops of a stage, of those it starts from, and of the encoder (a folder) that was trained for it."""
+    flags = STAGES[name][1]
+    own = 0
+    if "{own}" in flags and encoder and (Path(encoder) / "last.pt").exists():
+        state = train.read_pickle(Path(encoder) / "last.pt")
+        own = state["step"] * state["run"].get("batch_size", train.TrainConfig.batch_size)
+    return crops + own + sum(crops_in_all(start, crops, encoder) for start in starts(flags))
 
 
 def other_noises(clean, folder):
@@ -169,25 +178,25 @@ def other_noises(clean, folder):
 
 
 def cost(checkpoint, path, changes):
-    """(network calls for a recording, parameters, real-time factor on it)."""
+    """(network evaluations for a recording, parameters, seconds of one core for a second of it)."""
     method, wave = train.load_checkpoint(checkpoint, **changes), data.load_audio(path)[0][:1]
     with torch.inference_mode():
         method.enhance(wave)                             # warm
-        method.calls, started = 0, time.perf_counter()
+        method.calls, started = 0, time.process_time()
         method.enhance(wave)
     parameters = sum(p.numel() for p in method.parameters())
-    return method.calls, parameters, (time.perf_counter() - started) * data.SAMPLE_RATE / wave.shape[1]
+    return method.calls, parameters, (time.process_time() - started) * data.SAMPLE_RATE / wave.shape[1]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="corpus with a train and a test split, as for train")
-    parser.add_argument("--crops", type=int, required=True, help="crops of a stage's training")
+    parser.add_argument("--num-crops", type=int, required=True, help="crops of a stage's training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(default: %(default)s)")
     parser.add_argument("--rows", nargs="+", default=[""], metavar="ROW",
                         help="rows of these names, or whose names contain one (default: all)")
     parser.add_argument("--preset", default="small", help="(default: small)")
-    parser.add_argument("--encoder", type=Path, help="of drift.py train-encoder, for the two rows with and without it")
+    parser.add_argument("--encoder", type=Path, help="of encoder.py, for the two rows with and without it")
     parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
     add_csv_flag(parser)
@@ -217,17 +226,17 @@ def main():
             if "encoder" in label and args.encoder is None:
                 continue
             checkpoint = trained(stage, seed, args)
-            costs[label] = calls, parameters, factor = cost(checkpoint, noisy[0], changes)
+            costs[label] = calls, parameters, seconds = cost(checkpoint, noisy[0], changes)
             for test, recordings in tests.items():
                 results = enhanced_and_scored(checkpoint, args.out / "waves", recordings, args.workers, which,
                                               **changes)
                 results_of.setdefault((label, test), []).append(results)
-                lines.append(line("budget", label, results, columns, test=test, seed=seed, crops=args.crops, calls=calls,
-                                  crops_in_all=crops_in_all(stage, args.crops), parameters=parameters,
-                                  real_time_factor=f"{factor:.4f}"))
+                lines.append(line("budget", label, results, columns, test=test, seed=seed, crops=args.num_crops, calls=calls, preset=args.preset,
+                                  crops_in_all=crops_in_all(stage, args.num_crops, args.encoder), parameters=parameters,
+                                  core_seconds=f"{seconds:.4f}"))
     add_lines(args.csv, lines)
 
-    print(f"\n{args.crops} crops a stage, n = {len(noisy)}; mean [95 % interval] of the first seed (spread, if "
+    print(f"\n{args.num_crops} crops a stage, n = {len(noisy)}; mean [95 % interval] of the first seed (spread, if "
           f"there are more), then the gains over the noisy recordings, test -> other noises\n\n"
           f"| | calls | crops in all | {' | '.join(columns.values())} | PESQ gain | SI-SDR gain |\n"
           f"|---|---|---|{'---|' * len(columns)}---|---|")
@@ -238,7 +247,7 @@ def main():
         cells = [cell(runs[0], column) + part for column, part in zip(columns, spread)]
         gains = [" -> ".join(f"{results_of[label, test][0].mean(column) - before[test].mean(column):+.2f}"
                              for test in tests) for column in ("pesq", "si_sdr")]
-        crops = crops_in_all(ROWS[label][0], args.crops)
+        crops = crops_in_all(ROWS[label][0], args.num_crops, args.encoder)
         print(f"| {label} | {calls} | {crops} | {' | '.join(cells + gains)} |")
     print(f"\nthe same test recordings, difference\n\n| | {' | '.join(columns.values())} |\n|---|{'---|' * len(columns)}")
     for a, b in (pair for pair in PAIRS if costs.keys() >= set(pair)):

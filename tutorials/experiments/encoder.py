@@ -96,16 +96,17 @@ def train_encoder(config, encoder=EncoderConfig()):
     device = train.pick_device(config.device)
     train.seed_everything(config.seed)
     dataset = open_data(config.data, "train", num_samples=MaskedPrediction.num_samples, seed=config.seed, device=device)
-    crops = itertools.islice(batches(dataset, config.batch_size, workers=config.workers), 1 + 200 // config.batch_size)
+    some = itertools.islice(batches(dataset, config.batch_size, workers=config.workers), 1 + 200 // config.batch_size)
     frames = torch.cat([drift.mel_frames(drift.standardised(clean), drift.FLOORS[1], context=0).flatten(0, 1)
-                        for clean, _ in crops])                            # (frames, bands)
+                        for clean, _ in some])                            # (frames, bands)
     centres, _ = kmeans2(frames.cpu().double().numpy(), encoder.clusters, minit="++", seed=config.seed)
     method = MaskedPrediction(encoder, torch.from_numpy(centres).float()).to(device)
     last = Path(config.out) / "last.pt"
     state = train.read_pickle(last) if last.exists() else None
     done = state["step"] if state else 0
     bar = tqdm(total=config.steps, initial=done, unit="step", mininterval=1)
-    for step, parts in train.fit(method, batches(dataset, config.batch_size, done, workers=config.workers), config, state):
+    crops = batches(dataset, config.batch_size, done, workers=config.workers)
+    for step, parts in train.fit(method, crops, config, state, {"batch_size": config.batch_size}):
         bar.update(step - bar.n)
         if step % 50 == 0 or step == config.steps:
             bar.set_postfix({name: f"{float(parts[name]):.3f}" for name in ("loss", "hits")})

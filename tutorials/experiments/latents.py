@@ -51,15 +51,15 @@ def main():
     parser.add_argument("encoders", nargs="+", metavar="ENCODER", help="as for drift.py --encoder")
     parser.add_argument("--data", required=True, help="corpus with a validation split, as for train")
     parser.add_argument("--snrs", type=float, nargs="+", default=[20, 10, 5, 0], help="dB (default: %(default)s)")
-    parser.add_argument("--crops", type=int, default=96, help="per SNR (default: %(default)s)")
+    parser.add_argument("--num-crops", type=int, default=96, help="per SNR (default: %(default)s)")
     add_csv_flag(parser)
     args = parser.parse_args()
 
     mixtures = {}
     for snr in args.snrs:
         dataset = data.open_data(args.data, "valid", snrs=(snr,), num_samples=16000, seed=0)
-        mixtures[snr] = list(itertools.islice(data.batches(dataset, 16, workers=0), args.crops // 16))
-    print(f"{args.crops // 16 * 16} crops per SNR; share of frames, mean [95 % interval over crops]\n")
+        mixtures[snr] = list(itertools.islice(data.batches(dataset, 16, workers=0), args.num_crops // 16))
+    print(f"{args.num_crops // 16 * 16} crops per SNR; share of frames, mean [95 % interval over crops]\n")
     print(f"| latent | layer | {' | '.join(f'{snr:g} dB' for snr in args.snrs)} |")
     print("|---|---|" + "---|" * len(args.snrs))
     lines = []

@@ -1,9 +1,9 @@
 """Distillation of selected patches against its controls: trains and scores each row with several seeds.
 
-    python consistency.py train-student --preset teacher --data CORPUS --out runs/teacher
+    python dispatch.py train --preset teacher --data CORPUS --out runs/teacher
     python tutorials/experiments/patches.py --data CORPUS --teacher runs/teacher/last.safetensors -- --steps 400 --lr 3e-3
 
-What follows -- are flags of every student's `consistency.py train-student`. Students and scores are kept in --out under
+What follows -- are flags of every student's `dispatch.py train`. Students and scores are kept in --out under
 what they were made from, so that a command which was interrupted goes on. The intervals are over the recordings, each
 scored as the mean over the seeds; --csv has each seed, too.
 """
@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import commands
 import data
 import metrics
 import train
@@ -81,12 +80,12 @@ def main():
             run = args.out / f"{label}, seed {seed}, {learnt_from}".replace(" ", "-")
             if not (run / "last.safetensors").exists():
                 print(f"{label}, seed {seed}")
-                subprocess.run([sys.executable, train.HERE / "consistency.py", "train-student", "--distil", *flags,
+                subprocess.run([sys.executable, train.HERE / "dispatch.py", "train", "--distil", *flags,
                                 "--data", args.data, *(["--teacher", args.teacher] if flags != ["none"] else []), "--seed",
                                 str(seed), "--out", run, *args.flags], check=True)
             student = run / "last.safetensors"
             results[label].append(enhanced_and_scored(student, run / "test", recordings, args.workers))
-            what = dict(teacher=args.teacher, test="test", steps=commands.notes_of(student)["step"])
+            what = dict(teacher=args.teacher, test="test", steps=train.read_metadata(student)["extra"]["step"])
             lines.append(line("patches", label, results[label][-1], seed=seed, **what))
 
     means = {label: mean_over(runs) for label, runs in results.items()}

@@ -1,5 +1,6 @@
 """What the experiments share: scores that are kept, known by what they were computed from, and the CSV of all tables."""
 
+import ast
 import csv
 import functools
 import hashlib
@@ -20,12 +21,27 @@ import train
 
 COLUMNS = {"pesq": "WB-PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR (dB)"}
 # What a line of the CSV of all tables is of; its other columns are what came out.
-KEYS = ("table", "row", "teacher", "layer", "test", "snr", "seed", "steps", "crops", "calls", "start", "spacing")
+KEYS = ("table", "row", "n", "preset", "teacher", "layer", "test", "snr", "seed", "steps", "crops", "calls", "start",
+        "spacing")
 
 
 def identity(*parts):
     """A short name for anything that JSON can hold: equal for equal parts."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def code():
+    """A hash of the program that enhances and scores: its syntax trees without docstrings, so that words may change."""
+    trees = []
+    for path in sorted(train.HERE.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                del body[0]
+        trees.append((path.name, ast.dump(tree)))
+    return identity(trees)
 
 
 @functools.cache
@@ -76,7 +92,7 @@ def enhanced_and_scored(checkpoint, folder, recordings, workers, which=tuple(COL
     `which` where they are others than usual.
     """
     waves = files(path for _, *pair in recordings for path in pair)
-    folder = folder / identity(sha256(checkpoint), changes, waves)
+    folder = folder / identity(sha256(checkpoint), changes, waves, code())
     outputs = [folder / f"{name}.wav" for name, _, _ in recordings]
     if not all(path.exists() for path in outputs):
         print(f"{checkpoint} {changes or ''}")
@@ -108,7 +124,7 @@ def mixtures(clean, folder, noise, snr, seed):
 
 def noisy_scored(folder, recordings, workers, which=tuple(COLUMNS), array=False):
     """Results of the noisy recordings themselves, kept likewise; of an array: of its first microphone."""
-    waves = identity(files(path for _, *pair in recordings for path in pair))
+    waves = identity(files(path for _, *pair in recordings for path in pair), code())
     scored = folder / f"noisy-{waves}-{scores_of(which)}"
     if array and not scored.exists():
         heard = [(name, clean, folder / f"microphone0-{waves}" / f"{name}.wav") for name, clean, _ in recordings]

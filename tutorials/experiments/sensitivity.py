@@ -49,7 +49,7 @@ def main():
                     results = enhanced_and_scored(checkpoint, args.scores, recordings, args.workers, sampler="em",
                                                   start=start, N=calls, **uneven)
                     lines.append(line("start and calls", label, results, test="test", calls=calls, start=start,
-                                      spacing=spacing))
+                                      spacing=f"{spacing:g}"))
                     means[i, j] = [results.mean(column) for column in COLUMNS]
             maps[f"{label}, {'even' if spacing == 1 else f'spacing {spacing:g}'}"] = means
 
