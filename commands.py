@@ -488,7 +488,6 @@ def enhance_all(method, pairs, seed, window):
 
 
 def evaluate_command(Method, args):
-    metrics.name_weights(args)
     which = metrics.known(args.metrics.split(","))
     if args.every < 1 or args.first < 0:
         raise ValueError(f"--every is 1 or more, --first 0 or more; got {args.every} and {args.first}")
@@ -630,7 +629,6 @@ def main(Method):
     sub.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     sub.add_argument("--first", type=int, default=0, help="number of the first file (default: 0)")
     sub.add_argument("--metrics", default="pesq,estoi,si_sdr", help="(default: pesq,estoi,si_sdr); see metrics.py")
-    metrics.add_weights_flag(sub)
     sub.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that score (default: all cores)")
     add_use(sub, Method, f"evaluated/{stem(Method)}")
     sub.set_defaults(run=functools.partial(evaluate_command, Method))

@@ -10,7 +10,7 @@
     lsd          dB             log-spectral distance
     dnsmos       1 .. 5         no reference: DNSMOS P.808, SIG, BAK, OVRL (packages `onnxruntime`, `speechmos`)
     distillmos   1 .. 5         no reference: DistillMOS (packages `distillmos`, `xls-r-sqa`)
-    scoreq, wvmos, utmos, nisqa                 likewise, with weights of their authors from the folder --weights
+    MODULE:NAME                any function of clean, enhanced, noisy, sample_rate (SCOREQ, NISQA, UTMOS have packages)
     evaluate     Results        scores many files in parallel: .table(), .save_csv(path), .compare(other)
     si_sdr_loss  dB             negative SI-SDR, to train with (tensors)
     PESQLoss     0 .. 5.89      wide-band PESQ as a loss to train with (packages `torch`, `scipy`)
@@ -30,10 +30,12 @@ import concurrent.futures
 import contextlib
 import csv
 import functools
+import importlib
 import importlib.util
+import inspect
+import itertools
 import multiprocessing
 import os
-import re
 import sys
 import types
 import warnings
@@ -281,137 +283,6 @@ def distillmos_network():
     return network
 
 
-# ---- without a reference, with weights that only their authors give away ----
-
-# The files as published, in the folder that the variable METRIC_WEIGHTS names: --weights of the commands sets it, and
-# the processes of `evaluate` inherit it.
-WEIGHTS = {"scoreq": "adapt_nr_telephone.onnx", "wvmos": "wv_mos.ckpt", "utmos": "utmos22_strong_step7459_v1.pt",
-           "nisqa": "nisqa.tar"}
-
-
-def weights_file(metric):
-    return Path(os.environ.get("METRIC_WEIGHTS") or "no folder") / WEIGHTS[metric]
-
-
-def scoreq(enhanced, sample_rate=SAMPLE_RATE):
-    """SCOREQ (Ragano et al. 2024), natural speech, without reference: 1 .. 5."""
-    require("scoreq", sample_rate)
-    [x] = checked(enhanced=enhanced)
-    x = np.pad(x, ((0, 0), (0, -x.shape[1] % 320))).astype(np.float32)     # whole frames of its wav2vec 2.0
-    network = scoreq_network(weights_file("scoreq"))
-    [name] = [put.name for put in network.get_inputs()]
-    return like(enhanced, [network.run(None, {name: wave[None]})[0].item() for wave in x])
-
-
-@functools.lru_cache
-def scoreq_network(path):
-    import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1      # the processes of `evaluate` use the cores
-    return onnxruntime.InferenceSession(path, options)
-
-
-def wvmos(enhanced, sample_rate=SAMPLE_RATE):
-    """WV-MOS (Andreev et al. 2022): wav2vec 2.0 and two dense layers on each of its frames."""
-    require("wvmos", sample_rate)
-    import torch
-    [x] = checked(enhanced=enhanced)
-    x = torch.from_numpy(x).float()
-    x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-7).sqrt()
-    encoder, head = wvmos_network(weights_file("wvmos"))
-    with torch.inference_mode():
-        return like(enhanced, [head(encoder(wave[None]).last_hidden_state).mean().item() for wave in x])
-
-
-@functools.lru_cache
-def wvmos_network(path):
-    from train import read_pickle
-    weights = below("model.", read_pickle(path)["state_dict"])
-    return wav2vec(below("encoder.", weights)), dense(below("dense.", weights), 0, 3)
-
-
-def utmos(enhanced, sample_rate=SAMPLE_RATE):
-    """UTMOS22 (Saeki et al. 2022), its strong learner: wav2vec 2.0 and an LSTM, for a mean listener and domain."""
-    require("utmos", sample_rate)
-    import torch
-    [x] = checked(enhanced=enhanced)
-    encoder, lstm, head, embedding = utmos_network(weights_file("utmos"))
-    scores = []
-    with torch.inference_mode():
-        for wave in torch.from_numpy(x).float():
-            h = encoder(wave[None]).last_hidden_state                      # (1, T', D)
-            h, _ = lstm(torch.cat([h, embedding.expand(1, h.shape[1], -1)], dim=2))
-            scores.append(3 + 2 * head(h).mean().item())
-    return like(enhanced, scores)
-
-
-@functools.lru_cache
-def utmos_network(path):
-    import torch
-    from train import read_pickle
-    weights = read_pickle(path)
-    names = {"post_extract_proj": "feature_projection.projection", "encoder.pos_conv.0": "encoder.pos_conv_embed.conv",
-             "self_attn_layer_norm": "layer_norm", "self_attn": "attention", "mask_emb": "masked_spec_embed",
-             "fc1": "feed_forward.intermediate_dense", "fc2": "feed_forward.output_dense"}    # fairseq's: transformers'
-    theirs, ours = below("wav2vec2.", weights), {}
-    for name, value in theirs.items():
-        if name.startswith("layer_norm."):
-            name = f"feature_projection.{name}"
-        if name.startswith("feature_extractor."):                          # a convolution, nothing, a norm
-            name = re.sub(r"(\d)\.0\.", r"\1.conv.", re.sub(r"(\d)\.2\.", r"\1.layer_norm.", name))
-        for fairseq, transformers in names.items():
-            name = name.replace(fairseq, transformers)
-        ours[name] = value
-    recurrent = below("blstm.", weights)
-    sizes = recurrent["weight_ih_l0"].shape[1], recurrent["weight_hh_l0"].shape[1]
-    lstm = torch.nn.LSTM(*sizes, batch_first=True, bidirectional=True).eval()
-    lstm.load_state_dict(recurrent)
-    embedding = torch.cat([weights["domain_emb"], weights["judge_emb"]], dim=1)[:, None]    # (1, 1, 256)
-    return wav2vec(ours), lstm, dense(below("projection.", weights), 0, 2), embedding
-
-
-def below(prefix, weights):
-    """The entries whose names begin so, without that."""
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-
-
-def wav2vec(weights):
-    """transformers' wav2vec 2.0, of the base kind: the weights tell its sizes, but for heads, which have 64 entries."""
-    from transformers import Wav2Vec2Config, Wav2Vec2Model
-    hidden = len(weights["encoder.layer_norm.weight"])
-    network = Wav2Vec2Model(Wav2Vec2Config(
-        hidden_size=hidden, num_attention_heads=hidden // 64,
-        num_hidden_layers=sum(name.endswith("attention.k_proj.bias") for name in weights),
-        intermediate_size=len(weights["encoder.layers.0.feed_forward.intermediate_dense.bias"]),
-        conv_dim=[len(weights[f"feature_extractor.conv_layers.{i}.conv.weight"]) for i in range(7)]))
-    network.load_state_dict(weights)
-    return network.eval()
-
-
-def dense(weights, first, second):
-    """Two dense layers with a rectifier, of the weights with these two numbers."""
-    import torch
-    layers = []
-    for number in (first, second):
-        weight = weights[f"{number}.weight"]
-        layers.append(torch.nn.Linear(*weight.shape[::-1]))
-        layers[-1].load_state_dict(below(f"{number}.", weights))
-    return torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1]).eval()
-
-
-def nisqa(enhanced, sample_rate=SAMPLE_RATE):
-    """NISQA (Mittag et al. 2021), by torchmetrics: dict of overall quality, noisiness, discontinuity, coloration,
-    loudness."""
-    require("nisqa", sample_rate)
-    import torch
-    from torchmetrics.functional.audio import nisqa as theirs
-    [x] = checked(enhanced=enhanced)
-    with mock.patch.object(theirs, "NISQA_DIR", str(weights_file("nisqa").parent)):    # read when first called
-        scores = theirs.non_intrusive_speech_quality_assessment(torch.from_numpy(x).float(), sample_rate)    # (B, 5)
-    return {name: like(enhanced, column) for name, column in
-            zip(("NISQA", "noisiness", "discontinuity", "coloration", "loudness"), scores.T.double().numpy())}
-
-
 def attenuation(noisy, enhanced):
     """Energy of the noisy over that of the enhanced recording in dB, for recordings without speech; at most 120."""
     y, s_hat = checked(silent_ok=True, noisy=noisy, enhanced=enhanced)
@@ -435,27 +306,40 @@ METRICS = {
                ["onnxruntime", "speechmos"], "pip install onnxruntime; pip install --no-deps speechmos"),
     "distillmos": (["distillmos"], lambda s, s_hat, n: [distillmos(s_hat)],
                    ["distillmos", "xls_r_sqa"], "pip install --no-deps distillmos xls-r-sqa"),
-    "scoreq": (["scoreq"], lambda s, s_hat, n: [scoreq(s_hat)], ["onnxruntime"], "pip install onnxruntime"),
-    "wvmos": (["wvmos"], lambda s, s_hat, n: [wvmos(s_hat)], ["transformers"], "pip install transformers"),
-    "utmos": (["utmos"], lambda s, s_hat, n: [utmos(s_hat)], ["transformers"], "pip install transformers"),
-    "nisqa": (["nisqa", "noisiness", "discontinuity", "coloration", "loudness"],
-              lambda s, s_hat, n: nisqa(s_hat).values(),
-              ["torchmetrics", "librosa", "requests"], "pip install torchmetrics librosa requests"),
 }
 
 
-WITHOUT_REFERENCE = "dnsmos", "distillmos", "attenuation", *WEIGHTS
+WITHOUT_REFERENCE = "dnsmos", "distillmos", "attenuation"
 NEED_NOISY = {"si_sir_sar", "attenuation"}
 
 
 def missing(metric):
     """One line that says what to install before this metric can be computed; empty if nothing."""
+    if ":" in metric:
+        return ""
     _, _, packages, install = METRICS[metric]
-    if None in map(importlib.util.find_spec, packages):
-        return f"{metric} needs: {install}"
-    if metric in WEIGHTS and not weights_file(metric).is_file():
-        return f"{metric} needs: its authors' {WEIGHTS[metric]} in the folder --weights"
-    return ""
+    return f"{metric} needs: {install}" if None in map(importlib.util.find_spec, packages) else ""
+
+
+def foreign(metric):
+    """The function of MODULE:NAME. Raises ValueError for a module or a name that is not there."""
+    module, _, name = metric.partition(":")
+    try:
+        with mock.patch.object(sys, "path", [os.getcwd(), *sys.path]):
+            return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--metrics {metric}: expected MODULE:NAME of a function that can be imported ({error})") from None
+
+
+def foreign_scores(metric, signals):
+    """{column: value} of a function that is not ours, given those of clean, enhanced, noisy, sample_rate that it names.
+
+    Arrays are (channels, L) at 16 kHz. It returns a number, or a dictionary of numbers.
+    """
+    function = foreign(metric)
+    offered = signals | {"sample_rate": SAMPLE_RATE}
+    value = function(**{name: offered[name] for name in inspect.signature(function).parameters if name in offered})
+    return value if isinstance(value, dict) else {metric.partition(":")[2]: value}
 
 
 def require(metric, sample_rate=SAMPLE_RATE):
@@ -502,20 +386,27 @@ def in_step(s, s_hat, align):
 def score_pair(metrics, align, pair):
     """One row of a table: name, seconds, a key per score, note, error. What fails is in `error`, never a score."""
     row, errors = {"name": pair[0]}, []
-    signals = dict(zip(("clean", "enhanced", "noisy"), [*pair[1:], None] if NEED_NOISY & set(metrics) else pair[1:3]))
+    signals = dict(zip(("clean", "enhanced", "noisy"), [*pair[1:], None]))
+    needed = NEED_NOISY & set(metrics)
+    if not needed and (signals["noisy"] is None or not any(":" in metric for metric in metrics)):
+        del signals["noisy"]
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
         try:
             s, s_hat, *y = checked(**{which: load(which, x) for which, x in signals.items()})    # (channels, L)
-            if not y:
+            if not needed:
                 s, s_hat = in_step(s, s_hat, align)
             row["seconds"] = s.shape[1] / SAMPLE_RATE
         except Exception as error:      # one bad file must not end the run: it is named and counted
             errors, metrics = [str(error) or repr(error)], []
         for metric in metrics:
-            columns, score, *_ = METRICS[metric]
             try:
-                for column, value in zip(columns, score(s, s_hat, y[0] - s if y else None)):
+                if ":" in metric:
+                    found = foreign_scores(metric, {"clean": s, "enhanced": s_hat, "noisy": y[0] if y else None})
+                else:
+                    columns, score, *_ = METRICS[metric]
+                    found = dict(zip(columns, score(s, s_hat, y[0] - s if y else None)))
+                for column, value in found.items():
                     if not np.isfinite(value).all():
                         raise ValueError(f"{column} is {np.mean(value)}, which has no place in a mean")
                     row[column] = float(np.mean(value))      # over channels
@@ -527,7 +418,7 @@ def score_pair(metrics, align, pair):
 def without_reference(metrics):
     """Those of the metrics that need no clean recording and are installed; by default, all such. Raises ValueError
     where there is none."""
-    chosen = [metric for metric in metrics if metric in WITHOUT_REFERENCE] or ["dnsmos", "distillmos", *WEIGHTS]
+    chosen = [metric for metric in metrics if metric in WITHOUT_REFERENCE or ":" in metric] or ["dnsmos", "distillmos"]
     installed = [metric for metric in chosen if not missing(metric)]
     if not installed:
         raise ValueError("recordings without a clean reference can be scored by these alone: "
@@ -537,9 +428,11 @@ def without_reference(metrics):
 
 def known(metrics):
     """The names of metrics, unchanged. Raises ValueError for one that does not exist."""
-    unknown = [metric for metric in metrics if metric not in METRICS]
-    if unknown:
-        raise ValueError(f"unknown metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
+    for metric in metrics:
+        if ":" in metric:
+            foreign(metric)
+        elif metric not in METRICS:
+            raise ValueError(f"unknown metric {metric}; there are {', '.join(METRICS)} and MODULE:NAME")
     return metrics
 
 
@@ -563,8 +456,10 @@ def evaluate(pairs, metrics=("pesq", "estoi", "si_sdr"), workers=1, progress=Tru
     else:
         rows = score_in_processes(score, pairs, min(workers, len(pairs)), bar)
     bar.close()
-    return Results(rows, [column for metric in metrics for column in METRICS[metric][0]],
-                   [missing(metric) for metric in metrics if missing(metric)])
+    columns = [column for metric in metrics if ":" not in metric for column in METRICS[metric][0]]
+    columns += [column for column in dict.fromkeys(itertools.chain(*rows))
+                if column not in ("name", "seconds", "note", "error", *columns)]             # of functions not ours
+    return Results(rows, columns, [missing(metric) for metric in metrics if missing(metric)])
 
 
 def score_in_processes(score, pairs, workers, bar):
@@ -667,19 +562,6 @@ class Results:
 
 # ---- the command ----
 
-def add_weights_flag(parser):
-    parser.add_argument("--weights", type=Path, metavar="DIR", help="folder with what is published of "
-                        + ", ".join(f"{metric} ({name})" for metric, name in WEIGHTS.items()))
-
-
-def name_weights(args):
-    """Tell this process and those to come of --weights. Raises FileNotFoundError."""
-    if args.weights:
-        if not args.weights.is_dir():
-            raise FileNotFoundError(f"--weights {args.weights}: no such folder")
-        os.environ["METRIC_WEIGHTS"] = str(args.weights.resolve())
-
-
 def main(arguments=None):
     """Returns the exit code: 0; 1 if a file could not be scored. Unusable arguments exit with 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=
@@ -689,8 +571,8 @@ def main(arguments=None):
                         help="files belong together when their paths below the folders agree, but for the suffix")
     parser.add_argument("second", type=Path, metavar="SECOND_ENHANCED_DIR", nargs="?", help="another system to compare")
     parser.add_argument("--noisy", type=Path, metavar="NOISY_DIR", help="what was enhanced; adds si_sir_sar")
-    parser.add_argument("--metrics", help=f"comma-separated, of {','.join(METRICS)} (default: pesq,estoi,si_sdr)")
-    add_weights_flag(parser)
+    parser.add_argument("--metrics", help=f"comma-separated, of {','.join(METRICS)}, or MODULE:NAME of a "
+                        "function of clean, enhanced, noisy, sample_rate (default: pesq,estoi,si_sdr)")
     parser.add_argument("--csv", type=Path, metavar="FILE",
                         help="scores per file; a second system adds FILE-second and FILE-difference")
     parser.add_argument("--align", action="store_true", help="shift what comes late or early, up to 0.5 s, into step")
@@ -706,7 +588,6 @@ def main(arguments=None):
     results = []
     try:
         from data import by_name, by_number
-        name_weights(args)
         clean, noisy = by_number(by_name(args.clean)), by_number(by_name(args.noisy)) if args.noisy else {}
         for folder in [args.enhanced, args.second] if args.second else [args.enhanced]:
             enhanced = by_number(by_name(folder))

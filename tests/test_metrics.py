@@ -423,143 +423,42 @@ def test_distillmos_cuts_long_signals_as_its_authors_do():
     assert ours == pytest.approx(theirs.flatten().numpy(), abs=1e-5)
 
 
-# ---- weights in a folder that the user names: small models of the published layouts ----
+# ---- scores of others, recordings without speech, references without sound ----
 
 NOISY = CLEAN + NOISE
 
-
-def tiny_wav2vec():
-    from transformers import Wav2Vec2Config, Wav2Vec2Model
-    torch.manual_seed(0)
-    return Wav2Vec2Model(Wav2Vec2Config(hidden_size=128, num_attention_heads=2, num_hidden_layers=2,
-                                        intermediate_size=48, conv_dim=(16,) * 6 + (24,))).eval()
-
-
-def test_wvmos_is_its_encoder_and_head_on_the_standardised_wave(tmp_path, monkeypatch):
-    encoder, head = tiny_wav2vec(), torch.nn.Sequential(*map(torch.nn.Linear, (128, 16), (16, 1)))
-    weights = {f"model.encoder.{name}": value for name, value in encoder.state_dict().items()}
-    for old, new in (("weight_g", "parametrizations.weight.original0"), ("weight_v", "parametrizations.weight.original1")):
-        stem = "model.encoder.encoder.pos_conv_embed.conv."                # as weight_norm used to name them
-        weights[stem + old] = weights.pop(stem + new)
-    for ours, theirs in ((0, 0), (1, 3)):
-        weights |= {f"model.dense.{theirs}.{name}": value for name, value in head[ours].state_dict().items()}
-    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "wv_mos.ckpt")
-    monkeypatch.setenv("METRIC_WEIGHTS", str(tmp_path))
-    x = torch.from_numpy(CLEAN).float()[None]
-    with torch.no_grad():
-        h = encoder((x - x.mean()) / x.std(correction=0)).last_hidden_state
-        expected = head[1](head[0](h).relu()).mean().item()
-    assert metrics.wvmos(CLEAN) == pytest.approx(expected, abs=1e-4)
-    assert metrics.wvmos(np.stack([CLEAN, NOISY]))[0] == pytest.approx(expected, abs=1e-4)
-    assert abs(metrics.wvmos(NOISY) - expected) > 1e-3 and metrics.wvmos(0.1 * CLEAN) == pytest.approx(expected, abs=1e-3)
+def test_a_function_of_anyones_is_a_score(tmp_path, monkeypatch, capsys):
+    """It gets what it names as arguments; a dictionary is a column each."""
+    (tmp_path / "mine.py").write_text("import numpy as np\n"
+                                      "def loud(enhanced, sample_rate): return float(np.abs(enhanced).max()) * sample_rate\n"
+                                      "def both(clean, enhanced): return {'a': 1.0, 'b': float(clean.sum() - enhanced.sum())}\n")
+    monkeypatch.chdir(tmp_path)
+    results = metrics.evaluate([("x", CLEAN, NOISY), ("y", CLEAN, CLEAN)], ["mine:loud", "si_sdr", "mine:both"], progress=False)
+    assert results.columns == ["si_sdr", "loud", "a", "b"]
+    assert results.rows[0]["loud"] == pytest.approx(16000 * np.abs(NOISY).max()) and results.rows[1]["b"] == 0
+    for name in ("mine:nothing", "nowhere:loud"):
+        with pytest.raises(ValueError, match=f"--metrics {name}: expected MODULE:NAME"):
+            metrics.evaluate([("x", CLEAN, NOISY)], [name], progress=False)
+    for side, wave in (("clean", CLEAN), ("noisy", NOISY)):
+        soundfile.write(tmp_path / f"{side}.wav", wave, 16000)
+        (tmp_path / side).mkdir()
+        (tmp_path / f"{side}.wav").rename(tmp_path / side / "a.wav")
+    assert metrics.main([str(tmp_path / "clean"), str(tmp_path / "noisy"), "--metrics", "mine:loud", "--workers", "1"]) == 0
+    assert "loud" in capsys.readouterr().out
+    assert metrics.without_reference(["pesq", "mine:loud"]) == ["mine:loud"]
 
 
-FAIRSEQ = {"masked_spec_embed": "mask_emb", "feature_projection.projection": "post_extract_proj",
-           "feature_projection.layer_norm": "layer_norm", "encoder.pos_conv_embed.conv": "encoder.pos_conv.0",
-           "parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v",
-           ".conv.weight": ".0.weight", "conv_layers.0.layer_norm": "conv_layers.0.2",
-           "0.layer_norm.": "0.self_attn_layer_norm.", "1.layer_norm.": "1.self_attn_layer_norm.",
-           "attention.": "self_attn.", "feed_forward.intermediate_dense": "fc1", "feed_forward.output_dense": "fc2"}
+def test_attenuation_is_what_was_taken_away_in_decibels():
+    assert metrics.attenuation(NOISY, 0.1 * NOISY) == pytest.approx(20)
+    assert metrics.attenuation(np.stack([NOISY, CLEAN]), np.stack([NOISY, 0 * CLEAN])) == pytest.approx([0, 120])
+    [row] = metrics.evaluate([("a", NOISY, 0.5 * NOISY, NOISY)], ["attenuation"], progress=False).rows
+    assert row["attenuation"] == pytest.approx(6.0206, abs=1e-3)
 
 
-def test_utmos_is_its_encoder_lstm_and_head(tmp_path, monkeypatch):
-    encoder, lstm = tiny_wav2vec(), torch.nn.LSTM(128 + 8 + 4, 32, batch_first=True, bidirectional=True)
-    head, domain, judge = torch.nn.Sequential(*map(torch.nn.Linear, (64, 16), (16, 1))), torch.randn(1, 8), torch.randn(1, 4)
-    weights = {"domain_emb": domain, "judge_emb": judge}
-    for name, value in encoder.state_dict().items():
-        for ours, theirs in FAIRSEQ.items():
-            name = name.replace(ours, theirs)
-        weights["wav2vec2." + name] = value
-    weights |= {f"blstm.{name}": value for name, value in lstm.state_dict().items()}
-    for ours, theirs in ((0, 0), (1, 2)):
-        weights |= {f"projection.{theirs}.{name}": value for name, value in head[ours].state_dict().items()}
-    expected_names = {"wav2vec2.mask_emb", "wav2vec2.layer_norm.weight", "wav2vec2.post_extract_proj.bias",
-                      "wav2vec2.feature_extractor.conv_layers.0.2.weight", "wav2vec2.encoder.layers.1.fc1.weight",
-                      "wav2vec2.feature_extractor.conv_layers.6.0.weight", "wav2vec2.encoder.pos_conv.0.weight_g",
-                      "wav2vec2.encoder.layers.0.self_attn.k_proj.weight", "wav2vec2.encoder.layer_norm.weight",
-                      "wav2vec2.encoder.layers.1.self_attn_layer_norm.bias"}
-    assert not expected_names - weights.keys()
-    torch.save(weights, tmp_path / "utmos22_strong_step7459_v1.pt")
-    monkeypatch.setenv("METRIC_WEIGHTS", str(tmp_path))
-    with torch.no_grad():
-        h = encoder(torch.from_numpy(CLEAN).float()[None]).last_hidden_state
-        h = torch.cat([h, *(e[:, None].expand(1, h.shape[1], -1) for e in (domain, judge))], dim=2)
-        expected = 2 * head[1](head[0](lstm(h)[0]).relu()).mean().item() + 3
-    assert metrics.utmos(CLEAN) == pytest.approx(expected, abs=1e-4)
-    assert abs(metrics.utmos(NOISY) - expected) > 1e-5
-
-
-def protobuf(*fields):
-    """(number, value) as a protocol buffer: bytes and texts with their lengths, integers as varints."""
-    out = b""
-    for number, value in fields:
-        if isinstance(value, int):
-            out += bytes([number << 3, value])
-        else:
-            value = value.encode() if isinstance(value, str) else value
-            length = bytes([len(value)]) if len(value) < 128 else bytes([len(value) % 128 + 128, len(value) // 128])
-            out += bytes([number << 3 | 2]) + length + value
-    return out
-
-
-def test_scoreq_hears_whole_frames(tmp_path, monkeypatch):
-    """A network of one node, the mean of the magnitudes: with the zeros that fill the last frame of 320 samples."""
-    pytest.importorskip("onnxruntime")
-    def of_axes(name, axes):
-        shape = protobuf(*((1, protobuf((2, axis))) for axis in axes))
-        return protobuf((1, name), (2, protobuf((1, protobuf((1, 1), (2, shape))))))
-    node = protobuf((1, "wave"), (2, "score"), (4, "ReduceL1"))
-    graph = protobuf((1, node), (2, "g"), (11, of_axes("wave", ["b", "length"])), (12, of_axes("score", ["x", "y"])))
-    (tmp_path / "adapt_nr_telephone.onnx").write_bytes(protobuf((1, 8), (7, graph), (8, protobuf((1, ""), (2, 13)))))
-    monkeypatch.setenv("METRIC_WEIGHTS", str(tmp_path))
-    assert metrics.scoreq(CLEAN[:5001]) == pytest.approx(np.abs(CLEAN[:5001]).sum(), rel=1e-4)
-    [network] = [metrics.scoreq_network(tmp_path / "adapt_nr_telephone.onnx")]
-    heard = []
-    class Listening:
-        get_inputs = network.get_inputs
-        run = staticmethod(lambda names, feed: heard.append(feed["wave"].shape) or network.run(names, feed))
-    monkeypatch.setattr(metrics, "scoreq_network", lambda path: Listening)
-    assert metrics.scoreq(np.stack([CLEAN[:5001], NOISY[:5001]])).shape == (2,)
-    assert heard == [(1, 5120), (1, 5120)]
-
-
-def test_nisqa_is_read_from_the_folder(tmp_path, monkeypatch):
-    theirs = pytest.importorskip("torchmetrics.functional.audio.nisqa")
-    pytest.importorskip("librosa")
-    pytest.importorskip("requests")
-    args = dict(cnn_pool_1=(24, 7), cnn_pool_2=(12, 5), cnn_pool_3=(6, 3), cnn_dropout=0.2, cnn_kernel_size=(3, 3),
-                cnn_c_out_1=4, cnn_c_out_2=4, cnn_c_out_3=8, td_sa_d_model=8, td_sa_num_layers=1, td_sa_nhead=1,
-                td_sa_dropout=0.1, td_sa_h=8, pool_att_h=8, pool_att_dropout=0.1, ms_hop_length=0.01, ms_win_length=0.02,
-                ms_n_fft=1024, ms_n_mels=48, ms_fmax=8000, ms_seg_length=15, ms_seg_hop_length=4, ms_max_segments=1300)
-    torch.manual_seed(0)
-    network = theirs._NISQADIM(args)
-    for p in network.parameters():                       # its five heads start as copies of one
-        torch.nn.init.normal_(p, std=0.3)
-    torch.save({"args": args, "model_state_dict": network.state_dict()}, tmp_path / "nisqa.tar")
-    monkeypatch.setenv("METRIC_WEIGHTS", str(tmp_path))
-    theirs._load_nisqa_model.cache_clear()
-    scores = metrics.nisqa(CLEAN)
-    spectrum, count = theirs._segment_specs(torch.from_numpy(theirs._get_librosa_melspec(
-        CLEAN[None].astype(np.float32), 16000, args)), args)
-    with torch.no_grad():
-        expected = network.eval()(spectrum, count.expand(1))[0].tolist()
-    assert list(scores) == ["NISQA", "noisiness", "discontinuity", "coloration", "loudness"]
-    assert list(scores.values()) == pytest.approx(expected, abs=1e-5) and len(set(expected)) == 5
-    theirs._load_nisqa_model.cache_clear()
-
-
-def test_without_their_weights_these_scores_are_not_computed_and_say_what_they_need(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("METRIC_WEIGHTS", raising=False)
-    for metric, name in metrics.WEIGHTS.items():
-        monkeypatch.setitem(metrics.METRICS, metric, (*metrics.METRICS[metric][:2], [], ""))
-        assert metrics.missing(metric) == f"{metric} needs: its authors' {name} in the folder --weights"
-        with pytest.raises(ImportError, match=name):
-            getattr(metrics, metric)(CLEAN)
-    [row] = metrics.evaluate([("a", CLEAN, NOISY)], ["si_sdr", "utmos"], progress=False).rows
-    assert "utmos" not in row and "si_sdr" in row
-    for folder in ("clean", "enhanced"):
-        (tmp_path / folder).mkdir()
-        soundfile.write(tmp_path / folder / "a.wav", CLEAN, 16000)
-    with pytest.raises(SystemExit):
-        metrics.main([str(tmp_path / "clean"), str(tmp_path / "enhanced"), "--weights", str(tmp_path / "nowhere")])
-    assert "nowhere: no such folder" in capsys.readouterr().err
+def test_a_reference_of_dither_is_not_scored():
+    """Digital silence that a tool has dithered: one LSB would decide the mean."""
+    dither = np.sign(np.random.default_rng(0).standard_normal(len(CLEAN))) / 32768
+    results = metrics.evaluate([("voice", CLEAN, NOISY), ("dither", dither, NOISY)], ["si_sdr"], progress=False)
+    assert "clean is silent" in results.rows[1]["error"] and len(results.values("si_sdr")) == 1
+    loud = 9 / 32768 * np.sign(dither)
+    assert not metrics.evaluate([("a", loud, NOISY)], ["si_sdr"], progress=False).failed

@@ -881,3 +881,24 @@ def test_memory_that_tensors_free_serves_the_next_without_new_pages():
     pages = [int(subprocess.run([sys.executable, "-c", PAGES.format(root=str(Path(data.__file__).parent), keep=keep)],
                                 capture_output=True, text=True, check=True).stdout) for keep in (False, True)]
     assert 5 * pages[1] < pages[0]                       # kept memory may have to grow a few times more
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_hiss_in_a_pause_costs_little(name):
+    """At most 1.2 dB at -60 dBFS and 2 dB at -50, wherever it is."""
+    alone = metrics.si_sdr(CLEAN, enhanced(name, NOISY))
+    for level, before, most in ((-60, 0, 1.2), (-60, 24000, 1.2), (-50, 0, 2.0)):
+        hiss = (10 ** (level / 20) * np.random.default_rng(0).standard_normal(48000)).astype(np.float32)
+        out = enhanced(name, np.r_[hiss[:before], NOISY, hiss[before:]])
+        assert metrics.si_sdr(CLEAN, out[before:][:len(CLEAN)]) > alone - most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_output_gain_is_that_of_the_speech_in_the_mixture(name):
+    start = np.abs(CLEAN).argmax() - 300
+    for wave, tolerance in ((CLEAN, 0.5), (CLEAN[8000:40000], 0.5), (CLEAN[start:start + 520], 0.5), (NOISY, 1.0)):
+        clean = CLEAN if wave is NOISY else wave
+        gain = float(enhanced(name, wave) @ clean / (clean @ clean))
+        assert abs(20 * np.log10(gain)) < tolerance, len(wave)
