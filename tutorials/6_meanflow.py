@@ -33,7 +33,7 @@ per_bin = data.per_bin
 # %%
 clean, noisy = recording("windmill")
 method = pretrained("meanflow")
-wave, level = data.levelled(noisy[None, None])
+wave, level = data.normalise(noisy[None, None])
 with torch.no_grad():
     separated = (method.separate(wave) * level)[0, 0]
 corrected = enhance(method, noisy)

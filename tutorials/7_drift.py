@@ -225,7 +225,7 @@ axes[1].set(xlabel="step", ylabel="loss", title="mean square of V");
 
 # %%
 torch.manual_seed(0)
-original, losses = toy.learn_generator(fast(1000, 30), temperatures=None, recipe="original")
+original, losses = toy.learn_generator(fast(1000, 30), temperatures=None, scaling="original")
 with torch.no_grad():
     print(f"loss {losses[:50].mean():.2f} -> {losses[-50:].mean():.2f}, energy distance "
           f"{before:.2f} -> {toy.energy_distance(original(start), reference):.3f}")
