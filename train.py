@@ -121,6 +121,7 @@ class Method(torch.nn.Module):
         self.spectrogram = data.Spectrogram(config.n_fft, config.hop_length, config.exponent, config.factor)
         self.num_samples = self.spectrogram.samples(config.num_frames)
         self.calls, self.ema, self.progress, self.store, self.teacher = 0, None, 1.0, None, None
+        self.measured_gain = None
 
     def network(self, in_channels=2, **options):
         """NCSNpp of the config's sizes; options: num_times, version, ..."""
@@ -138,10 +139,14 @@ class Method(torch.nn.Module):
         """The wave (B, L) of a training crop's spectrogram (B, 1, F, T)."""
         return self.spectrogram.inverse(spec[:, 0], self.spectrogram.samples(spec.shape[-1]))
 
-    @torch.no_grad()
     def track_gain(self, gain):
-        """Average over some 100 steps of the gain that the loss leaves open, in the buffer `gain`."""
-        self.gain = self.gain.lerp(gain, 0.01)
+        """Note, in a loss, the gain that it leaves open; after_update averages it in the buffer `gain`."""
+        self.measured_gain = gain.detach()
+
+    def after_update(self):
+        """Called by fit after each update of the weights: an average over some 100 steps."""
+        if self.measured_gain is not None:
+            self.gain = self.gain.lerp(self.measured_gain, 0.01)
 
     def evaluations(self):
         """Network evaluations of a window."""
@@ -270,6 +275,7 @@ class Run:
             self.opt.param_groups[0]["lr"] = learning_rate(step, self.progress, self.config)
             self.opt.step()
             self.ema.update()
+            getattr(self.method, "after_update", lambda: None)()
             self.bad = 0
         else:
             self.bad += 1
