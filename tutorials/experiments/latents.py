@@ -1,6 +1,6 @@
 """What a latent space is worth to drifts: how often is the clean frame nearest to a noisy frame that of its own time?
 
-    python drift.py train-encoder --data CORPUS --out runs/encoder
+    python tutorials/experiments/encoder.py --data CORPUS --out runs/encoder
     python tutorials/experiments/latents.py --data CORPUS mel runs/encoder
 
 A drift pulls a frame towards the clean frames that are near it, so it can only help where these are the right ones.
