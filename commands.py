@@ -13,6 +13,7 @@ import functools
 import inspect
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -82,7 +83,7 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
         raise data.AudioError(f"{path}: the output would overwrite the recording; choose another --out")
     peak = np.zeros(info.channels, np.float32)           # of the whole file, before anything is written
     samples = 0
-    for block in data.read_blocks(path):
+    for block in data.read_blocks(path, strict=False):
         peak = np.maximum(peak, np.abs(block).max(0, initial=0))
         samples += len(block)
     shortest = method.spectrogram.n_fft
@@ -114,14 +115,17 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
     size = int(window * second)
     # The network's norms take in the whole window, so that two windows never quite agree on a second: fade slowly.
     context = fade = min(second, size // 8)
-    pieces = windowed(enhance, (block.T for block in data.read_blocks(path)), size, context, fade)
+    pieces = windowed(enhance, (block.T for block in data.read_blocks(path, strict=False)), size, context, fade)
     back = None
     if info.samplerate != second:
         back = soxr.ResampleStream(second, info.samplerate, channels_out, dtype="float32", quality="HQ")
     format = data.FORMATS.get(out.suffix.lower(), out.suffix[1:].upper())
     lossless = info.format in (*data.LOSSLESS, "WAVEX") and format in data.LOSSLESS
     subtype = data.written_subtype(info, format) if lossless else None
-    left = min(info.frames, -(-(samples + 1) * info.samplerate // second))         # some headers say a little too much
+    frames = math.ceil(samples * info.samplerate / second)
+    if abs(info.frames - frames) <= info.samplerate / second + 1:          # else the header does not know
+        frames = info.frames
+    left = frames
     with data.audio_writer(out, info.samplerate, channels_out, subtype, left) as writer:
         beyond = 0                                       # samples that a file of integers cannot hold
         for piece in pieces:
@@ -137,11 +141,11 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
             writer.write(piece)
             left -= len(piece)
         writer.write(np.zeros((left, channels_out), np.float32))           # a resampler may end a sample early
-        share = beyond / (info.frames * channels_out)
+        share = beyond / (frames * channels_out)
         if share > 0.01 and writer.subtype not in ("FLOAT", "DOUBLE"):
             warnings.warn(f"{out}: {share:.0%} of the samples were beyond full scale and are clipped. Unless the "
                           "recording is as loud, look at the checkpoint and its number of calls")
-    return info.frames / info.samplerate
+    return frames / info.samplerate
 
 
 def channels(method):
@@ -349,7 +353,7 @@ def open_datasets(method, config, device):
     """(training crops, validation recordings or None)."""
     mics, talkers = channels(method)
     num_rooms = config.rooms or 200 * ((mics, talkers) != (1, 1))
-    options = dict(snrs=config.snrs, num_samples=method.num_samples, seed=config.seed, device=device,
+    options = dict(snrs=config.snrs, corpora=Path(config.out).parent / "corpora", num_samples=method.num_samples, seed=config.seed, device=device,
                    augmentation=data.Augmentation(**{field.name: getattr(config, field.name)
                                                      for field in dataclasses.fields(data.Augmentation)}))
     level = dict(normalize=method.config.normalize)

@@ -27,21 +27,22 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
-import io
 import itertools
+import json
 import math
 import os
 import re
-import struct
 import tempfile
+import uuid
 import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import miniaudio
+import av
 import numpy as np
 import soundfile
 import soxr
@@ -318,11 +319,12 @@ def matching_gain(estimate, mixture):
 # ------------------------------------------------------------------------------------------------ files
 
 SUFFIXES = (".wav", ".wave", ".w64", ".rf64", ".au", ".snd", ".caf", ".aif", ".aiff", ".aifc", ".flac", ".ogg", ".oga",
-            ".opus", ".mp3")
+            ".opus", ".mp3", ".m4a", ".mp4", ".webm", ".mka")
 # What is written: the format of a suffix where it is not the suffix itself.
 FORMATS = {".wave": "WAV", ".aif": "AIFF", ".aifc": "AIFF", ".snd": "AU", ".opus": "OGG", ".oga": "OGG"}
 LOSSLESS = ("WAV", "W64", "RF64", "AU", "CAF", "AIFF", "FLAC")
-SLACK = 64                                               # bytes that a header may promise too many: it counts itself
+CODEC_FRAME = 2304       # samples by which a lossy file may miss the length it states: two frames of MP3
+SLACK = 64               # bytes by which the header of a WAV may overstate its data: some count themselves
 
 
 class AudioError(ValueError):
@@ -332,32 +334,31 @@ class AudioError(ValueError):
 @dataclass(frozen=True)
 class AudioInfo:
     """What the header of a recording says."""
-    samplerate: int                  # Hz
+    samplerate: int                  # Hz; that of Opus is 48000
     channels: int
-    frames: int                      # samples of a channel
-    format: str                      # libsndfile's name, or MP3
+    frames: int                      # samples of a channel; 0 where the header does not say
+    format: str                      # libsndfile's name where it knows the format, else FFmpeg's
     subtype: str                     # of the samples, likewise
-    miniaudio: bool = False          # decoded by it, as libsndfile would trust a length that is none
 
 
 def list_audio(folder):
-    """Sorted paths of the audio files below `folder`; a warning counts what is none.
+    """Sorted paths of the audio files below `folder`; a warning counts the other files.
 
-    Follows links, passes over what begins with a dot. Raises FileNotFoundError where there is no audio file.
+    Follows links, passes over names that begin with a dot. Raises FileNotFoundError where there is
+    no audio file.
     """
-    paths, others, seen = [], [], set()
+    paths, others, seen = [], collections.Counter(), set()
     for here, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if os.path.realpath(here) in seen:               # a link that leads back
-            folders.clear()
-            continue
+        new = os.path.realpath(here) not in seen         # else a link has led back
         seen.add(os.path.realpath(here))
-        for path in (Path(here) / name for name in files if not name.startswith(".")):
-            known = path.suffix.lower() in SUFFIXES and path.is_file()
-            (paths if known else others).append(path)
-    kinds = collections.Counter(path.suffix.lower() or "no suffix" if path.exists() else "broken link"
-                                for path in others)
-    left_out = f"not read: {len(others)} ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))})"
+        folders[:] = sorted(name for name in folders if new and not name.startswith("."))
+        for path in (Path(here) / name for name in files if new and not name.startswith(".")):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                paths.append(path)
+            else:
+                others[path.suffix.lower() or "no suffix" if path.exists() else "broken link"] += 1
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+    left_out = f"not read: {others.total()} ({kinds})"
     if not paths:
         raise FileNotFoundError(f"no audio file ({', '.join(SUFFIXES)}) below {folder}"
                                 + f"; {left_out}" * bool(others))
@@ -367,183 +368,127 @@ def list_audio(folder):
 
 
 def by_name(folder):
-    """{path below the folder without suffix: path}. Raises FileNotFoundError without audio, ValueError for a name that
-    is used twice."""
+    """{path below the folder without suffix: path of the audio file}.
+
+    Raises FileNotFoundError without audio, ValueError for a name that is used twice.
+    """
     files = {}
     for path in list_audio(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in files:
-            raise ValueError(f"{files[name]} and {path} have the same name but for the suffix; which one is meant?")
+            raise ValueError(f"{files[name]} and {path} have the same name but for the suffix; "
+                             "which one is meant?")
         files[name] = path
     return files
 
 
-def audio_info(path):
-    """Header of a recording. Raises AudioError for what is no audio or is cut short."""
+@contextlib.contextmanager
+def audio_stream(path):
+    """The first audio stream of a file, for PyAV to decode within the block.
+
+    Raises AudioError, also for whatever the decoder raises there.
+    """
     try:
-        if Path(path).suffix.lower() == ".mp3":
-            mp3 = miniaudio.mp3_get_file_info(str(path))
-            info = AudioInfo(mp3.sample_rate, mp3.nchannels, mp3.num_frames, "MP3", "MPEG_LAYER_III", True)
-        else:
-            parts = [soundfile.info(source) for source in sources(path)]
-            info = AudioInfo(parts[0].samplerate, parts[0].channels, sum(part.frames for part in parts),
-                             parts[0].format, parts[0].subtype)
-            if len({(part.samplerate, part.channels) for part in parts}) > 1:
-                raise AudioError(f"{path}: {len(parts)} recordings of different rates or channels, one behind the "
-                                 "other; split them")
-    except (soundfile.LibsndfileError, miniaudio.MiniaudioError, UnicodeError, OSError, TypeError) as error:
-        reason = "the file is empty" if os.path.isfile(path) and os.path.getsize(path) == 0 else str(error)
-        raise AudioError(f"{path}: not a readable audio file ({reason}). WAV, FLAC, AIFF, OGG/Opus and MP3 are; "
-                         "convert others with ffmpeg") from None
-    if info.frames >= 1 << 48:                           # the writer did not know: count
-        try:
-            info = dataclasses.replace(info, miniaudio=True)
-            info = dataclasses.replace(info, frames=sum(len(x) for x in decoded(path, info)))
-        except miniaudio.MiniaudioError as error:
-            raise AudioError(f"{path}: damaged ({error})") from None
-    if info.frames < 1:
-        raise AudioError(f"{path}: holds no samples")
-    promised, size = promised_bytes(path), os.path.getsize(path)
-    if promised > size + SLACK * (info.format != "OGG"):
-        raise AudioError(f"{path}: truncated, its header promises {promised} bytes and the file has {size}")
-    return info
+        # From a file object: PyAV takes no name that is not UTF-8.
+        with open(path, "rb") as file, av.open(file, metadata_errors="replace") as container:
+            stream = container.streams.audio[0]
+            stream.codec_context.options = {"err_detect": "crccheck+explode"}
+            yield stream
+    except AudioError:
+        raise
+    except (av.FFmpegError, OSError, ValueError, IndexError, AttributeError) as error:
+        empty = os.path.isfile(path) and os.path.getsize(path) == 0
+        reason = "the file is empty" if empty else getattr(error, "strerror", None) or error
+        raise AudioError(f"{path}: not a readable audio file ({reason}); convert it to WAV or FLAC, "
+                         "or take it out") from None
 
 
-def sources(path):
-    """What libsndfile is to open, one by one: the path; of several OGG streams in one file, each for itself."""
-    with open(path, "rb") as file:
-        if file.read(4) != b"OggS":
-            return [str(path)]
-        starts, position, first = [], 0, False           # of a page: where it begins, whether it begins a stream
-        while True:
-            file.seek(position)
-            head = file.read(27)
-            if len(head) < 27 or head[:4] != b"OggS":
-                break
-            if head[5] & 2 and not first:                # streams side by side begin together
-                starts.append(position)
-            first = bool(head[5] & 2)
-            position += 27 + head[26] + sum(file.read(head[26]))
-        if len(starts) < 2:
-            return [str(path)]
-        file.seek(0)
-        content = file.read()
-    return [io.BytesIO(content[a:b]) for a, b in itertools.pairwise([*starts, len(content)])]
+def stated_frames(stream):
+    """Samples of a channel that the container says it has, 0 where it does not say."""
+    container = stream.container
+    if container.format.name in ("mp3", "aac") and not stream.start_time:
+        return 0                                         # without a header FFmpeg guesses from the bit rate
+    if stream.duration is None:
+        return round((container.duration or 0) * stream.rate / av.time_base)
+    return max(round(stream.duration * stream.time_base * stream.rate), stream.frames)
 
 
-def promised_bytes(path):
-    """The size in bytes that a header, or the last page of an OGG, implies, else 0: libsndfile reads cut files mutely.
+def audio_info(path):
+    """Header of a recording. Raises AudioError for a file without audio."""
+    with audio_stream(path) as stream:
+        codec = stream.codec_context
+        kind = stream.container.format.name.split(",")[0].upper(), codec.name.upper()
+        with contextlib.suppress(soundfile.LibsndfileError), open(path, "rb") as file:
+            known = soundfile.info(file)
+            kind = known.format, known.subtype
+        return AudioInfo(codec.sample_rate, codec.channels, stated_frames(stream), *kind)
 
-    Knows the chunks of WAV (RIFF, RIFX, RF64, W64), AIFF, CAF and the header of AU.
+
+def cut_wav(path):
+    """Whether a WAV or W64 says that it has more data than the file holds; FFmpeg would not tell.
+
+    Writers that do not know the length say 0 or almost 2 or 4 GiB.
     """
     with open(path, "rb") as file:
-        head = file.read(12)
-        kind = head[:4]
-        if kind == b"OggS":
-            start = file.seek(max(0, os.path.getsize(path) - (1 << 16)))           # a page has at most 65307 bytes
-            tail = file.read()
-            table = tail.rfind(b"OggS") + 27                                       # of the sizes of its segments
-            count = tail[table - 1] if len(tail) >= table else 1
-            return start + table + count + sum(tail[table:table + count])
-        if kind in (b".snd", b"dns."):
-            offset, size = struct.unpack(">II" if kind == b".snd" else "<II", (head + file.read(12))[4:12])
-            return 0 if size == 0xFFFFFFFF else offset + size
-        # Where the first chunk stands, how its name and size are packed, what of its head the size counts, and to what
-        # sizes are rounded.
-        at, layout, counted, even = {
-            b"RIFF": (12, "<4sI", 0, 2), b"RIFX": (12, ">4sI", 0, 2), b"RF64": (12, "<4sI", 0, 2),
-            b"FORM": (12, ">4sI", 0, 2), b"caff": (8, ">4sQ", 0, 1), b"riff": (40, "<4s12xQ", 24, 8),
-        }.get(kind, (0, "", 0, 0))
-        size64 = None                                    # of RF64, in a chunk of its own
-        while layout:
-            file.seek(at)
-            head = file.read(struct.calcsize(layout))
-            if len(head) < struct.calcsize(layout):
-                break
-            name, size = struct.unpack(layout, head)
-            if name == b"ds64":
-                size64 = struct.unpack("<8xQ", file.read(16))[0]
-            if name in (b"data", b"SSND"):
-                if size == 0xFFFFFFFF and size64 is not None:
-                    size = size64
-                # From 0x7ffff000 on, unless sizes have 64 bits: a writer that streamed and never knew the length
-                unknown = size >= (0x7FFFF000 if layout[-1] == "I" and size64 is None else 1 << 62)
-                return 0 if unknown else at + len(head) * (not counted) + size
-            size -= counted
-            at += len(head) + size + -size % even
-    return 0
+        head, end = file.read(24), 12
+        if head[:4] == b"riff":                          # W64: the size of the whole file
+            end = int.from_bytes(head[16:24], "little")
+        elif head[:4] == b"RIFF":
+            name, size = head, 0
+            while len(name) >= 4 and name[:4] != b"data":
+                file.seek(end)
+                name = file.read(8)
+                size = int.from_bytes(name[4:], "little")
+                end += 8 + size + size % 2
+            end *= size < 0x7FFFF000
+        return end > os.path.getsize(path) + SLACK
 
 
-def decoded(path, info, start=0, block=1 << 18):
-    """Yield float32 arrays (n, channels) at the recording's own rate, from sample `start` to where it really ends."""
-    if info.miniaudio:
-        content = mp3_frames(path) if info.format == "MP3" else Path(path).read_bytes()
-        for x in miniaudio.stream_memory(content, miniaudio.SampleFormat.FLOAT32, info.channels, info.samplerate,
-                                         block):
-            x = np.frombuffer(x, np.float32).reshape(-1, info.channels)
-            skipped = min(start, len(x))
-            start -= skipped
-            if skipped < len(x):
-                yield x[skipped:]
-        return
-    for source in sources(path):
-        with soundfile.SoundFile(source) as file:
-            if skipped := min(start, file.frames):
-                file.seek(skipped)
-                start -= skipped
-            while len(x := file.read(block, dtype="float32", always_2d=True)):
-                yield x
-
-
-def mp3_frames(path):
-    """The bytes of an MP3 without the tags at its end, ID3v1 and APE, before which the decoder would lose a frame."""
-    content = Path(path).read_bytes()
-    if content[-128:-125] == b"TAG":
-        content = content[:-128]
-    if content[-32:-24] == b"APETAGEX":
-        size, _, flags = struct.unpack("<III", content[-20:-8])
-        content = content[:-size - 32 * (flags >> 31)]
-    return content
-
-
-def read_blocks(path, sample_rate=SAMPLE_RATE, block=1 << 18):
+def read_blocks(path, sample_rate=SAMPLE_RATE, strict=True, block=1 << 16):
     """Yield float32 arrays (samples, channels) at `sample_rate`, in constant memory.
 
-    Raises AudioError as `audio_info` does, and for samples that are not finite or end before the header says.
+    Raises AudioError for what cannot be decoded, for samples that are not finite and for a file
+    with fewer samples than it states; for the last, where not `strict`, warns.
     """
-    info = audio_info(path)
-    resampler = None
-    if info.samplerate != sample_rate:
-        resampler = soxr.ResampleStream(info.samplerate, sample_rate, info.channels, dtype="float32", quality="HQ")
-    read = 0
-    try:
-        for x in decoded(path, info, block=block):
-            read += len(x)
-            if not np.isfinite(x).all():
-                raise AudioError(f"{path}: NaN or infinite samples before second {read / info.samplerate:.1f}")
-            yield x if resampler is None else resampler.resample_chunk(x)
-    except (soundfile.LibsndfileError, miniaudio.MiniaudioError) as error:
-        raise AudioError(f"{path}: damaged after {read} of {info.frames} samples ({error})") from None
-    if ends_early(info, read):
-        raise AudioError(f"{path}: truncated, {read} of {info.frames} samples")
-    if resampler is not None:
-        yield resampler.resample_chunk(np.zeros((0, info.channels), np.float32), last=True)
+    with audio_stream(path) as stream:
+        codec, read = stream.codec_context, 0
+        rate, stated = codec.sample_rate, stated_frames(stream)
+        to_float = av.AudioResampler("flt", frame_size=block)
+        resampler = soxr.ResampleStream(rate, sample_rate, codec.channels, dtype="float32", quality="HQ")
+        for frame in itertools.chain(decoded_frames(stream), [None]):
+            for part in to_float.resample(frame):
+                x = part.to_ndarray().reshape(-1, codec.channels)
+                read += len(x)
+                if not np.isfinite(x).all():
+                    raise AudioError(f"{path}: NaN or infinite samples before second {read / rate:.1f}; "
+                                     "write it anew, or take it out")
+                yield x if rate == sample_rate else resampler.resample_chunk(x)
+        if rate != sample_rate:
+            yield resampler.resample_chunk(np.zeros((0, codec.channels), np.float32), last=True)
+        if not read:
+            raise AudioError(f"{path}: holds no samples; take it out")
+        if cut_wav(path) or read + CODEC_FRAME * (not codec.codec.lossless) < stated:
+            problem = f"{path}: truncated or damaged, it has {read} samples and states more; copy it again"
+            if strict:
+                raise AudioError(problem)
+            warnings.warn(problem, stacklevel=2)
 
 
-def ends_early(info, read):
-    """Whether so many samples are fewer than the header means: some count a frame of MP3 or two too many, or
-    themselves."""
-    return read + (2 * 1152 if info.format == "MP3" else SLACK) < info.frames
+def decoded_frames(stream):
+    """Yield what PyAV decodes; a damaged packet is passed over and missing in the end."""
+    for packet in stream.container.demux(stream):
+        with contextlib.suppress(av.error.InvalidDataError):
+            yield from packet.decode()
 
 
 def load_audio(path, sample_rate=SAMPLE_RATE):
-    """A recording as (float32 (channels, samples) at `sample_rate`, its own sample rate in Hz). Raises AudioError."""
+    """(float32 (channels, samples) at `sample_rate`, the file's own rate in Hz). Raises AudioError."""
     x = np.concatenate(list(read_blocks(path, sample_rate)))
     return torch.from_numpy(np.ascontiguousarray(x.T)), audio_info(path).samplerate
 
 
 def written_subtype(info, format):
-    """The sample format of `info` where a file of that `format` can hold it in as many samples, else 16 bits."""
+    """The sample format of `info` where a file of that `format` can hold it, else 16 bits."""
     other = {"PCM_S8": "PCM_U8", "PCM_U8": "PCM_S8"}.get(info.subtype)
     exact = info.subtype.startswith("PCM") or info.subtype in ("FLOAT", "DOUBLE", "ULAW", "ALAW")
     fits = [subtype for subtype in (info.subtype, other, "PCM_16")
@@ -552,81 +497,83 @@ def written_subtype(info, format):
 
 
 @contextlib.contextmanager
-def appearing(path):
-    """Name of a temporary file beside `path`, which takes its place when the block ends: a kill, or an exception,
-    leaves what was there. Flushed to the disk."""
+def atomic_write(path, part=None):
+    """Name of a temporary file beside `path`, which takes its place when the block ends.
+
+    A kill or an exception leaves the file that was there. Flushed to the disk. Raises OSError that
+    names `path` where it cannot be written. part: the name, where one process writes at a time.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    os.close(handle)
+    part = Path(part or path.with_name(f".{uuid.uuid4().hex}.part"))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
         yield part
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(part, 0o666 & ~current_umask())         # mkstemp makes a file for the owner alone
         os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"{path} could not be written, the file before is kept ({error}); free some space, or "
+                      "choose a folder that you may write to") from None
     finally:
-        Path(part).unlink(missing_ok=True)
-
-
-def current_umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def audio_writer(path, sample_rate, channels, subtype=None, frames=0):
-    """A SoundFile to write to, that appears under its name only when it is complete. Raises AudioError.
+    """A SoundFile to write to, that appears under its name only when it is complete.
 
-    The format is the suffix's; a WAV that `frames` samples make larger than 4 GiB is an RF64, which has no such limit.
+    The format is the suffix's; a WAV that `frames` samples make larger than 4 GiB is an RF64, which
+    has no such limit. Raises AudioError for a format that cannot be, OSError as atomic_write does.
     """
     suffix = Path(path).suffix.lower()
     format = FORMATS.get(suffix, suffix[1:].upper())
     subtype = subtype or {".opus": "OPUS"}.get(suffix)
     if format == "WAV" and frames * channels * 8 >= 1 << 32:               # 8: of the widest sample
         format = "RF64"
-    with appearing(path) as part:
+    with atomic_write(path) as part:
         try:
-            file = soundfile.SoundFile(part, "w", sample_rate, channels, subtype, format=format)
+            file = soundfile.SoundFile(os.fsencode(part), "w", sample_rate, channels, subtype, format=format)
         except (ValueError, TypeError, soundfile.LibsndfileError):
             raise AudioError(f"{path}: libsndfile cannot write '{suffix}', {subtype or 'default'} samples, {channels} "
                              f"channels, {sample_rate} Hz. WAV can hold all but the strangest") from None
-        with file:
-            yield file
+        try:
+            with file:
+                yield file
+        except (soundfile.LibsndfileError, AssertionError) as error:       # of soundfile, on a full disk
+            raise OSError(str(error) or "not all samples were written") from None
 
 
-def compute_once(path, compute):
-    """The array that the file `path` (.npz) holds; where there is none, or a damaged one, compute() is put there.
+def cached(path, compute):
+    """The array that the file `path` (.npz) holds; where it is missing or damaged, compute() is put there.
 
-    The file appears by rename, or not at all. Raises OSError where it cannot be written.
+    Raises OSError where it cannot be written.
     """
     try:
         with np.load(path) as file:                      # a zip file, which checks its sum
             return file["array"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         array = compute()
-    with appearing(path) as part, open(part, "wb") as file:
+    with atomic_write(path) as part, open(part, "wb") as file:
         np.savez(file, array=array)
     return array
 
 
-def each_once(function, waves, store, key):
-    """function(waves), (B, ...) -> (B, ...), example by example, each taken from the folder `store` if it is there.
+def cached_rows(function, waves, store, key):
+    """function(waves), (B, ...) -> (B, ...), each example kept in a file of the folder `store`.
 
-    key: a name for the function. What is new is computed in float32, since others will read it, without gradient and
-    with noise of its own, so that it does not matter to anything else whether it was there.
+    key: a name for the function. New ones are computed without gradient and with noise of their
+    own, so that nothing else depends on whether they were there.
     """
-    def once(wave):
+    def row(wave):
         name = fingerprint(wave)
 
         def compute():
-            with (torch.no_grad(), torch.autocast(wave.device.type, enabled=False),
-                  torch.random.fork_rng([wave.device] if wave.is_cuda else [])):
+            with torch.no_grad(), torch.random.fork_rng([wave.device] if wave.is_cuda else []):
                 torch.manual_seed(int(name[:8], 16))
                 return function(wave[None])[0].cpu().numpy()
-        return torch.from_numpy(compute_once(store / f"{key}-{name}.npz", compute)).to(wave.device)
-    return torch.stack([once(wave) for wave in waves])
+        return torch.from_numpy(cached(store / f"{key}-{name}.npz", compute)).to(wave.device)
+    return torch.stack([row(wave) for wave in waves])
 
 
 def fingerprint(*tensors):
@@ -638,9 +585,10 @@ def fingerprint(*tensors):
 
 
 def save_audio(path, wave, sample_rate, subtype=None):
-    """Write (samples,) or (channels, samples) in [-1, 1]; the format is the suffix's, the subtype libsndfile's name.
+    """Write (samples,) or (channels, samples) in [-1, 1]; the suffix chooses the format.
 
-    Values outside [-1, 1] are clipped by integer formats. The file appears by rename, or not at all.
+    subtype: libsndfile's name of the sample format. Values outside [-1, 1] are clipped by integer
+    formats. The file appears by rename, or not at all.
     """
     x = torch.as_tensor(wave).detach().cpu().numpy()
     x = x.T if x.ndim == 2 else x[:, None]
@@ -650,58 +598,42 @@ def save_audio(path, wave, sample_rate, subtype=None):
 
 # ------------------------------------------------------------------------------------------------ corpora
 
-RESIDENT_LIMIT = 4 * 2 ** 30                             # bytes of int16 samples kept in memory: 37 hours
 VOICEBANK = {"train": ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav"),
              "valid": ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav"),
              "test": ("clean_testset_wav", "noisy_testset_wav")}
 VOICEBANK_VALID = ("p226_", "p287_")                     # the two speakers the field holds out for validation
-QUIET, LSB = 0.01, 1 / 32768                             # a crop must reach this share of its recording's level, 8 LSB
+SHORTEST = 510                                           # samples of a recording: one window of the spectrogram
+QUIET = 0.01                                             # a crop must reach this share of its recording's level
 
 
 class Recordings:
-    """Mono 16 kHz recordings, index by index as in `paths`: all in memory as int16 (`resident`), or read crop by crop.
+    """Mono 16 kHz recordings, index by index as in `paths`: decoded once into one int16 file that all processes map.
 
-    A file that cannot be used keeps its index with length 0; `problems` says what is wrong with each. What goes beyond
-    full scale is kept with fewer bits: `scales`, 1 or a power of 2.
+    folder: where that file is kept, for other runs too; by default it is temporary and gone with the
+    process. A recording that cannot be used keeps its index with length 0; `problems` says what is
+    wrong with each. One beyond full scale is kept with fewer bits: `scales`, 1 or a power of 2.
+    identity: number of recordings, of samples, and a hash of relative names and lengths; the same
+    wherever the folder of recordings lies. Raises AudioError where none can be used.
     """
 
-    def __init__(self, paths, resident=True, min_samples=510):
-        self.paths, self.resident = paths, resident
-        self.lengths, self.problems, waves = np.zeros(len(paths), np.int64), [], []
-        self.scales, self.levels = np.ones(len(paths), np.float32), {}
-        self.made = {}                                                     # index -> samples, where not resident
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            jobs = pool.map(attempt, itertools.repeat(decode if resident else measure), paths)
-            for i, (result, problem) in enumerate(tqdm(jobs, "reading", len(paths), unit="file", leave=False)):
-                length = result if isinstance(result, int) else len(result)
-                if not problem and length < min_samples:
-                    problem = f"{paths[i]}: {length} samples at 16 kHz, shorter than one frame of {min_samples}"
-                if problem:
-                    self.problems.append(problem)
-                    continue
-                self.lengths[i] = length
-                if resident:
-                    self.scales[i] = headroom(result)
-                    waves.append(to_int16(result / self.scales[i]))
-        if not self.lengths.any():
-            raise AudioError(f"none of {len(paths)} recordings can be used" + "".join(
-                f"; the first: {problem}" for problem in self.problems[:1]))
-        if resident:
-            self.offsets = np.cumsum(self.lengths) - self.lengths
-            self.samples = np.concatenate(waves)                           # int16, all recordings end to end
+    def __init__(self, paths, folder=None):
+        self.paths, self.levels = paths, {}
+        temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)          # a map outlives its name
+        with temporary if folder is None else contextlib.nullcontext(folder) as place:
+            samples, notes = decode_once(paths, Path(place))
+        self.lengths, self.scales = np.array(notes["lengths"]), np.array(notes["scales"], np.float32)
+        self.problems = [f"{paths[int(i)]}: {problem}" for i, problem in notes["problems"].items()]
+        self.waves = np.split(np.asarray(samples), np.cumsum(self.lengths)[:-1])     # views, not copies
+        self.identity = {"recordings": int((self.lengths > 0).sum()), "samples": len(samples),
+                         "hash": digest_of(list(zip(relative_names(paths), notes["lengths"])))}
 
     def append(self, name, wave):
-        """A recording that no file holds, float32 (L,) in [-1, 1], as the last one."""
+        """A recording without a file, float32 (L,) in [-1, 1], as the last one."""
         self.paths, self.lengths = [*self.paths, name], np.append(self.lengths, len(wave))
-        self.scales = np.append(self.scales, np.float32(1))
-        if self.resident:
-            self.samples = np.concatenate([self.samples, to_int16(wave)])
-            self.offsets = np.cumsum(self.lengths) - self.lengths
-        else:
-            self.made[len(self.paths) - 1] = to_int16(wave) / np.float32(32768)
+        self.scales, self.waves = np.append(self.scales, np.float32(1)), [*self.waves, to_int16(wave)]
 
     def wave(self, index):
-        """A whole recording, float32 (L,). Raises AudioError."""
+        """A whole recording, float32 (L,)."""
         return torch.from_numpy(self.crop(index, 0, int(self.lengths[index])))
 
     def level(self, index):
@@ -716,12 +648,7 @@ class Recordings:
         first, last = max(start, 0), min(start + num_samples, length)
         if loop and start + num_samples > length:
             first, last = 0, length
-        if self.resident:
-            wave = self.samples[self.offsets[index]:][first:last] * (self.scales[index] / np.float32(32768))
-        elif index in self.made:
-            wave = self.made[index][first:last]
-        else:
-            wave = read_crop(self.paths[index], first, last - first)
+        wave = self.waves[index][first:last] * (self.scales[index] / np.float32(32768))
         if loop:
             return np.resize(np.roll(wave, first - start), num_samples)
         crop = np.zeros(num_samples, np.float32)
@@ -729,77 +656,85 @@ class Recordings:
         return crop
 
 
-def attempt(function, path):
-    """(function(path), None), or (0, what is wrong with the file)."""
-    try:
-        return function(path), None
-    except AudioError as error:
-        return 0, str(error)
+def decode_once(paths, folder):
+    """(int16 samples of all recordings end to end, mapped; their lengths, scales and problems, a dict).
+
+    The file is known by the names, sizes and times of change of the recordings. The first process
+    that asks writes it and the others wait. A kill leaves no file that is taken for complete.
+    """
+    stats = [os.stat(path) for path in paths]
+    key = digest_of([(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(relative_names(paths), stats)])
+    file, notes = folder / f"{key}.npy", folder / f"{key}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{key}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)                 # the system frees it when the process ends, however it ends
+        if not (file.exists() and notes.exists()):
+            decode_all(paths, file, notes)
+    return np.load(file, mmap_mode="r"), json.loads(notes.read_text())
+
+
+def decode_all(paths, file, notes):
+    """Write what decode_once returns: the file of samples last, under another name until it is complete."""
+    lengths, scales, problems = [], [], {}
+    header = {"descr": "<i2", "fortran_order": False, "shape": (0,)}
+    with (atomic_write(file, file.with_suffix(".part")) as part, open(part, "wb") as out,
+          concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+          tqdm(desc="decoding", total=len(paths), unit="file", mininterval=1) as bar):
+        np.lib.format.write_array_header_1_0(out, header)                  # of one size whatever the shape is
+        for first in range(0, len(paths), 64):                             # no more decoded ahead of the disk
+            for samples, scale, problem in pool.map(decode, paths[first:first + 64]):
+                if problem:
+                    problems[len(lengths)] = problem
+                lengths.append(len(samples))
+                scales.append(scale)
+                out.write(samples)
+                bar.update()
+                bar.set_postfix_str(f"{out.tell() / 1e6:.0f} MB in {file}", refresh=False)
+        if not any(lengths):
+            raise AudioError(f"none of {len(paths)} recordings can be used" + "".join(
+                f"; the first: {paths[i]}: {problem}" for i, problem in itertools.islice(problems.items(), 1)))
+        out.seek(0)
+        np.lib.format.write_array_header_1_0(out, header | {"shape": (sum(lengths),)})
+        with atomic_write(notes) as other:
+            other.write_text(json.dumps({"lengths": lengths, "scales": scales, "problems": problems}))
 
 
 def decode(path):
-    """A whole recording, float32 (L,), mono at 16 kHz. Raises AudioError."""
-    return load_audio(path)[0].mean(0).numpy()
-
-
-def measure(path):
-    """Its length at 16 kHz, from the header alone. Raises AudioError."""
-    info = audio_info(path)
-    return (2 * info.frames * SAMPLE_RATE // info.samplerate + 1) // 2      # rounded, as soxr does
-
-
-def read_crop(path, start, num_samples):
-    """float32 (num_samples,) from sample `start` at 16 kHz, decoding no more than that where no resampling is needed.
-
-    Rounded to steps of 16 bits, as resident recordings are.
-    """
-    info = audio_info(path)
-    if info.samplerate != SAMPLE_RATE:
-        wave = decode(path)[start:start + num_samples]
-    else:
-        try:
-            blocks, count = [], 0
-            for x in decoded(path, info, start, num_samples):
-                blocks.append(x)
-                count += len(x)
-                if count >= num_samples:
-                    break
-            x = np.concatenate(blocks)[:num_samples] if blocks else np.zeros((0, 1))
-        except (soundfile.LibsndfileError, miniaudio.MiniaudioError) as error:
-            raise AudioError(f"{path}: damaged ({error})") from None
-        if not np.isfinite(x).all():
-            raise AudioError(f"{path}: has samples that are NaN or infinite")
-        wave = x.mean(1)
-    if len(wave) < num_samples:
-        raise AudioError(f"{path}: truncated, it ends at sample {start + len(wave)} at 16 kHz")
-    return (wave * 32768).round().astype(np.float32) / np.float32(32768)
-
-
-def headroom(wave):
-    """The power of 2, at least 1, by which a wave must be divided to stay within full scale."""
-    return np.float32(2.0 ** max(0, math.ceil(math.log2(max(np.abs(wave).max(), 1)))))
+    """(int16 samples, mono at 16 kHz; their scale; what is wrong with the recording, or "")."""
+    try:
+        wave = np.concatenate([block.mean(1) for block in read_blocks(path)])
+        if len(wave) < SHORTEST:
+            raise AudioError(f"{len(wave)} samples at 16 kHz, shorter than one frame of {SHORTEST}")
+    except AudioError as error:
+        return np.zeros(0, np.int16), 1.0, str(error).removeprefix(f"{path}: ")
+    scale = 2.0 ** max(0, math.ceil(math.log2(max(np.abs(wave).max(), 1))))
+    return to_int16(wave / scale), scale, ""
 
 
 def to_int16(x):
     return (x * 32768).round().clip(-32768, 32767).astype(np.int16)
 
 
-def fits_in_memory(paths):
-    """Whether the recordings take less than RESIDENT_LIMIT bytes as int16; judged from their headers."""
-    size = 0
-    for path in paths:
-        size += 2 * attempt(measure, path)[0]
-        if size > RESIDENT_LIMIT:
-            return False
-    return True
+def relative_names(paths):
+    """Names of files below the folder that they have in common."""
+    paths = [os.path.abspath(path) for path in paths]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    return [os.path.relpath(path, common) for path in paths]
+
+
+def digest_of(items):
+    """A name for what JSON can hold: 16 digits of its SHA-256."""
+    return hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
 
 
 class Crops:
     """An endless, seeded order of crops from sets of recordings: what the classes below share.
 
     Position p belongs to epoch p // len(self) and, within it, to one file of the epoch's permutation. Every other
-    choice for it is drawn from a generator seeded with (seed, p). A crop that is silent where it must not be, or
-    that cannot be read, is drawn again from another file; `problems` names the files and counts the crops.
+    choice for it is drawn from a generator seeded with (seed, p). A crop that is silent where it must be active is
+    drawn again from another file; `problems` names the files and counts the crops.
+
+    Classes say what their sources are called (roles), which of them repeat (loops) and which must be active.
     """
 
     lead = 0                                             # samples that a crop has before those of the batch
@@ -817,33 +752,30 @@ class Crops:
         return len(self.files)
 
     @property
-    def resident(self):
-        """Whether all recordings are in memory."""
-        return all(source.resident for source in self.sources)
+    def identity(self):
+        """What the corpus is, by source: numbers of recordings and samples, a hash of names and lengths."""
+        return {role: source.identity for role, source in zip(self.roles, dict.fromkeys(self.sources))}
 
     def __getitem__(self, position):
         """(indices, starts, choices of `draw`, crops: a float32 array of each source, problems met on the way)."""
         epoch, place = divmod(position, len(self))
         if self.order[0] != epoch:
             self.order = epoch, np.random.default_rng([self.seed, epoch, 0]).permutation(self.files)
-        return self.draw_sounding(self.order[1][place], np.random.default_rng([self.seed, position, 1]))
+        return self.draw_active(self.order[1][place], np.random.default_rng([self.seed, position, 1]))
 
-    def draw_sounding(self, index, rng, whole=False):
-        """An item of the file `index`, or where that is silent or damaged of another; `whole`: all of its length."""
+    def draw_active(self, index, rng, whole=False):
+        """An item of the file `index`, or of another where that is silent; `whole`: all of its length."""
         problems = []
         for _ in range(100):
             length = int(self.sources[0].lengths[index]) if whole else self.num_samples
             indices, starts, choices = self.draw(index, rng, length)
-            try:
-                crops = [source.crop(i, start, length + self.lead, loop)
-                         for source, i, start, loop in zip(self.sources, indices, starts, self.loops)]
-                silent = [k for k in self.must_sound
-                          if not sounds(crops[k][self.lead:], self.sources[k].level(indices[k]))]
-                if not silent:
-                    return indices, starts, choices, crops, problems
-                problems.append(f"{self.sources[silent[0]].paths[indices[silent[0]]]}: nothing sounds in a crop")
-            except AudioError as error:
-                problems.append(str(error))
+            crops = [source.crop(i, start, length + self.lead, loop)
+                     for source, i, start, loop in zip(self.sources, indices, starts, self.loops)]
+            silent = [self.sources[k].paths[indices[k]] for k in self.must_be_active
+                      if not is_active(crops[k][self.lead:], self.sources[k].level(indices[k]))]
+            if not silent:
+                return indices, starts, choices, crops, problems
+            problems.append(f"{silent[0]}: a crop of it is silent")
             index = rng.choice(self.files)
         raise AudioError(f"100 crops in a row could not be used; the last: {problems[-1]}")
 
@@ -884,9 +816,9 @@ def random_start(length, num_samples, rng):
     return int(rng.integers(spare + 1)) if spare >= 0 else -(-spare // 2)
 
 
-def sounds(crop, level):
-    """Whether there is something to hear in a crop (L,) of a recording of that level: not room tone, not dither."""
-    return click_robust_peak(torch.from_numpy(crop)).item() > max(QUIET * level, 8 * LSB)
+def is_active(crop, level):
+    """Whether there is more than room tone or dither in a crop (L,) of a recording of that level."""
+    return click_robust_peak(torch.from_numpy(crop)).item() > max(QUIET * level, SILENT_PEAK)
 
 
 class PairedAudio(Crops):
@@ -900,18 +832,17 @@ class PairedAudio(Crops):
     without: resolved paths of clean files that are left out, with their noisy ones.
     """
 
-    loops, must_sound = (False, False), (1,)
+    roles, loops, must_be_active = ("clean", "noisy"), (False, False), (1,)
 
-    def __init__(self, root, split="train", num_samples=32640, seed=0, device="cpu", resident=None, without=(),
+    def __init__(self, root, split="train", num_samples=32640, seed=0, device="cpu", corpora=None, without=(),
                  normalize="peak"):
         paths = paired_paths(root, split)
         kept = [path.resolve() not in without for path in paths[0]]
         paths = [list(itertools.compress(side, kept)) for side in paths]
-        resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
-        clean, noisy = (Recordings(p, resident) for p in paths)
+        clean, noisy = (Recordings(side, corpora) for side in paths)
         for path, a, b in zip(clean.paths, clean.lengths, noisy.lengths):
             if a and b and abs(a - b) > SAMPLE_RATE // 10:
-                warnings.warn(f"{path} lasts {a / SAMPLE_RATE:.1f} s and its noisy twin {b / SAMPLE_RATE:.1f} s: "
+                warnings.warn(f"{path} lasts {a / SAMPLE_RATE:.1f} s and its noisy partner {b / SAMPLE_RATE:.1f} s: "
                               "both are cut to the shorter", stacklevel=2)
         clean.lengths = noisy.lengths = np.minimum(clean.lengths, noisy.lengths)
         super().__init__((clean, noisy), np.flatnonzero(clean.lengths), num_samples, seed, normalize, device)
@@ -954,14 +885,13 @@ class MixedAudio(Crops):
     of speech that is left out, of babble too.
     """
 
-    loops, must_sound = (False, True), (0, 1)
+    roles, loops, must_be_active = ("speech", "noise"), (False, True), (0, 1)
 
     def __init__(self, speech_dir, noise_dir, snrs=(0, 5, 10, 15), num_samples=32640, seed=0, device="cpu",
-                 resident=None, without=(), normalize="peak", augmentation=Augmentation()):
+                 corpora=None, without=(), normalize="peak", augmentation=Augmentation()):
         self.augmentation = augmentation
         paths = [path for path in list_audio(speech_dir) if path.resolve() not in without], list_audio(noise_dir)
-        resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
-        speech, noise = (Recordings(p, resident) for p in paths)
+        speech, noise = (Recordings(side, corpora) for side in paths)
         self.snrs, self.noise_ends = snrs, np.cumsum(noise.lengths)
         if augmentation.babble:
             noise.append("babble", make_babble(speech, np.random.default_rng([seed, 3])))
@@ -981,8 +911,8 @@ class MixedAudio(Crops):
         spare = max(int(self.sources[-1].lengths[noise]) - length, 0)
         return noise, int(rng.integers(spare + 1))
 
-    def draw_sounding(self, index, rng, whole=False):
-        indices, starts, choices, crops, problems = super().draw_sounding(index, rng, whole)
+    def draw_active(self, index, rng, whole=False):
+        indices, starts, choices, crops, problems = super().draw_active(index, rng, whole)
         if self.augmentation.any():
             rng = np.random.default_rng([int(choices[1]), 5])
             other, start = self.draw_noise(rng, len(crops[1]))
@@ -1006,7 +936,7 @@ class MixedAudio(Crops):
         A number beyond the recordings takes them again, in other noise.
         """
         rng = np.random.default_rng([self.seed, number, 2])
-        indices, _, choices, crops, problems = self.draw_sounding(self.files[number % len(self)], rng, whole=True)
+        indices, _, choices, crops, problems = self.draw_active(self.files[number % len(self)], rng, whole=True)
         self.note(problems)
         crops = [torch.from_numpy(crop)[None].to(self.device) for crop in crops]
         choices = torch.tensor([choices], device=self.device)
@@ -1105,10 +1035,10 @@ def synthetic_noise(length, rng):
     return (noise / noise.std()).astype(np.float32)
 
 
-def make_babble(speech, rng, talkers=6, minutes=10):
-    """`talkers` voices at once, equally loud: each reads recordings in its own random order. float32 (L,)."""
+def make_babble(speech, rng, speakers=6, minutes=10):
+    """`speakers` voices at once, equally loud: each reads recordings in its own random order. float32 (L,)."""
     total, usable = np.zeros(minutes * 60 * SAMPLE_RATE), np.flatnonzero(speech.lengths)
-    for _ in range(talkers):
+    for _ in range(speakers):
         end = 0
         while end < len(total):
             wave = speech.wave(rng.choice(usable)).numpy()[:len(total) - end]
@@ -1126,13 +1056,13 @@ class UnpairedAudio(Crops):
     clean_dir holds noisy files too.
     """
 
-    loops, must_sound = (False,), (0,)
+    roles, loops, must_be_active = ("unpaired",), (False,), (0,)
 
-    def __init__(self, root, clean_dir, split="train", num_samples=32640, seed=0, device="cpu", resident=None,
+    def __init__(self, root, clean_dir, split="train", num_samples=32640, seed=0, device="cpu", corpora=None,
                  normalize="peak", **options):
         held_out = speech_of(root, "valid")
         paths = [path for path in list_audio(clean_dir) if path.resolve() not in held_out]
-        self.noisy = open_data(root, split, num_samples=num_samples, seed=seed, device=device, resident=resident,
+        self.noisy = open_data(root, split, num_samples=num_samples, seed=seed, device=device, corpora=corpora,
                                without={path.resolve() for path in paths[::2]}, normalize=normalize, **options)
         speech, sound = ({Path(path).resolve() for path in source.paths} for source in self.noisy.sources)
         for path in paths:
@@ -1140,16 +1070,15 @@ class UnpairedAudio(Crops):
                 raise ValueError(f"{clean_dir} holds {path}, one of the noisy files or noises of {root}; give a folder "
                                  "of clean speech alone")
         paths = [path for path in paths if path.resolve() not in speech]
-        resident = fits_in_memory(paths) if resident is None else resident
-        clean = Recordings(paths, resident)
+        clean = Recordings(paths, corpora)
         # Another seed: with the same one, the n-th crop of both sides would be cut at the same share of its file.
         own_seed = int(np.random.SeedSequence([seed, 4]).generate_state(1)[0])
         super().__init__((clean,), np.flatnonzero(clean.lengths), num_samples, own_seed, normalize, device)
         self.noisy.problems = self.problems = self.problems + self.noisy.problems
 
     @property
-    def resident(self):
-        return super().resident and self.noisy.resident
+    def identity(self):
+        return super().identity | self.noisy.identity
 
     def __getitem__(self, position):
         return super().__getitem__(position), self.noisy[position]
@@ -1202,7 +1131,7 @@ def by_number(files):
 
 
 def real_recordings(root):
-    """The folder of recordings without clean twins: that of this name in the DNS challenge's test set, or `root`."""
+    """The folder of recordings without clean references: the DNS challenge's of this name, or `root`."""
     inside = Path(root) / "real_recordings"
     return inside if inside.is_dir() else root
 
@@ -1282,25 +1211,24 @@ def write_mixtures(dataset, folder, first=0, every=1):
     return clean, noisy
 
 
-def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, crops=0):
+def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, num_crops=0):
     """Yield batches (clean, noisy) for ever, from batch number `step` on; the rank-th of `world` equal parts of each.
 
-    Recordings in memory need no workers beside a CPU, which has its hands full; others are cut, and beside a GPU all
-    are, by that many processes. crops: the first so many come again and again, in the same order; 0: each comes once.
+    Beside a GPU that many worker processes cut and vary the crops; a CPU trains no faster with any.
+    num_crops: so many come again and again, in the same order; 0: each comes once.
     """
     def positions():
         for number in itertools.count(step):
             first = (number * world + rank) * batch_size
-            yield [p % crops if crops else p for p in range(first, first + batch_size)]
+            yield [p % num_crops if num_crops else p for p in range(first, first + batch_size)]
 
-    if dataset.device.type == "cpu" and dataset.resident:
+    if dataset.device.type == "cpu":
         workers = 0
     # Its own generator: from the global one it would draw a number, in the first step of a run that is resumed, too.
     loader = torch.utils.data.DataLoader(dataset, batch_sampler=positions(), num_workers=workers,
                                          collate_fn=dataset.collate, prefetch_factor=4 if workers else None,
+                                         # A forked process inherits the map; any other would be sent a copy.
+                                         multiprocessing_context="fork" if workers else None,
                                          generator=torch.Generator())
     for collated in loader:
         yield dataset.mix(*collated)
-
-
-# ------------------------------------------------------------------------------------------------ the command

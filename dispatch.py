@@ -38,7 +38,7 @@ import commands
 import losses
 import nets
 import train
-from data import (Spectrogram, SpectrogramConfig, each_once, enhance_normalised,
+from data import (Spectrogram, SpectrogramConfig, cached_rows, enhance_normalised,
                   in_spectrogram)
 
 
@@ -324,7 +324,7 @@ class Student(nn.Module):
         function = getattr(self.teacher.on(noisy.device), what)
         if self.store is None:
             return function(noisy)
-        return each_once(function, noisy, self.store, f"{self.teacher.record}-{what}")
+        return cached_rows(function, noisy, self.store, f"{self.teacher.record}-{what}")
 
     def distillation(self, S, T, Y, noisy=None):
         """Distillation loss between spectra of student, teacher and clean, complex (B, F,

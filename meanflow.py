@@ -68,7 +68,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import commands
 import losses
 import nets
-from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, each_once, enhance_normalised,
+from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, cached_rows, enhance_normalised,
                   fingerprint, in_spectrogram, per_bin, click_robust_peak)
 
 
@@ -343,7 +343,7 @@ class MeanFlowCorrector(nn.Module):
         if self.store is None:
             return self.separate(mixture)
         weights = nn.utils.parameters_to_vector(self.separator.parameters())
-        return each_once(self.separate, mixture, self.store, fingerprint(weights))
+        return cached_rows(self.separate, mixture, self.store, fingerprint(weights))
 
     @torch.no_grad()
     def contexts(self, mixture, clean=None):

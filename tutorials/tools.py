@@ -121,7 +121,7 @@ def train_small(method, steps, batch_size=4, lr=1e-3, dataset=None, crops=0, **o
         dataset = dataset or data.open_data(ROOT / "tutorials" / "audio", "train", num_samples=method.num_samples,
                                             normalize=method.config.normalize)
         train.seed_everything(config.seed)
-        loader = lambda step, rank, world: data.batches(dataset, batch_size, step, rank, world, crops=crops)
+        loader = lambda step, rank, world: data.batches(dataset, batch_size, step, rank, world, num_crops=crops)
         for _, parts in train.fit(method, loader, config):
             logged.append({name: float(value) for name, value in parts.items()})
     method.eval()
