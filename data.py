@@ -516,7 +516,8 @@ def atomic_write(path, part=None):
         raise OSError(f"{path} could not be written, the file before is kept ({error}); free some space, or "
                       "choose a folder that you may write to") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 @contextlib.contextmanager
@@ -540,7 +541,9 @@ def audio_writer(path, sample_rate, channels, subtype=None, frames=0):
         try:
             with file:
                 yield file
-        except (soundfile.LibsndfileError, AssertionError) as error:       # of soundfile, on a full disk
+            # A full disk is an assertion of soundfile, or in what a codec writes last nothing at all.
+            assert not file.frames or len(soundfile.read(os.fsencode(part), 1, file.frames - 1)[0])
+        except (soundfile.LibsndfileError, AssertionError) as error:
             raise OSError(str(error) or "not all samples were written") from None
 
 
@@ -618,8 +621,8 @@ class Recordings:
 
     def __init__(self, paths, folder=None):
         self.paths, self.levels = paths, {}
-        temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)          # a map outlives its name
-        with temporary if folder is None else contextlib.nullcontext(folder) as place:
+        # A map outlives the name of its file.
+        with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
             samples, notes = decode_once(paths, Path(place))
         self.lengths, self.scales = np.array(notes["lengths"]), np.array(notes["scales"], np.float32)
         self.problems = [f"{paths[int(i)]}: {problem}" for i, problem in notes["problems"].items()]
