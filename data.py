@@ -789,23 +789,24 @@ class Crops:
             self.problems[problem] += 1
 
     def collate(self, items):
-        """Items -> (crops of each source, float32 (B, L); choices; problems): what a worker process hands over."""
+        """Items -> (crops of each source (B, L), choices, problems): what a worker hands over."""
         _, _, choices, crops, problems = zip(*items)
         waves = [torch.from_numpy(np.stack(source)) for source in zip(*crops)]
         return waves, torch.tensor(choices), list(itertools.chain.from_iterable(problems))
 
     def batch(self, items):
-        """Items -> (clean, noisy), float32 (B, L) on the device, each divided by the level of its noisy crop.
+        """Items -> (clean, noisy), float32 (B, L) on the device, at the level of the noisy crop.
 
-        (B, S, L) and (B, M, L) from RoomMixtures; the level is that of all microphones. It is the peak, or what
-        `normalise` takes for it.
+        (B, S, L) and (B, M, L) from RoomMixtures; the level is that of all microphones. It is the
+        peak, or what `normalise` takes for it.
         """
         return self.mix(*self.collate(items))
 
     def mix(self, waves, choices, problems):
         """What `collate` gives -> what `batch` gives: the part that the training device does."""
         self.note(problems)
-        clean, noisy = self.combine(*(wave.to(self.device) for wave in waves), choices.to(self.device))
+        waves, choices = [wave.to(self.device) for wave in waves], choices.to(self.device)
+        clean, noisy = self.combine(*waves, choices)
         if self.normalize == "robust":
             noisy, gain = normalise(noisy)
             return clean / gain, noisy
@@ -820,35 +821,37 @@ def random_start(length, num_samples, rng):
 
 
 def is_active(crop, level):
-    """Whether there is more than room tone or dither in a crop (L,) of a recording of that level."""
-    return click_robust_peak(torch.from_numpy(crop)).item() > max(QUIET * level, SILENT_PEAK)
+    """Whether a crop (L,) of a recording of that level has more than room tone or dither."""
+    peak = click_robust_peak(torch.from_numpy(crop)).item()
+    return peak > max(QUIET * level, SILENT_PEAK)
 
 
 class PairedAudio(Crops):
     """Clean and noisy files with the same names, cut at the same place.
 
-    root: VoiceBank-DEMAND as distributed (clean_trainset_28spk_wav, noisy_trainset_28spk_wav, clean_testset_wav,
-    noisy_testset_wav; "valid" is the speakers p226 and p287 of its training set), or a folder with SPLIT/clean and
-    SPLIT/noisy, or with clean and noisy, which have no split "valid". Names agree, or as in the DNS challenge's test
-    set their ends, fileid_7. Raises FileNotFoundError where there is none of these, ValueError that lists the files
-    without a partner, AudioError where no pair can be used.
-    without: resolved paths of clean files that are left out, with their noisy ones.
+    root: VoiceBank-DEMAND as distributed (clean_trainset_28spk_wav, noisy_trainset_28spk_wav,
+    clean_testset_wav, noisy_testset_wav; "valid" is the speakers p226 and p287 of its training set),
+    or a folder with SPLIT/clean and SPLIT/noisy, or with clean and noisy, which have no split
+    "valid". Names agree, or as in the DNS challenge's test set their ends, fileid_7. Raises
+    FileNotFoundError where none of these is found, ValueError that lists the files without a
+    partner, AudioError where no pair can be used.
+    without: resolved paths of clean files that are left out, with their noisy ones. corpora: folder
+    of decoded recordings, see Recordings.
     """
 
     roles, loops, must_be_active = ("clean", "noisy"), (False, False), (1,)
 
-    def __init__(self, root, split="train", num_samples=32640, seed=0, device="cpu", corpora=None, without=(),
-                 normalize="peak"):
-        paths = paired_paths(root, split)
-        kept = [path.resolve() not in without for path in paths[0]]
-        paths = [list(itertools.compress(side, kept)) for side in paths]
-        clean, noisy = (Recordings(side, corpora) for side in paths)
+    def __init__(self, root, split="train", num_samples=32640, seed=0, device="cpu", corpora=None,
+                 without=(), normalize="peak"):
+        pairs = [pair for pair in zip(*paired_paths(root, split)) if pair[0].resolve() not in without]
+        clean, noisy = (Recordings([pair[side] for pair in pairs], corpora) for side in (0, 1))
         for path, a, b in zip(clean.paths, clean.lengths, noisy.lengths):
             if a and b and abs(a - b) > SAMPLE_RATE // 10:
-                warnings.warn(f"{path} lasts {a / SAMPLE_RATE:.1f} s and its noisy partner {b / SAMPLE_RATE:.1f} s: "
-                              "both are cut to the shorter", stacklevel=2)
+                warnings.warn(f"{path} lasts {a / SAMPLE_RATE:.1f} s and its noisy partner "
+                              f"{b / SAMPLE_RATE:.1f} s: both are cut to the shorter", stacklevel=2)
         clean.lengths = noisy.lengths = np.minimum(clean.lengths, noisy.lengths)
-        super().__init__((clean, noisy), np.flatnonzero(clean.lengths), num_samples, seed, normalize, device)
+        files = np.flatnonzero(clean.lengths)
+        super().__init__((clean, noisy), files, num_samples, seed, normalize, device)
 
     def draw(self, index, rng, length):
         start = random_start(self.sources[0].lengths[index], length, rng)
@@ -860,7 +863,8 @@ class PairedAudio(Crops):
     def utterance(self, number):
         """A whole pair: (name, clean (L,), noisy (L,))."""
         index = self.files[number]
-        return self.sources[0].paths[index].stem, *(source.wave(index) for source in self.sources)
+        waves = [source.wave(index) for source in self.sources]
+        return self.sources[0].paths[index].stem, *waves
 
 
 @dataclass
@@ -881,32 +885,34 @@ class Augmentation:
 
 
 class MixedAudio(Crops):
-    """Speech and noise from any two folders, mixed at a ratio drawn from `snrs` (dB), differently every epoch.
+    """Speech and noise from any two folders, mixed at a ratio drawn from `snrs` (dB) every epoch.
 
-    Every second of noise is equally likely; a noise shorter than a crop repeats. augmentation: see there. Raises
-    FileNotFoundError for a folder without audio, AudioError where no file in it can be used. without: resolved paths
-    of speech that is left out, of babble too.
+    Every second of noise is equally likely; a noise shorter than a crop repeats. augmentation: see
+    there. without: resolved paths of speech that is left out, of babble too. corpora: folder of
+    decoded recordings, see Recordings. Raises FileNotFoundError for a folder without audio,
+    AudioError where no file in it can be used.
     """
 
     roles, loops, must_be_active = ("speech", "noise"), (False, True), (0, 1)
 
-    def __init__(self, speech_dir, noise_dir, snrs=(0, 5, 10, 15), num_samples=32640, seed=0, device="cpu",
-                 corpora=None, without=(), normalize="peak", augmentation=Augmentation()):
-        self.augmentation = augmentation
-        paths = [path for path in list_audio(speech_dir) if path.resolve() not in without], list_audio(noise_dir)
-        speech, noise = (Recordings(side, corpora) for side in paths)
-        self.snrs, self.noise_ends = snrs, np.cumsum(noise.lengths)
+    def __init__(self, speech_dir, noise_dir, snrs=(0, 5, 10, 15), num_samples=32640, seed=0,
+                 device="cpu", corpora=None, without=(), normalize="peak", augmentation=Augmentation()):
+        speech = Recordings([path for path in list_audio(speech_dir) if path.resolve() not in without], corpora)
+        noise = Recordings(list_audio(noise_dir), corpora)
+        self.augmentation, self.snrs, self.noise_ends = augmentation, snrs, np.cumsum(noise.lengths)
         if augmentation.babble:
             noise.append("babble", make_babble(speech, np.random.default_rng([seed, 3])))
-        super().__init__((speech, noise), np.flatnonzero(speech.lengths), num_samples, seed, normalize, device)
+        files = np.flatnonzero(speech.lengths)
+        super().__init__((speech, noise), files, num_samples, seed, normalize, device)
 
     def draw(self, index, rng, length):
         start = random_start(self.sources[0].lengths[index], length, rng)
         noise, noise_start = self.draw_noise(rng, length)
-        return (index, noise), (start, noise_start), (float(rng.choice(self.snrs)), float(rng.integers(1 << 24)))
+        choices = float(rng.choice(self.snrs)), float(rng.integers(1 << 24))
+        return (index, noise), (start, noise_start), choices
 
     def draw_noise(self, rng, length):
-        """A file of noise, with the probability of its length, and where in it `length` samples begin."""
+        """A file of noise, as likely as it is long, and where in it `length` samples begin."""
         if self.augmentation.babble and rng.random() < self.augmentation.babble:
             noise = len(self.noise_ends)
         else:
@@ -920,11 +926,12 @@ class MixedAudio(Crops):
             rng = np.random.default_rng([int(choices[1]), 5])
             other, start = self.draw_noise(rng, len(crops[1]))
             second = self.sources[1].crop(other, start, len(crops[1]), loop=True)
-            crops = [wave.numpy() for wave in augment(*map(torch.from_numpy, (*crops, second)), self.augmentation, rng)]
+            waves = map(torch.from_numpy, (*crops, second))
+            crops = [wave.numpy() for wave in augment(*waves, self.augmentation, rng)]
         return indices, starts, choices, crops, problems
 
     def combine(self, speech, noise, choices):
-        """Crops (B, L) of both, choices (B, 2) of `draw`: SNR in dB, seed of `augment` -> (clean, noisy)."""
+        """Crops (B, L) and choices (B, 2) of `draw`, SNR in dB and a seed -> (clean, noisy)."""
         noisy = mix_at_snr(speech, noise, choices[:, 0])
         if self.augmentation.no_speech:
             noisy = torch.where(speech.abs().amax(-1, keepdim=True) > 0, noisy, noise)
@@ -938,8 +945,8 @@ class MixedAudio(Crops):
 
         A number beyond the recordings takes them again, in other noise.
         """
-        rng = np.random.default_rng([self.seed, number, 2])
-        indices, _, choices, crops, problems = self.draw_active(self.files[number % len(self)], rng, whole=True)
+        rng, index = np.random.default_rng([self.seed, number, 2]), self.files[number % len(self)]
+        indices, _, choices, crops, problems = self.draw_active(index, rng, whole=True)
         self.note(problems)
         crops = [torch.from_numpy(crop)[None].to(self.device) for crop in crops]
         choices = torch.tensor([choices], device=self.device)
@@ -1051,32 +1058,33 @@ def make_babble(speech, rng, speakers=6, minutes=10):
 
 
 class UnpairedAudio(Crops):
-    """Noisy crops as open_data(root, ...) gives them, clean crops of recordings that are in none of them.
+    """Noisy crops as open_data(root, ...) gives them, clean crops of recordings in none of these.
 
-    clean_dir: any folder of clean speech, also that of `root`: of the recordings that both sides could use, every
-    second one is clean and the others are made noisy; none is one that validation hears. A recording is known by its
-    path; a copy of it is another one. Each crop is divided by its own level. Raises as open_data does, ValueError where
-    clean_dir holds noisy files too.
+    clean_dir: any folder of clean speech, also that of `root`: of the recordings that both sides
+    could use, every second one is clean and the others are made noisy; validation hears none of
+    them. A recording is known by its path; a copy of it is another one. Each crop is divided by its
+    own level. Raises as open_data does, ValueError where clean_dir holds noisy files too.
     """
 
     roles, loops, must_be_active = ("unpaired",), (False,), (0,)
 
-    def __init__(self, root, clean_dir, split="train", num_samples=32640, seed=0, device="cpu", corpora=None,
-                 normalize="peak", **options):
+    def __init__(self, root, clean_dir, split="train", num_samples=32640, seed=0, device="cpu",
+                 corpora=None, normalize="peak", **options):
         held_out = speech_of(root, "valid")
         paths = [path for path in list_audio(clean_dir) if path.resolve() not in held_out]
-        self.noisy = open_data(root, split, num_samples=num_samples, seed=seed, device=device, corpora=corpora,
-                               without={path.resolve() for path in paths[::2]}, normalize=normalize, **options)
+        options |= dict(num_samples=num_samples, device=device, corpora=corpora, normalize=normalize)
+        made_noisy = {path.resolve() for path in paths[::2]}
+        self.noisy = open_data(root, split, seed=seed, without=made_noisy, **options)
         speech, sound = ({Path(path).resolve() for path in source.paths} for source in self.noisy.sources)
         for path in paths:
             if path.resolve() in sound:
-                raise ValueError(f"{clean_dir} holds {path}, one of the noisy files or noises of {root}; give a folder "
-                                 "of clean speech alone")
-        paths = [path for path in paths if path.resolve() not in speech]
-        clean = Recordings(paths, corpora)
-        # Another seed: with the same one, the n-th crop of both sides would be cut at the same share of its file.
+                raise ValueError(f"{clean_dir} holds {path}, one of the noisy files or noises of {root}; "
+                                 "give a folder of clean speech alone")
+        clean = Recordings([path for path in paths if path.resolve() not in speech], corpora)
+        # With the same seed, the n-th crop of both sides would be cut at the same share of its file.
         own_seed = int(np.random.SeedSequence([seed, 4]).generate_state(1)[0])
-        super().__init__((clean,), np.flatnonzero(clean.lengths), num_samples, own_seed, normalize, device)
+        files = np.flatnonzero(clean.lengths)
+        super().__init__((clean,), files, num_samples, own_seed, normalize, device)
         self.noisy.problems = self.problems = self.problems + self.noisy.problems
 
     @property
@@ -1104,20 +1112,22 @@ class UnpairedAudio(Crops):
 def paired_paths(root, split):
     """Sorted (clean, noisy) paths of a split; see PairedAudio."""
     root = Path(root)
-    folders = [tuple(root / name for name in VOICEBANK[split]), (root / split / "clean", root / split / "noisy"),
-               (root / split / "pairs" / "clean", root / split / "pairs" / "noisy")]
-    if split != "valid":                                 # what trains must not validate
-        folders.append((root / "clean", root / "noisy"))
+    folders = [(root / clean, root / noisy) for clean, noisy in (
+        VOICEBANK[split], (f"{split}/clean", f"{split}/noisy"),
+        (f"{split}/pairs/clean", f"{split}/pairs/noisy"), ("clean", "noisy"))]
+    if split == "valid":                                 # what trains must not validate
+        folders.pop()
     found = [pair for pair in folders if pair[0].is_dir() and pair[1].is_dir()]
     if not found:
         tried = "; ".join(f"{a.relative_to(root)} + {b.relative_to(root)}" for a, b in folders)
-        raise FileNotFoundError(f"no clean and noisy files for '{split}' in {root}. Looked for the folders {tried}")
-    clean, noisy = map(by_number, map(by_name, found[0]))
+        raise FileNotFoundError(f"no clean and noisy files for '{split}' in {root}. "
+                                f"Looked for the folders {tried}")
+    clean, noisy = (by_number(by_name(folder)) for folder in found[0])
     alone = sorted(clean.keys() ^ noisy.keys())
     if alone:
         more = f" and {len(alone) - 10} more" if len(alone) > 10 else ""
-        raise ValueError(f"{len(alone)} files in {found[0][0]} or {found[0][1]} have no partner of the same name in "
-                         f"the other: {', '.join(alone[:10])}{more}")
+        raise ValueError(f"{len(alone)} files in {found[0][0]} or {found[0][1]} have no partner of the "
+                         f"same name in the other: {', '.join(alone[:10])}{more}")
     names = sorted(clean)
     if found[0] == folders[0] and split != "test":
         names = [name for name in names if name.startswith(VOICEBANK_VALID) == (split == "valid")]
@@ -1127,66 +1137,60 @@ def paired_paths(root, split):
 
 
 def by_number(files):
-    """{name: path} by what the DNS challenge's pairs share, fileid_7, where each name ends in such a number."""
+    """{name: path} by fileid_7, which the DNS challenge's pairs share, where all names end so."""
     numbers = [re.search(r"fileid_\d+$", name) for name in files]
     named = {number[0]: path for number, path in zip(numbers, files.values()) if number}
     return named if len(named) == len(files) else files
 
 
 def real_recordings(root):
-    """The folder of recordings without clean references: the DNS challenge's of this name, or `root`."""
+    """The folder of recordings without clean references: the DNS challenge's, or `root`."""
     inside = Path(root) / "real_recordings"
     return inside if inside.is_dir() else root
 
 
 def speech_of(root, split):
-    """Resolved paths of the clean recordings of a split, a set; empty where there is no such split."""
-    root = Path(root)
-    for folder in (root / split, root):
-        if (folder / "speech").is_dir():
-            speech_dir, left_out = voices(folder / "speech", split if folder == root else None)
-            return set() if speech_dir is None else {path.resolve() for path in list_audio(speech_dir)} - left_out
+    """Resolved paths of the clean recordings of a split, a set; empty where it has none."""
     try:
-        return {path.resolve() for path in paired_paths(root, split)[0]}
+        found = speech_and_noise(root, split, noise=False)
+        paths = set(list_audio(found[0])) if found else paired_paths(root, split)[0]
     except FileNotFoundError:
         return set()
+    return {path.resolve() for path in paths} - (found[2] if found else set())
 
 
-def voices(folder, split):
-    """Where in a folder of speech a split lies, and what of it the split leaves out, resolved paths; (None, ...) where
-    the folder has no such split. split: None where the folder is that of one split.
+def speech_and_noise(root, split, noise=True):
+    """(speech folder, noise folder, resolved paths of speech that the split leaves out), or None.
 
-    VoiceBank's training voices validate by its speakers p226 and p287, in clean_trainset_28spk_wav and beside
-    clean_testset_wav as distributed, or in any folder by the names of its files, p226_001.wav.
+    VoiceBank's training voices validate by its speakers p226 and p287, in clean_trainset_28spk_wav
+    and beside clean_testset_wav as distributed, or in any folder by the names of its files,
+    p226_001.wav. noise: whether there must be a folder of it. Raises FileNotFoundError without root.
     """
-    if split is None:
-        return folder, set()
-    inside = folder / VOICEBANK[split][0]
-    folder, own = (inside, True) if inside.is_dir() else (folder, False)
-    paths = [] if own and split == "test" else list_audio(folder)
-    held_out = {path.resolve() for path in paths if path.name.startswith(VOICEBANK_VALID)}
-    if split == "valid":
-        return (folder, {path.resolve() for path in paths} - held_out) if held_out else (None, set())
-    return folder, held_out
-
-
-def speech_and_noise(root, split):
-    """(speech folder, noise folder, resolved paths of speech that the split leaves out), or None where `root` has no
-    such folders for this split."""
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
     for folder in (root / split, root):
-        if (folder / "speech").is_dir() and (folder / "noise").is_dir():
-            speech_dir, left_out = voices(folder / "speech", split if folder == root else None)
-            return speech_dir and (speech_dir, folder / "noise", left_out)
+        if (folder / "speech").is_dir() and (not noise or (folder / "noise").is_dir()):
+            break
+    else:
+        return None
+    speech, left_out = folder / "speech", set()
+    if folder == root:                                   # of all splits
+        inside = speech / VOICEBANK[split][0]
+        speech, paths = (inside, list_audio(inside)) if inside.is_dir() else (speech, list_audio(speech))
+        own_test = inside == speech and split == "test"
+        left_out = {path.resolve() for path in paths
+                    if path.name.startswith(VOICEBANK_VALID) == (split != "valid") and not own_test}
+        if split == "valid" and len(left_out) == len(paths):
+            return None
+    return speech, folder / "noise", left_out
 
 
 def open_data(root, split, snrs=(0, 5, 10, 15), augmentation=Augmentation(), **options):
-    """PairedAudio, or MixedAudio where SPLIT/speech and SPLIT/noise (or speech and noise) stand in `root`.
+    """PairedAudio, or MixedAudio where SPLIT/speech and SPLIT/noise (or speech and noise) are in `root`.
 
-    What has no splits serves training and test, and no validation; but where `speech` holds the clean files of
-    VoiceBank, in its folders or by its names, these have its splits.
+    A folder without splits serves training and test, and no validation; but where `speech` holds
+    the clean files of VoiceBank, in its folders or by its names, these have its splits.
     """
     found, root = speech_and_noise(root, split), Path(root)
     if found and not (found[1].parent / "pairs").is_dir():
@@ -1195,7 +1199,8 @@ def open_data(root, split, snrs=(0, 5, 10, 15), augmentation=Augmentation(), **o
         return MixedAudio(speech_dir, noise_dir, snrs, augmentation=augmentation, **options)
     if split == "train" and augmentation.any():
         names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Augmentation)]
-        raise ValueError(f"{', '.join(names)} are for speech and noise that are mixed here; {root} holds mixtures")
+        raise ValueError(f"{', '.join(names)} are for speech and noise that are mixed here; "
+                         f"{root} holds mixtures")
     try:
         return PairedAudio(root, split, **options)
     except FileNotFoundError as error:
@@ -1203,11 +1208,12 @@ def open_data(root, split, snrs=(0, 5, 10, 15), augmentation=Augmentation(), **o
 
 
 def write_mixtures(dataset, folder, first=0, every=1):
-    """Paths for each recording of a MixedAudio and its mixture: two lists, in folder/clean and folder/noisy.
+    """Paths of each recording of a MixedAudio and of its mixture, in folder/clean and folder/noisy.
 
     Every `every`-th from number `first` on is written.
     """
-    clean, noisy = ([folder / side / f"{i:05}.wav" for i in range(len(dataset))] for side in ("clean", "noisy"))
+    clean, noisy = ([folder / side / f"{i:05}.wav" for i in range(len(dataset))]
+                    for side in ("clean", "noisy"))
     for i in tqdm(range(first, len(dataset), every), "mixing", unit="file", leave=False):
         for path, wave in zip((clean[i], noisy[i]), dataset.utterance(i)[1:]):
             save_audio(path, wave[None], SAMPLE_RATE, "PCM_24")
@@ -1215,7 +1221,7 @@ def write_mixtures(dataset, folder, first=0, every=1):
 
 
 def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, num_crops=0):
-    """Yield batches (clean, noisy) for ever, from batch number `step` on; the rank-th of `world` equal parts of each.
+    """Yield batches (clean, noisy) for ever, from number `step` on; the rank-th of `world` parts.
 
     Beside a GPU that many worker processes cut and vary the crops; a CPU trains no faster with any.
     num_crops: so many come again and again, in the same order; 0: each comes once.
@@ -1225,13 +1231,13 @@ def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, num_crops=0
             first = (number * world + rank) * batch_size
             yield [p % num_crops if num_crops else p for p in range(first, first + batch_size)]
 
-    if dataset.device.type == "cpu":
-        workers = 0
-    # Its own generator: from the global one it would draw a number, in the first step of a run that is resumed, too.
-    loader = torch.utils.data.DataLoader(dataset, batch_sampler=positions(), num_workers=workers,
-                                         collate_fn=dataset.collate, prefetch_factor=4 if workers else None,
-                                         # A forked process inherits the map; any other would be sent a copy.
-                                         multiprocessing_context="fork" if workers else None,
-                                         generator=torch.Generator())
+    workers = 0 if dataset.device.type == "cpu" else workers
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_sampler=positions(), num_workers=workers, collate_fn=dataset.collate,
+        prefetch_factor=4 if workers else None,
+        # A forked process inherits the map; any other would be sent a copy.
+        multiprocessing_context="fork" if workers else None,
+        # From the global one it would draw a number, in the first step of a resumed run, too.
+        generator=torch.Generator())
     for collated in loader:
         yield dataset.mix(*collated)
