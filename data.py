@@ -1,24 +1,27 @@
-"""Sound in and out: the compressed spectrogram, audio files, and endless batches of clean and noisy crops.
+"""Sound in and out: compressed spectrogram, audio files, endless batches of clean and noisy crops.
 
-    Spectrogram                STFT with amplitude compression, and back, as in SGMSE+ (arXiv 2208.05830)
+    Spectrogram                STFT with amplitude compression, and back, as in SGMSE+ (2208.05830)
     in_spectrogram             transform and padding around a function of spectrograms
     enhance_normalised         gain, offset, clicks and pauses around a function of waves
     mix_at_snr                 speech + noise at a given signal-to-noise ratio
 
     load_audio, save_audio     any common file, to its end; written by rename, never half
-    list_audio                 the recordings below a folder, and a line about what is none
-    compute_once               an array that is kept in a file: room responses, a separator's estimates
+    read_blocks, audio_writer  the same piece by piece, for recordings of any length
+    list_audio                 the recordings below a folder; a warning counts the other files
+    cached, cached_rows        arrays kept in files: room responses, a separator's estimates
 
+    Recordings                 decoded once into one file that all processes map
     PairedAudio                folders of clean and noisy files with the same names
     MixedAudio                 any folder of speech, any folder of noise, mixed anew every epoch
-    UnpairedAudio              noisy crops of either, clean crops of recordings that are in none of them
+    UnpairedAudio              noisy crops of either, clean crops of other recordings
     open_data                  finds out which of them a folder is
-    batches                    (clean, noisy) float32 (B, L), both divided by the level of the noisy crop
+    batches                    (clean, noisy) float32 (B, L), divided by the level of the noisy crop
 
-Which crop a batch holds is a pure function of seed and position, so that a run resumed at step n, one with other
-workers and one on other hardware all see the same data. A corpus that fits in memory is decoded once into one int16
-array; of a larger one only the crop is read. Beside a GPU, and where files are read, worker processes cut and vary the
-crops; rooms, ratios and levels are batched tensor operations on the training device.
+Which crop a batch holds is a pure function of seed and position, so that a run resumed at step n,
+one with other workers and one on other hardware all see the same data. Recordings are read by PyAV.
+A corpus of any size is decoded once into one int16 file; runs, processes and loaders map it. Beside
+a GPU, worker processes cut and vary the crops; rooms, ratios and levels are batched tensor
+operations on the training device.
 
 Tutorial: tutorials/1_sound.ipynb
 """
@@ -316,15 +319,16 @@ def matching_gain(estimate, mixture):
     return torch.where(heard, gain, torch.ones_like(gain))
 
 
-# ------------------------------------------------------------------------------------------------ files
+# -------------------------------------------------------------------------------------- files
 
-SUFFIXES = (".wav", ".wave", ".w64", ".rf64", ".au", ".snd", ".caf", ".aif", ".aiff", ".aifc", ".flac", ".ogg", ".oga",
-            ".opus", ".mp3", ".m4a", ".mp4", ".webm", ".mka")
+SUFFIXES = (".wav", ".wave", ".w64", ".rf64", ".au", ".snd", ".caf", ".aif", ".aiff", ".aifc",
+            ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".webm", ".mka")
 # What is written: the format of a suffix where it is not the suffix itself.
-FORMATS = {".wave": "WAV", ".aif": "AIFF", ".aifc": "AIFF", ".snd": "AU", ".opus": "OGG", ".oga": "OGG"}
+FORMATS = {".wave": "WAV", ".aif": "AIFF", ".aifc": "AIFF", ".snd": "AU", ".opus": "OGG",
+           ".oga": "OGG"}
 LOSSLESS = ("WAV", "W64", "RF64", "AU", "CAF", "AIFF", "FLAC")
-CODEC_FRAME = 2304       # samples by which a lossy file may miss the length it states: two frames of MP3
-SLACK = 64               # bytes by which the header of a WAV may overstate its data: some count themselves
+CODEC_FRAME = 2304       # samples that a lossy file may lack: two frames of MP3
+SLACK = 64               # bytes that the header of a WAV may state too many: some count themselves
 
 
 class AudioError(ValueError):
@@ -399,15 +403,15 @@ def audio_stream(path):
     except (av.FFmpegError, OSError, ValueError, IndexError, AttributeError) as error:
         empty = os.path.isfile(path) and os.path.getsize(path) == 0
         reason = "the file is empty" if empty else getattr(error, "strerror", None) or error
-        raise AudioError(f"{path}: not a readable audio file ({reason}); convert it to WAV or FLAC, "
-                         "or take it out") from None
+        raise AudioError(f"{path}: not a readable audio file ({reason}); "
+                         "convert it to WAV or FLAC, or take it out") from None
 
 
 def stated_frames(stream):
     """Samples of a channel that the container says it has, 0 where it does not say."""
     container = stream.container
     if container.format.name in ("mp3", "aac") and not stream.start_time:
-        return 0                                         # without a header FFmpeg guesses from the bit rate
+        return 0                         # without a header FFmpeg guesses from the bit rate
     if stream.duration is None:
         return round((container.duration or 0) * stream.rate / av.time_base)
     return max(round(stream.duration * stream.time_base * stream.rate), stream.frames)
@@ -454,21 +458,22 @@ def read_blocks(path, sample_rate=SAMPLE_RATE, strict=True, block=1 << 16):
         codec, read = stream.codec_context, 0
         rate, stated = codec.sample_rate, stated_frames(stream)
         to_float = av.AudioResampler("flt", frame_size=block)
-        resampler = soxr.ResampleStream(rate, sample_rate, codec.channels, dtype="float32", quality="HQ")
+        resampler = soxr.ResampleStream(rate, sample_rate, codec.channels, "float32", "HQ")
         for frame in itertools.chain(decoded_frames(stream), [None]):
             for part in to_float.resample(frame):
                 x = part.to_ndarray().reshape(-1, codec.channels)
                 read += len(x)
                 if not np.isfinite(x).all():
-                    raise AudioError(f"{path}: NaN or infinite samples before second {read / rate:.1f}; "
-                                     "write it anew, or take it out")
+                    raise AudioError(f"{path}: NaN or infinite samples before second "
+                                     f"{read / rate:.1f}; write it anew, or take it out")
                 yield x if rate == sample_rate else resampler.resample_chunk(x)
         if rate != sample_rate:
             yield resampler.resample_chunk(np.zeros((0, codec.channels), np.float32), last=True)
         if not read:
             raise AudioError(f"{path}: holds no samples; take it out")
         if cut_wav(path) or read + CODEC_FRAME * (not codec.codec.lossless) < stated:
-            problem = f"{path}: truncated or damaged, it has {read} samples and states more; copy it again"
+            problem = (f"{path}: truncated or damaged, it has {read} samples and states more; "
+                       "copy it again, or take it out")
             if strict:
                 raise AudioError(problem)
             warnings.warn(problem, stacklevel=2)
@@ -482,7 +487,7 @@ def decoded_frames(stream):
 
 
 def load_audio(path, sample_rate=SAMPLE_RATE):
-    """(float32 (channels, samples) at `sample_rate`, the file's own rate in Hz). Raises AudioError."""
+    """(float32 (channels, samples) at `sample_rate`, the file's own rate). Raises AudioError."""
     x = np.concatenate(list(read_blocks(path, sample_rate)))
     return torch.from_numpy(np.ascontiguousarray(x.T)), audio_info(path).samplerate
 
@@ -513,8 +518,8 @@ def atomic_write(path, part=None):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise OSError(f"{path} could not be written, the file before is kept ({error}); free some space, or "
-                      "choose a folder that you may write to") from None
+        raise OSError(f"{path} could not be written, the file before is kept ({error}); "
+                      "free some space, or choose a folder that you may write to") from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -534,21 +539,23 @@ def audio_writer(path, sample_rate, channels, subtype=None, frames=0):
         format = "RF64"
     with atomic_write(path) as part:
         try:
-            file = soundfile.SoundFile(os.fsencode(part), "w", sample_rate, channels, subtype, format=format)
+            file = soundfile.SoundFile(os.fsencode(part), "w", sample_rate, channels, subtype,
+                                       format=format)
         except (ValueError, TypeError, soundfile.LibsndfileError):
-            raise AudioError(f"{path}: libsndfile cannot write '{suffix}', {subtype or 'default'} samples, {channels} "
-                             f"channels, {sample_rate} Hz. WAV can hold all but the strangest") from None
+            raise AudioError(f"{path}: libsndfile cannot write '{suffix}', {subtype or 'default'} "
+                             f"samples, {channels} channels, {sample_rate} Hz. "
+                             "WAV can hold all but the strangest") from None
         try:
             with file:
                 yield file
-            # A full disk is an assertion of soundfile, or in what a codec writes last nothing at all.
+            # A full disk is an assertion of soundfile; when a codec closes its file, nothing.
             assert not file.frames or len(soundfile.read(os.fsencode(part), 1, file.frames - 1)[0])
         except (soundfile.LibsndfileError, AssertionError) as error:
             raise OSError(str(error) or "not all samples were written") from None
 
 
 def cached(path, compute):
-    """The array that the file `path` (.npz) holds; where it is missing or damaged, compute() is put there.
+    """The array in the file `path` (.npz); where it is missing or damaged, compute() is put there.
 
     Raises OSError where it cannot be written.
     """
@@ -599,22 +606,23 @@ def save_audio(path, wave, sample_rate, subtype=None):
         file.write(x)
 
 
-# ------------------------------------------------------------------------------------------------ corpora
+# -------------------------------------------------------------------------------------- corpora
 
 VOICEBANK = {"train": ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav"),
              "valid": ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav"),
              "test": ("clean_testset_wav", "noisy_testset_wav")}
-VOICEBANK_VALID = ("p226_", "p287_")                     # the two speakers the field holds out for validation
-SHORTEST = 510                                           # samples of a recording: one window of the spectrogram
-QUIET = 0.01                                             # a crop must reach this share of its recording's level
+VOICEBANK_VALID = ("p226_", "p287_")     # the two speakers that the field holds out for validation
+SHORTEST = 510                           # samples of a recording: one window of the spectrogram
+QUIET = 0.01                             # a crop must reach this share of its recording's level
 
 
 class Recordings:
-    """Mono 16 kHz recordings, index by index as in `paths`: decoded once into one int16 file that all processes map.
+    """Mono 16 kHz recordings, index by index as in `paths`, in one int16 file that processes map.
 
-    folder: where that file is kept, for other runs too; by default it is temporary and gone with the
-    process. A recording that cannot be used keeps its index with length 0; `problems` says what is
-    wrong with each. One beyond full scale is kept with fewer bits: `scales`, 1 or a power of 2.
+    They are decoded into it once. folder: where that file is kept, for other runs too; by default
+    it is temporary and gone with the process. A recording that cannot be used keeps its index with
+    length 0; `problems` says what is wrong with each. One beyond full scale is kept with fewer bits:
+    `scales`, 1 or a power of 2.
     identity: number of recordings, of samples, and a hash of relative names and lengths; the same
     wherever the folder of recordings lies. Raises AudioError where none can be used.
     """
@@ -624,16 +632,18 @@ class Recordings:
         # A map outlives the name of its file.
         with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
             samples, notes = decode_once(paths, Path(place))
-        self.lengths, self.scales = np.array(notes["lengths"]), np.array(notes["scales"], np.float32)
+        self.lengths = np.array(notes["lengths"])
+        self.scales = np.array(notes["scales"], np.float32)
         self.problems = [f"{paths[int(i)]}: {problem}" for i, problem in notes["problems"].items()]
-        self.waves = np.split(np.asarray(samples), np.cumsum(self.lengths)[:-1])     # views, not copies
+        self.waves = np.split(np.asarray(samples), np.cumsum(self.lengths)[:-1])     # views
         self.identity = {"recordings": int((self.lengths > 0).sum()), "samples": len(samples),
                          "hash": digest_of(list(zip(relative_names(paths), notes["lengths"])))}
 
     def append(self, name, wave):
         """A recording without a file, float32 (L,) in [-1, 1], as the last one."""
         self.paths, self.lengths = [*self.paths, name], np.append(self.lengths, len(wave))
-        self.scales, self.waves = np.append(self.scales, np.float32(1)), [*self.waves, to_int16(wave)]
+        self.scales = np.append(self.scales, np.float32(1))
+        self.waves = [*self.waves, to_int16(wave)]
 
     def wave(self, index):
         """A whole recording, float32 (L,)."""
@@ -660,31 +670,31 @@ class Recordings:
 
 
 def decode_once(paths, folder):
-    """(int16 samples of all recordings end to end, mapped; their lengths, scales and problems, a dict).
+    """(int16 samples of all recordings, mapped; their lengths, scales and problems, a dict).
 
     The file is known by the names, sizes and times of change of the recordings. The first process
     that asks writes it and the others wait. A kill leaves no file that is taken for complete.
     """
-    stats = [os.stat(path) for path in paths]
-    key = digest_of([(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(relative_names(paths), stats)])
+    sizes_and_times = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)]
+    key = digest_of(list(zip(relative_names(paths), sizes_and_times)))
     file, notes = folder / f"{key}.npy", folder / f"{key}.json"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"{key}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)                 # the system frees it when the process ends, however it ends
+        fcntl.flock(lock, fcntl.LOCK_EX)                 # freed by the system when the process ends
         if not (file.exists() and notes.exists()):
             decode_all(paths, file, notes)
     return np.load(file, mmap_mode="r"), json.loads(notes.read_text())
 
 
 def decode_all(paths, file, notes):
-    """Write what decode_once returns: the file of samples last, under another name until it is complete."""
+    """Write the two files of decode_once; that of the samples appears last and complete."""
     lengths, scales, problems = [], [], {}
     header = {"descr": "<i2", "fortran_order": False, "shape": (0,)}
     with (atomic_write(file, file.with_suffix(".part")) as part, open(part, "wb") as out,
           concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
           tqdm(desc="decoding", total=len(paths), unit="file", mininterval=1) as bar):
-        np.lib.format.write_array_header_1_0(out, header)                  # of one size whatever the shape is
-        for first in range(0, len(paths), 64):                             # no more decoded ahead of the disk
+        np.lib.format.write_array_header_1_0(out, header)          # of one size for all shapes
+        for first in range(0, len(paths), 64):                     # bounds what waits in memory
             for samples, scale, problem in pool.map(decode, paths[first:first + 64]):
                 if problem:
                     problems[len(lengths)] = problem
@@ -694,12 +704,13 @@ def decode_all(paths, file, notes):
                 bar.update()
                 bar.set_postfix_str(f"{out.tell() / 1e6:.0f} MB in {file}", refresh=False)
         if not any(lengths):
-            raise AudioError(f"none of {len(paths)} recordings can be used" + "".join(
-                f"; the first: {paths[i]}: {problem}" for i, problem in itertools.islice(problems.items(), 1)))
+            first = f"; the first: {paths[0]}: {problems[0]}" if paths else ""
+            raise AudioError(f"none of {len(paths)} recordings can be used{first}")
         out.seek(0)
         np.lib.format.write_array_header_1_0(out, header | {"shape": (sum(lengths),)})
         with atomic_write(notes) as other:
-            other.write_text(json.dumps({"lengths": lengths, "scales": scales, "problems": problems}))
+            about = {"lengths": lengths, "scales": scales, "problems": problems}
+            other.write_text(json.dumps(about))
 
 
 def decode(path):
@@ -733,14 +744,16 @@ def digest_of(items):
 class Crops:
     """An endless, seeded order of crops from sets of recordings: what the classes below share.
 
-    Position p belongs to epoch p // len(self) and, within it, to one file of the epoch's permutation. Every other
-    choice for it is drawn from a generator seeded with (seed, p). A crop that is silent where it must be active is
-    drawn again from another file; `problems` names the files and counts the crops.
+    Position p belongs to epoch p // len(self) and, within it, to one file of the epoch's
+    permutation. Every other choice for it is drawn from a generator seeded with (seed, p). A crop
+    that is silent where it must be active is drawn again from another file; `problems` names the
+    files and counts the crops.
 
-    Classes say what their sources are called (roles), which of them repeat (loops) and which must be active.
+    Classes say what their sources are called (roles), which of them repeat (loops) and which must
+    be active (must_be_active).
     """
 
-    lead = 0                                             # samples that a crop has before those of the batch
+    lead = 0                             # samples that a crop has before those of the batch
 
     def __init__(self, sources, files, num_samples, seed, normalize="peak", device="cpu"):
         self.sources, self.files, self.num_samples, self.seed = sources, files, num_samples, seed
@@ -749,25 +762,28 @@ class Crops:
         self.problems = collections.Counter()
         self.note(itertools.chain.from_iterable(source.problems for source in sources))
         if not len(files):
-            raise AudioError(f"no pair of recordings can be used; the first: {next(iter(self.problems))}")
+            first = next(iter(self.problems))
+            raise AudioError(f"no pair of recordings can be used; the first: {first}")
 
     def __len__(self):
         return len(self.files)
 
     @property
     def identity(self):
-        """What the corpus is, by source: numbers of recordings and samples, a hash of names and lengths."""
-        return {role: source.identity for role, source in zip(self.roles, dict.fromkeys(self.sources))}
+        """What each source is: number of recordings and samples, a hash of names and lengths."""
+        sources = dict.fromkeys(self.sources)            # each once
+        return {role: source.identity for role, source in zip(self.roles, sources)}
 
     def __getitem__(self, position):
-        """(indices, starts, choices of `draw`, crops: a float32 array of each source, problems met on the way)."""
+        """(indices, starts, choices of `draw`, a float32 crop of each source, problems met)."""
         epoch, place = divmod(position, len(self))
         if self.order[0] != epoch:
             self.order = epoch, np.random.default_rng([self.seed, epoch, 0]).permutation(self.files)
-        return self.draw_active(self.order[1][place], np.random.default_rng([self.seed, position, 1]))
+        rng = np.random.default_rng([self.seed, position, 1])
+        return self.draw_active(self.order[1][place], rng)
 
     def draw_active(self, index, rng, whole=False):
-        """An item of the file `index`, or of another where that is silent; `whole`: all of its length."""
+        """An item of the file `index`, or of another where that is silent; `whole`: all of it."""
         problems = []
         for _ in range(100):
             length = int(self.sources[0].lengths[index]) if whole else self.num_samples
@@ -830,9 +846,9 @@ class PairedAudio(Crops):
     """Clean and noisy files with the same names, cut at the same place.
 
     root: VoiceBank-DEMAND as distributed (clean_trainset_28spk_wav, noisy_trainset_28spk_wav,
-    clean_testset_wav, noisy_testset_wav; "valid" is the speakers p226 and p287 of its training set),
-    or a folder with SPLIT/clean and SPLIT/noisy, or with clean and noisy, which have no split
-    "valid". Names agree, or as in the DNS challenge's test set their ends, fileid_7. Raises
+    clean_testset_wav, noisy_testset_wav; "valid" is its training speakers p226 and p287), or a
+    folder with SPLIT/clean and SPLIT/noisy, or with clean and noisy, which have no split "valid".
+    Names agree, or as in the DNS challenge's test set their ends, fileid_7. Raises
     FileNotFoundError where none of these is found, ValueError that lists the files without a
     partner, AudioError where no pair can be used.
     without: resolved paths of clean files that are left out, with their noisy ones. corpora: folder
@@ -843,7 +859,8 @@ class PairedAudio(Crops):
 
     def __init__(self, root, split="train", num_samples=32640, seed=0, device="cpu", corpora=None,
                  without=(), normalize="peak"):
-        pairs = [pair for pair in zip(*paired_paths(root, split)) if pair[0].resolve() not in without]
+        pairs = zip(*paired_paths(root, split))
+        pairs = [pair for pair in pairs if pair[0].resolve() not in without]
         clean, noisy = (Recordings([pair[side] for pair in pairs], corpora) for side in (0, 1))
         for path, a, b in zip(clean.paths, clean.lengths, noisy.lengths):
             if a and b and abs(a - b) > SAMPLE_RATE // 10:
@@ -896,8 +913,10 @@ class MixedAudio(Crops):
     roles, loops, must_be_active = ("speech", "noise"), (False, True), (0, 1)
 
     def __init__(self, speech_dir, noise_dir, snrs=(0, 5, 10, 15), num_samples=32640, seed=0,
-                 device="cpu", corpora=None, without=(), normalize="peak", augmentation=Augmentation()):
-        speech = Recordings([path for path in list_audio(speech_dir) if path.resolve() not in without], corpora)
+                 device="cpu", corpora=None, without=(), normalize="peak",
+                 augmentation=Augmentation()):
+        paths = [path for path in list_audio(speech_dir) if path.resolve() not in without]
+        speech = Recordings(paths, corpora)
         noise = Recordings(list_audio(noise_dir), corpora)
         self.augmentation, self.snrs, self.noise_ends = augmentation, snrs, np.cumsum(noise.lengths)
         if augmentation.babble:
@@ -916,7 +935,8 @@ class MixedAudio(Crops):
         if self.augmentation.babble and rng.random() < self.augmentation.babble:
             noise = len(self.noise_ends)
         else:
-            noise = np.searchsorted(self.noise_ends, rng.integers(self.noise_ends[-1]), side="right")
+            place = rng.integers(self.noise_ends[-1])
+            noise = np.searchsorted(self.noise_ends, place, side="right")
         spare = max(int(self.sources[-1].lengths[noise]) - length, 0)
         return noise, int(rng.integers(spare + 1))
 
@@ -941,9 +961,9 @@ class MixedAudio(Crops):
         return speech, noisy
 
     def utterance(self, number):
-        """A whole recording and its mixture, the same at every call: (name, clean (L,), noisy (L,)).
+        """A whole recording and its mixture: (name, clean (L,), noisy (L,)).
 
-        A number beyond the recordings takes them again, in other noise.
+        The same at every call. A number beyond the recordings takes them again, in other noise.
         """
         rng, index = np.random.default_rng([self.seed, number, 2]), self.files[number % len(self)]
         indices, _, choices, crops, problems = self.draw_active(index, rng, whole=True)
@@ -1046,7 +1066,7 @@ def synthetic_noise(length, rng):
 
 
 def make_babble(speech, rng, speakers=6, minutes=10):
-    """`speakers` voices at once, equally loud: each reads recordings in its own random order. float32 (L,)."""
+    """`speakers` voices at once, equally loud, each in its own random order: float32 (L,)."""
     total, usable = np.zeros(minutes * 60 * SAMPLE_RATE), np.flatnonzero(speech.lengths)
     for _ in range(speakers):
         end = 0
@@ -1072,16 +1092,18 @@ class UnpairedAudio(Crops):
                  corpora=None, normalize="peak", **options):
         held_out = speech_of(root, "valid")
         paths = [path for path in list_audio(clean_dir) if path.resolve() not in held_out]
-        options |= dict(num_samples=num_samples, device=device, corpora=corpora, normalize=normalize)
+        options |= dict(num_samples=num_samples, device=device, corpora=corpora,
+                        normalize=normalize)
         made_noisy = {path.resolve() for path in paths[::2]}
         self.noisy = open_data(root, split, seed=seed, without=made_noisy, **options)
-        speech, sound = ({Path(path).resolve() for path in source.paths} for source in self.noisy.sources)
+        speech, sound = ({Path(path).resolve() for path in source.paths}
+                         for source in self.noisy.sources)
         for path in paths:
             if path.resolve() in sound:
-                raise ValueError(f"{clean_dir} holds {path}, one of the noisy files or noises of {root}; "
-                                 "give a folder of clean speech alone")
+                raise ValueError(f"{clean_dir} holds {path}, one of the noisy files or noises of "
+                                 f"{root}; give a folder of clean speech alone")
         clean = Recordings([path for path in paths if path.resolve() not in speech], corpora)
-        # With the same seed, the n-th crop of both sides would be cut at the same share of its file.
+        # With one seed, the n-th crop of both sides would be cut at the same share of its file.
         own_seed = int(np.random.SeedSequence([seed, 4]).generate_state(1)[0])
         files = np.flatnonzero(clean.lengths)
         super().__init__((clean,), files, num_samples, own_seed, normalize, device)
@@ -1126,8 +1148,8 @@ def paired_paths(root, split):
     alone = sorted(clean.keys() ^ noisy.keys())
     if alone:
         more = f" and {len(alone) - 10} more" if len(alone) > 10 else ""
-        raise ValueError(f"{len(alone)} files in {found[0][0]} or {found[0][1]} have no partner of the "
-                         f"same name in the other: {', '.join(alone[:10])}{more}")
+        raise ValueError(f"{len(alone)} files in {found[0][0]} or {found[0][1]} have no partner of "
+                         f"the same name in the other: {', '.join(alone[:10])}{more}")
     names = sorted(clean)
     if found[0] == folders[0] and split != "test":
         names = [name for name in names if name.startswith(VOICEBANK_VALID) == (split == "valid")]
@@ -1164,7 +1186,7 @@ def speech_and_noise(root, split, noise=True):
 
     VoiceBank's training voices validate by its speakers p226 and p287, in clean_trainset_28spk_wav
     and beside clean_testset_wav as distributed, or in any folder by the names of its files,
-    p226_001.wav. noise: whether there must be a folder of it. Raises FileNotFoundError without root.
+    p226_001.wav. noise: whether there must be a folder of it. Raises FileNotFoundError.
     """
     root = Path(root)
     if not root.is_dir():
@@ -1177,17 +1199,17 @@ def speech_and_noise(root, split, noise=True):
     speech, left_out = folder / "speech", set()
     if folder == root:                                   # of all splits
         inside = speech / VOICEBANK[split][0]
-        speech, paths = (inside, list_audio(inside)) if inside.is_dir() else (speech, list_audio(speech))
-        own_test = inside == speech and split == "test"
+        speech = inside if inside.is_dir() else speech
+        paths = [] if speech == inside and split == "test" else list_audio(speech)
         left_out = {path.resolve() for path in paths
-                    if path.name.startswith(VOICEBANK_VALID) == (split != "valid") and not own_test}
+                    if path.name.startswith(VOICEBANK_VALID) == (split != "valid")}
         if split == "valid" and len(left_out) == len(paths):
             return None
     return speech, folder / "noise", left_out
 
 
 def open_data(root, split, snrs=(0, 5, 10, 15), augmentation=Augmentation(), **options):
-    """PairedAudio, or MixedAudio where SPLIT/speech and SPLIT/noise (or speech and noise) are in `root`.
+    """MixedAudio where `root` has SPLIT/speech and SPLIT/noise, or speech and noise; or PairedAudio.
 
     A folder without splits serves training and test, and no validation; but where `speech` holds
     the clean files of VoiceBank, in its folders or by its names, these have its splits.
@@ -1204,7 +1226,8 @@ def open_data(root, split, snrs=(0, 5, 10, 15), augmentation=Augmentation(), **o
     try:
         return PairedAudio(root, split, **options)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; {split}/speech + {split}/noise; speech + noise") from None
+        more = f"{split}/speech + {split}/noise; speech + noise"
+        raise FileNotFoundError(f"{error}; {more}") from None
 
 
 def write_mixtures(dataset, folder, first=0, every=1):
