@@ -393,7 +393,7 @@ def audio_stream(path):
     Raises AudioError, also for whatever the decoder raises there.
     """
     try:
-        # From a file object: PyAV takes no name that is not UTF-8.
+        # From a file object: FFmpeg would take a name with a colon for a protocol.
         with open(path, "rb") as file, av.open(file, metadata_errors="replace") as container:
             stream = container.streams.audio[0]
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
@@ -621,8 +621,8 @@ class Recordings:
 
     They are decoded into it once. folder: where that file is kept, for other runs too; by default
     it is temporary and gone with the process. A recording that cannot be used keeps its index with
-    length 0; `problems` says what is wrong with each. One beyond full scale is kept with fewer bits:
-    `scales`, 1 or a power of 2.
+    length 0; `problems` says what is wrong with each. One beyond full scale is kept with fewer
+    bits: `scales`, 1 or a power of 2.
     identity: number of recordings, of samples, and a hash of relative names and lengths; the same
     wherever the folder of recordings lies. Raises AudioError where none can be used.
     """
@@ -676,7 +676,7 @@ def decode_once(paths, folder):
     that asks writes it and the others wait. A kill leaves no file that is taken for complete.
     """
     sizes_and_times = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)]
-    key = digest_of(list(zip(relative_names(paths), sizes_and_times)))
+    key = digest_of([SAMPLE_RATE, SHORTEST, *zip(relative_names(paths), sizes_and_times)])
     file, notes = folder / f"{key}.npy", folder / f"{key}.json"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"{key}.lock", "w") as lock:
