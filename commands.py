@@ -62,12 +62,13 @@ def windowed(enhance, blocks, window, context, fade):
         buffer = buffer[:, window - 2 * context - fade:]
 
 
-def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
+def enhance_file(method, path, out, seed=0, window=30.0, progress=None, strict=False):
     """Enhance a recording: same sample rate, length, channels and, for WAV and FLAC, sample format.
 
     Every channel is enhanced by itself, with the same noise; where the method hears several microphones or separates
     talkers, the channels are the microphones and `out` has one for each talker. window: seconds enhanced at once;
-    memory does not grow with the length beyond it. progress: function called with the seconds of audio done. Returns
+    memory does not grow with the length beyond it. progress: function called with the seconds of audio done. strict:
+    whether a recording that lacks samples is refused, see data.read_blocks. Returns
     the seconds of audio. Raises AudioError for an input that cannot be used; then, and when killed, `out` stays as it
     was.
     """
@@ -83,7 +84,7 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
         raise data.AudioError(f"{path}: the output would overwrite the recording; choose another --out")
     peak = np.zeros(info.channels, np.float32)           # of the whole file, before anything is written
     samples = 0
-    for block in data.read_blocks(path, strict=False):
+    for block in data.read_blocks(path, strict=strict):
         peak = np.maximum(peak, np.abs(block).max(0, initial=0))
         samples += len(block)
     shortest = method.spectrogram.n_fft
@@ -115,7 +116,7 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
     size = int(window * second)
     # The network's norms take in the whole window, so that two windows never quite agree on a second: fade slowly.
     context = fade = min(second, size // 8)
-    pieces = windowed(enhance, (block.T for block in data.read_blocks(path, strict=False)), size, context, fade)
+    pieces = windowed(enhance, (block.T for block in data.read_blocks(path, strict=strict)), size, context, fade)
     back = None
     if info.samplerate != second:
         back = soxr.ResampleStream(second, info.samplerate, channels_out, dtype="float32", quality="HQ")
@@ -492,8 +493,8 @@ def enhance_command(Method, args):
     return failed
 
 
-def enhance_all(method, pairs, seed, window):
-    """Enhance (recording, output) pairs; returns the number of recordings that could not be."""
+def enhance_all(method, pairs, seed, window, strict=False):
+    """Enhance (recording, output) pairs; returns the number of recordings that could not be; strict: see enhance_file."""
     if not 1 <= window < float("inf"):
         raise ValueError(f"--window is in seconds, 1 or more; got {window}")
     failures, seconds, calls, started = [], 0.0, method.calls, time.monotonic()
@@ -511,7 +512,7 @@ def enhance_all(method, pairs, seed, window):
     for path, out in pairs:
         try:
             with torch.inference_mode():
-                seconds += enhance_file(method, path, out, seed, window, progress)
+                seconds += enhance_file(method, path, out, seed, window, progress, strict)
         except (data.AudioError, OSError) as error:
             failures.append(str(error))
     bar.close()
@@ -551,7 +552,7 @@ def evaluate_command(Method, args):
     enhanced = [out / "enhanced" / f"{name}.wav" for name in names]
     for path in enhanced:                                # of another checkpoint, they would be scored as this one's
         path.unlink(missing_ok=True)
-    failed = enhance_all(method, list(zip(noisy, enhanced)), args.seed, args.window)
+    failed = enhance_all(method, list(zip(noisy, enhanced)), args.seed, args.window, strict=True)
     if channels(method) != (1, 1) and not alone:
         heard = [out / "microphone0" / f"{name}.wav" for name in names]
         for *paths, out_path in zip(clean, noisy, heard, enhanced):

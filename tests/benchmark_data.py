@@ -2,9 +2,9 @@
 
     python tests/benchmark_data.py [--speech DIR --noise DIR] [--device cpu|cuda] [--seconds 3]
 
-Without folders: 60 recordings of 6 s as PCM WAV, 20 of noise, in a temporary folder. Resident: decoded once, crops are
-cut by this process and, beside a GPU, by workers. Streaming: worker processes read each crop from the files. In rooms:
-resident, each crop convolved with the responses of a room, which are simulated once.
+Without folders: 60 recordings of 6 s as PCM WAV, 20 of noise, in a temporary folder. Decoded once into a file that is
+mapped; crops are cut by this process and, beside a GPU, by workers. In rooms: each crop convolved with the responses of a
+room, which are simulated once.
 """
 
 import argparse
