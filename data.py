@@ -422,8 +422,8 @@ def audio_info(path):
     with audio_stream(path) as stream:
         codec = stream.codec_context
         kind = stream.container.format.name.split(",")[0].upper(), codec.name.upper()
-        with contextlib.suppress(soundfile.LibsndfileError), open(path, "rb") as file:
-            known = soundfile.info(file)
+        with contextlib.suppress(soundfile.LibsndfileError):
+            known = soundfile.info(os.fsencode(path))
             kind = known.format, known.subtype
         return AudioInfo(codec.sample_rate, codec.channels, stated_frames(stream), *kind)
 
@@ -489,7 +489,8 @@ def decoded_frames(stream):
 def load_audio(path, sample_rate=SAMPLE_RATE):
     """(float32 (channels, samples) at `sample_rate`, the file's own rate). Raises AudioError."""
     x = np.concatenate(list(read_blocks(path, sample_rate)))
-    return torch.from_numpy(np.ascontiguousarray(x.T)), audio_info(path).samplerate
+    with audio_stream(path) as stream:
+        return torch.from_numpy(np.ascontiguousarray(x.T)), stream.codec_context.sample_rate
 
 
 def written_subtype(info, format):
