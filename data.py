@@ -393,8 +393,8 @@ def audio_stream(path):
     Raises AudioError, also for whatever the decoder raises there.
     """
     try:
-        # From a file object: FFmpeg would take a name with a colon for a protocol.
-        with open(path, "rb") as file, av.open(file, metadata_errors="replace") as container:
+        # Without the prefix FFmpeg would take a name with a colon for a protocol.
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
             stream = container.streams.audio[0]
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
             yield stream
