@@ -14,6 +14,7 @@ import functools
 import inspect
 import itertools
 import json
+import math
 import os
 import re
 import sys
@@ -62,12 +63,13 @@ def windowed(enhance, blocks, window, context, fade):
         buffer = buffer[:, window - 2 * context - fade:]
 
 
-def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
+def enhance_file(method, path, out, seed=0, window=30.0, progress=None, strict=False):
     """Enhance a recording: same sample rate, length, channels and, for WAV and FLAC, sample format.
 
     Every channel is enhanced by itself, with the same noise; where the method hears several microphones or separates
     talkers, the channels are the microphones and `out` has one for each talker. window: seconds enhanced at once;
-    memory does not grow with the length beyond it. progress: function called with the seconds of audio done. Returns
+    memory does not grow with the length beyond it. progress: function called with the seconds of audio done. strict:
+    whether a recording that lacks samples is refused, see data.read_blocks. Returns
     the seconds of audio. Raises AudioError for an input that cannot be used; then, and when killed, `out` stays as it
     was.
     """
@@ -83,7 +85,7 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
         raise data.AudioError(f"{path}: the output would overwrite the recording; choose another --out")
     peak = np.zeros(info.channels, np.float32)           # of the whole file, before anything is written
     samples = 0
-    for block in data.read_blocks(path):
+    for block in data.read_blocks(path, strict=strict):
         peak = np.maximum(peak, np.abs(block).max(0, initial=0))
         samples += len(block)
     shortest = method.spectrogram.n_fft
@@ -115,14 +117,17 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
     size = int(window * second)
     # The network's norms take in the whole window, so that two windows never quite agree on a second: fade slowly.
     context = fade = min(second, size // 8)
-    pieces = windowed(enhance, (block.T for block in data.read_blocks(path)), size, context, fade)
+    pieces = windowed(enhance, (block.T for block in data.read_blocks(path, strict=strict)), size, context, fade)
     back = None
     if info.samplerate != second:
         back = soxr.ResampleStream(second, info.samplerate, channels_out, dtype="float32", quality="HQ")
     format = data.FORMATS.get(out.suffix.lower(), out.suffix[1:].upper())
     lossless = info.format in (*data.LOSSLESS, "WAVEX") and format in data.LOSSLESS
     subtype = data.written_subtype(info, format) if lossless else None
-    left = min(info.frames, -(-(samples + 1) * info.samplerate // second))         # some headers say a little too much
+    frames = math.ceil(samples * info.samplerate / second)
+    if abs(info.frames - frames) <= info.samplerate / second + 1:          # else the header does not know
+        frames = info.frames
+    left = frames
     with data.audio_writer(out, info.samplerate, channels_out, subtype, left) as writer:
         beyond = 0                                       # samples that a file of integers cannot hold
         for piece in pieces:
@@ -138,11 +143,11 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None):
             writer.write(piece)
             left -= len(piece)
         writer.write(np.zeros((left, channels_out), np.float32))           # a resampler may end a sample early
-        share = beyond / (info.frames * channels_out)
+        share = beyond / (frames * channels_out)
         if share > 0.01 and writer.subtype not in ("FLOAT", "DOUBLE"):
             warnings.warn(f"{out}: {share:.0%} of the samples were beyond full scale and are clipped. Unless the "
                           "recording is as loud, look at the checkpoint and its number of calls")
-    return info.frames / info.samplerate
+    return frames / info.samplerate
 
 
 def in_order(reference, talkers):
@@ -333,7 +338,8 @@ def open_datasets(method, config, device):
     """(training crops, validation recordings or None)."""
     mics, talkers = (method.num_mics, method.num_speakers)
     num_rooms = config.rooms or 200 * ((mics, talkers) != (1, 1))
-    options = dict(snrs=config.snrs, num_samples=method.num_samples, seed=config.seed, device=device,
+    options = dict(snrs=config.snrs, corpora=Path(config.out).parent / "corpora", seed=config.seed,
+                   num_samples=method.num_samples, device=device,
                    augmentation=data.Augmentation(**{field.name: getattr(config, field.name)
                                                      for field in dataclasses.fields(data.Augmentation)}))
     level = dict(normalize=method.config.normalize)
@@ -398,7 +404,7 @@ def open_log(folder, step=0):
         lines = [line for line in path.read_text().splitlines() if line.endswith("}")]     # a kill can leave half a line
         found = [re.match(r'{"step": (\d+)', line) for line in lines]
         kept = [line for line, match in zip(lines, found) if not match or int(match[1]) <= step]
-        with data.appearing(path) as part:
+        with data.atomic_write(path) as part:
             Path(part).write_text("".join(f"{line}\n" for line in kept))
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -453,8 +459,8 @@ def enhance_command(Method, args):
     return failed
 
 
-def enhance_all(method, pairs, seed, window):
-    """Enhance (recording, output) pairs; returns the number of recordings that could not be."""
+def enhance_all(method, pairs, seed, window, strict=False):
+    """Enhance (recording, output) pairs; returns the number of recordings that could not be; strict: see enhance_file."""
     if not 1 <= window < float("inf"):
         raise ValueError(f"--window is in seconds, 1 or more; got {window}")
     failures, seconds, calls, started = [], 0.0, method.calls, time.monotonic()
@@ -474,7 +480,7 @@ def enhance_all(method, pairs, seed, window):
     for path, out in pairs:
         try:
             with torch.inference_mode():
-                seconds += enhance_file(method, path, out, seed, window, progress)
+                seconds += enhance_file(method, path, out, seed, window, progress, strict)
         except (data.AudioError, OSError, soundfile.LibsndfileError) as error:
             failures.append(f"{path} -> {out}: {error}" if str(path) not in str(error) else str(error))
     bar.close()
@@ -513,7 +519,7 @@ def evaluate_command(Method, args):
     enhanced = [out / "enhanced" / f"{name}.wav" for name in names]
     for path in enhanced:                                # of another checkpoint, they would be scored as this one's
         path.unlink(missing_ok=True)
-    failed = enhance_all(method, list(zip(noisy, enhanced)), args.seed, args.window)
+    failed = enhance_all(method, list(zip(noisy, enhanced)), args.seed, args.window, strict=True)
     if (method.num_mics, method.num_speakers) != (1, 1) and not alone:
         heard = [out / "microphone0" / f"{name}.wav" for name in names]
         for *paths, out_path in zip(clean, noisy, heard, enhanced):

@@ -1,24 +1,27 @@
-"""Sound in and out: the compressed spectrogram, audio files, and endless batches of clean and noisy crops.
+"""Sound in and out: compressed spectrogram, audio files, endless batches of clean and noisy crops.
 
-    Spectrogram                STFT with amplitude compression, and back, as in SGMSE+ (arXiv 2208.05830)
+    Spectrogram                STFT with amplitude compression, and back, as in SGMSE+ (2208.05830)
     in_spectrogram             transform and padding around a function of spectrograms
     enhance_normalised         gain, offset, clicks and pauses around a function of waves
     mix_at_snr                 speech + noise at a given signal-to-noise ratio
 
     load_audio, save_audio     any common file, to its end; written by rename, never half
-    list_audio                 the recordings below a folder, and a line about what is none
-    compute_once               an array that is kept in a file: room responses, a separator's estimates
+    read_blocks, audio_writer  the same piece by piece, for recordings of any length
+    list_audio                 the recordings below a folder; a warning counts the other files
+    cached, cached_rows        arrays kept in files: room responses, a separator's estimates
 
+    Recordings                 decoded once into one file that all processes map
     PairedAudio                folders of clean and noisy files with the same names
     MixedAudio                 any folder of speech, any folder of noise, mixed anew every epoch
-    UnpairedAudio              noisy crops of either, clean crops of recordings that are in none of them
+    UnpairedAudio              noisy crops of either, clean crops of other recordings
     open_data                  finds out which of them a folder is
-    batches                    (clean, noisy) float32 (B, L), both divided by the level of the noisy crop
+    batches                    (clean, noisy) float32 (B, L), divided by the level of the noisy crop
 
-Which crop a batch holds is a pure function of seed and position, so that a run resumed at step n, one with other
-workers and one on other hardware all see the same data. A corpus that fits in memory is decoded once into one int16
-array; of a larger one only the crop is read. Beside a GPU, and where files are read, worker processes cut and vary the
-crops; rooms, ratios and levels are batched tensor operations on the training device.
+Which crop a batch holds is a pure function of seed and position, so that a run resumed at step n,
+one with other workers and one on other hardware all see the same data. Recordings are read by PyAV.
+A corpus of any size is decoded once into one int16 file; runs, processes and loaders map it. Beside
+a GPU, worker processes cut and vary the crops; rooms, ratios and levels are batched tensor
+operations on the training device.
 
 Tutorial: tutorials/1_sound.ipynb
 """
@@ -27,21 +30,22 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
-import io
 import itertools
+import json
 import math
 import os
 import re
-import struct
 import tempfile
+import uuid
 import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import miniaudio
+import av
 import numpy as np
 import soundfile
 import soxr
@@ -59,11 +63,11 @@ SILENT_PEAK = 8 / 32768                                  # 8 LSB of 16 bits: wha
 @dataclass(frozen=True)
 class SpectrogramConfig:
     """Constants of the spectrogram, part of every method's Config; the defaults are those of SGMSE+."""
-    n_fft: Annotated[int, "[1, inf)"] = 510                 # STFT window, samples
-    hop_length: Annotated[int, "[1, inf)"] = 128            # samples
-    num_frames: Annotated[int, "[1, inf)"] = 256            # frames of a training crop
-    exponent: Annotated[float, "(0, inf)"] = 0.5            # amplitude compression of the spectrogram
-    factor: Annotated[float, "(0, inf)"] = 0.15             # its scale
+    n_fft: Annotated[int, "[1, inf)"] = 510        # STFT window, samples
+    hop_length: Annotated[int, "[1, inf)"] = 128   # samples
+    num_frames: Annotated[int, "[1, inf)"] = 256   # frames of a training crop
+    exponent: Annotated[float, "(0, inf)"] = 0.5   # amplitude compression of the spectrogram
+    factor: Annotated[float, "(0, inf)"] = 0.15    # its scale
     pad_mode: Literal["constant", "reflect"] = "constant"  # frames added up to what the network can halve: zeros or not
     normalize: Literal["peak", "robust"] = "peak"  # level 1: the peak (published), or one that no click moves (ours)
 
@@ -317,14 +321,16 @@ def matching_gain(estimate, mixture):
     return torch.where(heard, gain, torch.ones_like(gain))
 
 
-# ------------------------------------------------------------------------------------------------ files
+# -------------------------------------------------------------------------------------- files
 
-SUFFIXES = (".wav", ".wave", ".w64", ".rf64", ".au", ".snd", ".caf", ".aif", ".aiff", ".aifc", ".flac", ".ogg", ".oga",
-            ".opus", ".mp3")
+SUFFIXES = (".wav", ".wave", ".w64", ".rf64", ".au", ".snd", ".caf", ".aif", ".aiff", ".aifc",
+            ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".webm", ".mka")
 # What is written: the format of a suffix where it is not the suffix itself.
-FORMATS = {".wave": "WAV", ".aif": "AIFF", ".aifc": "AIFF", ".snd": "AU", ".opus": "OGG", ".oga": "OGG"}
+FORMATS = {".wave": "WAV", ".aif": "AIFF", ".aifc": "AIFF", ".snd": "AU", ".opus": "OGG",
+           ".oga": "OGG"}
 LOSSLESS = ("WAV", "W64", "RF64", "AU", "CAF", "AIFF", "FLAC")
-SLACK = 64                                               # bytes that a header may promise too many: it counts itself
+CODEC_FRAME = 2304       # samples that a lossy file may lack: two frames of MP3
+SLACK = 64               # bytes that the header of a WAV may state too many: some count themselves
 
 
 class AudioError(ValueError):
@@ -334,32 +340,31 @@ class AudioError(ValueError):
 @dataclass(frozen=True)
 class AudioInfo:
     """What the header of a recording says."""
-    samplerate: int                  # Hz
+    samplerate: int                  # Hz; that of Opus is 48000
     channels: int
-    frames: int                      # samples of a channel
-    format: str                      # libsndfile's name, or MP3
+    frames: int                      # samples of a channel; 0 where the header does not say
+    format: str                      # libsndfile's name where it knows the format, else FFmpeg's
     subtype: str                     # of the samples, likewise
-    miniaudio: bool = False          # decoded by it, as libsndfile would trust a length that is none
 
 
 def list_audio(folder):
-    """Sorted paths of the audio files below `folder`; a warning counts what is none.
+    """Sorted paths of the audio files below `folder`; a warning counts the other files.
 
-    Follows links, passes over what begins with a dot. Raises FileNotFoundError where there is no audio file.
+    Follows links, passes over names that begin with a dot. Raises FileNotFoundError where there is
+    no audio file.
     """
-    paths, others, seen = [], [], set()
+    paths, others, seen = [], collections.Counter(), set()
     for here, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if os.path.realpath(here) in seen:               # a link that leads back
-            folders.clear()
-            continue
+        new = os.path.realpath(here) not in seen         # else a link has led back
         seen.add(os.path.realpath(here))
-        for path in (Path(here) / name for name in files if not name.startswith(".")):
-            known = path.suffix.lower() in SUFFIXES and path.is_file()
-            (paths if known else others).append(path)
-    kinds = collections.Counter(path.suffix.lower() or "no suffix" if path.exists() else "broken link"
-                                for path in others)
-    left_out = f"not read: {len(others)} ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))})"
+        folders[:] = sorted(name for name in folders if new and not name.startswith("."))
+        for path in (Path(here) / name for name in files if new and not name.startswith(".")):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                paths.append(path)
+            else:
+                others[path.suffix.lower() or "no suffix" if path.exists() else "broken link"] += 1
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+    left_out = f"not read: {others.total()} ({kinds})"
     if not paths:
         raise FileNotFoundError(f"no audio file ({', '.join(SUFFIXES)}) below {folder}"
                                 + f"; {left_out}" * bool(others))
@@ -369,183 +374,129 @@ def list_audio(folder):
 
 
 def by_name(folder):
-    """{path below the folder without suffix: path}. Raises FileNotFoundError without audio, ValueError for a name that
-    is used twice."""
+    """{path below the folder without suffix: path of the audio file}.
+
+    Raises FileNotFoundError without audio, ValueError for a name that is used twice.
+    """
     files = {}
     for path in list_audio(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in files:
-            raise ValueError(f"{files[name]} and {path} have the same name but for the suffix; which one is meant?")
+            raise ValueError(f"{files[name]} and {path} have the same name but for the suffix; "
+                             "which one is meant?")
         files[name] = path
     return files
 
 
-def audio_info(path):
-    """Header of a recording. Raises AudioError for what is no audio or is cut short."""
+@contextlib.contextmanager
+def audio_stream(path):
+    """The first audio stream of a file, for PyAV to decode within the block.
+
+    Raises AudioError, also for whatever the decoder raises there.
+    """
     try:
-        if Path(path).suffix.lower() == ".mp3":
-            mp3 = miniaudio.mp3_get_info(mp3_frames(path))
-            info = AudioInfo(mp3.sample_rate, mp3.nchannels, mp3.num_frames, "MP3", "MPEG_LAYER_III", True)
-        else:
-            parts = [soundfile.info(source) for source in sources(path)]
-            info = AudioInfo(parts[0].samplerate, parts[0].channels, sum(part.frames for part in parts),
-                             parts[0].format, parts[0].subtype)
-            if len({(part.samplerate, part.channels) for part in parts}) > 1:
-                raise AudioError(f"{path}: {len(parts)} recordings of different rates or channels, one behind the "
-                                 "other; split them")
-    except (soundfile.LibsndfileError, miniaudio.MiniaudioError, UnicodeError, OSError, TypeError) as error:
-        reason = "the file is empty" if os.path.isfile(path) and os.path.getsize(path) == 0 else str(error)
-        raise AudioError(f"{path}: not a readable audio file ({reason}). WAV, FLAC, AIFF, OGG/Opus and MP3 are; "
-                         "convert others with ffmpeg") from None
-    if info.frames >= 1 << 48:                           # the writer did not know: count
-        try:
-            info = dataclasses.replace(info, miniaudio=True)
-            info = dataclasses.replace(info, frames=sum(len(x) for x in decoded(path, info)))
-        except miniaudio.MiniaudioError as error:
-            raise AudioError(f"{path}: damaged ({error})") from None
-    if info.frames < 1:
-        raise AudioError(f"{path}: holds no samples")
-    promised, size = promised_bytes(path), os.path.getsize(path)
-    if promised > size + SLACK * (info.format != "OGG"):
-        raise AudioError(f"{path}: truncated, its header promises {promised} bytes and the file has {size}")
-    return info
+        # Without the prefix FFmpeg would take a name with a colon for a protocol.
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
+            stream = container.streams.audio[0]
+            stream.codec_context.options = {"err_detect": "crccheck+explode"}
+            yield stream
+    except AudioError:
+        raise
+    except (av.FFmpegError, OSError, ValueError, IndexError, AttributeError) as error:
+        empty = os.path.isfile(path) and os.path.getsize(path) == 0
+        reason = "the file is empty" if empty else getattr(error, "strerror", None) or error
+        raise AudioError(f"{path}: not a readable audio file ({reason}); "
+                         "convert it to WAV or FLAC, or take it out") from None
 
 
-def sources(path):
-    """What libsndfile is to open, one by one: the path; of several OGG streams in one file, each for itself."""
-    with open(path, "rb") as file:
-        if file.read(4) != b"OggS":
-            return [os.fsencode(path)]                   # a name may be no Unicode
-        starts, position, first = [], 0, False           # of a page: where it begins, whether it begins a stream
-        while True:
-            file.seek(position)
-            head = file.read(27)
-            if len(head) < 27 or head[:4] != b"OggS":
-                break
-            if head[5] & 2 and not first:                # streams side by side begin together
-                starts.append(position)
-            first = bool(head[5] & 2)
-            position += 27 + head[26] + sum(file.read(head[26]))
-        if len(starts) < 2:
-            return [os.fsencode(path)]
-        file.seek(0)
-        content = file.read()
-    return [io.BytesIO(content[a:b]) for a, b in itertools.pairwise([*starts, len(content)])]
+def stated_frames(stream):
+    """Samples of a channel that the container says it has, 0 where it does not say."""
+    container = stream.container
+    if container.format.name in ("mp3", "aac") and not stream.start_time:
+        return 0                         # without a header FFmpeg guesses from the bit rate
+    if stream.duration is None:
+        return round((container.duration or 0) * stream.rate / av.time_base)
+    return max(round(stream.duration * stream.time_base * stream.rate), stream.frames)
 
 
-def promised_bytes(path):
-    """The size in bytes that a header, or the last page of an OGG, implies, else 0: libsndfile reads cut files mutely.
+def audio_info(path):
+    """Header of a recording. Raises AudioError for a file without audio."""
+    with audio_stream(path) as stream:
+        codec = stream.codec_context
+        kind = stream.container.format.name.split(",")[0].upper(), codec.name.upper()
+        with contextlib.suppress(soundfile.LibsndfileError):
+            known = soundfile.info(os.fsencode(path))
+            kind = known.format, known.subtype
+        return AudioInfo(codec.sample_rate, codec.channels, stated_frames(stream), *kind)
 
-    Knows the chunks of WAV (RIFF, RIFX, RF64, W64), AIFF, CAF and the header of AU.
+
+def cut_wav(path):
+    """Whether a WAV or W64 says that it has more data than the file holds; FFmpeg would not tell.
+
+    Writers that do not know the length say 0 or almost 2 or 4 GiB.
     """
     with open(path, "rb") as file:
-        head = file.read(12)
-        kind = head[:4]
-        if kind == b"OggS":
-            start = file.seek(max(0, os.path.getsize(path) - (1 << 16)))           # a page has at most 65307 bytes
-            tail = file.read()
-            table = tail.rfind(b"OggS") + 27                                       # of the sizes of its segments
-            count = tail[table - 1] if len(tail) >= table else 1
-            return start + table + count + sum(tail[table:table + count])
-        if kind in (b".snd", b"dns."):
-            offset, size = struct.unpack(">II" if kind == b".snd" else "<II", (head + file.read(12))[4:12])
-            return 0 if size == 0xFFFFFFFF else offset + size
-        # Where the first chunk stands, how its name and size are packed, what of its head the size counts, and to what
-        # sizes are rounded.
-        at, layout, counted, even = {
-            b"RIFF": (12, "<4sI", 0, 2), b"RIFX": (12, ">4sI", 0, 2), b"RF64": (12, "<4sI", 0, 2),
-            b"FORM": (12, ">4sI", 0, 2), b"caff": (8, ">4sQ", 0, 1), b"riff": (40, "<4s12xQ", 24, 8),
-        }.get(kind, (0, "", 0, 0))
-        size64 = None                                    # of RF64, in a chunk of its own
-        while layout:
-            file.seek(at)
-            head = file.read(struct.calcsize(layout))
-            if len(head) < struct.calcsize(layout):
-                break
-            name, size = struct.unpack(layout, head)
-            if name == b"ds64":
-                size64 = struct.unpack("<8xQ", file.read(16))[0]
-            if name in (b"data", b"SSND"):
-                if size == 0xFFFFFFFF and size64 is not None:
-                    size = size64
-                # From 0x7ffff000 on, unless sizes have 64 bits: a writer that streamed and never knew the length
-                unknown = size >= (0x7FFFF000 if layout[-1] == "I" and size64 is None else 1 << 62)
-                return 0 if unknown else at + len(head) * (not counted) + size
-            size -= counted
-            at += len(head) + size + -size % even
-    return 0
+        head, end = file.read(24), 12
+        if head[:4] == b"riff":                          # W64: the size of the whole file
+            end = int.from_bytes(head[16:24], "little")
+        elif head[:4] == b"RIFF":
+            name, size = head, 0
+            while len(name) >= 4 and name[:4] != b"data":
+                file.seek(end)
+                name = file.read(8)
+                size = int.from_bytes(name[4:], "little")
+                end += 8 + size + size % 2
+            end *= size < 0x7FFFF000
+        return end > os.path.getsize(path) + SLACK
 
 
-def decoded(path, info, start=0, block=1 << 18):
-    """Yield float32 arrays (n, channels) at the recording's own rate, from sample `start` to where it really ends."""
-    if info.miniaudio:
-        content = mp3_frames(path) if info.format == "MP3" else Path(path).read_bytes()
-        for x in miniaudio.stream_memory(content, miniaudio.SampleFormat.FLOAT32, info.channels, info.samplerate,
-                                         block):
-            x = np.frombuffer(x, np.float32).reshape(-1, info.channels)
-            skipped = min(start, len(x))
-            start -= skipped
-            if skipped < len(x):
-                yield x[skipped:]
-        return
-    for source in sources(path):
-        with soundfile.SoundFile(source) as file:
-            if skipped := min(start, file.frames):
-                file.seek(skipped)
-                start -= skipped
-            while len(x := file.read(block, dtype="float32", always_2d=True)):
-                yield x
-
-
-def mp3_frames(path):
-    """The bytes of an MP3 without the tags at its end, ID3v1 and APE, before which the decoder would lose a frame."""
-    content = Path(path).read_bytes()
-    if content[-128:-125] == b"TAG":
-        content = content[:-128]
-    if content[-32:-24] == b"APETAGEX":
-        size, _, flags = struct.unpack("<III", content[-20:-8])
-        content = content[:-size - 32 * (flags >> 31)]
-    return content
-
-
-def read_blocks(path, sample_rate=SAMPLE_RATE, block=1 << 18):
+def read_blocks(path, sample_rate=SAMPLE_RATE, strict=True, block=1 << 16):
     """Yield float32 arrays (samples, channels) at `sample_rate`, in constant memory.
 
-    Raises AudioError as `audio_info` does, and for samples that are not finite or end before the header says.
+    Raises AudioError for what cannot be decoded, for samples that are not finite and for a file
+    with fewer samples than it states; for the last, where not `strict`, warns.
     """
-    info = audio_info(path)
-    resampler = None
-    if info.samplerate != sample_rate:
-        resampler = soxr.ResampleStream(info.samplerate, sample_rate, info.channels, dtype="float32", quality="HQ")
-    read = 0
-    try:
-        for x in decoded(path, info, block=block):
-            read += len(x)
-            if not np.isfinite(x).all():
-                raise AudioError(f"{path}: NaN or infinite samples before second {read / info.samplerate:.1f}")
-            yield x if resampler is None else resampler.resample_chunk(x)
-    except (soundfile.LibsndfileError, miniaudio.MiniaudioError) as error:
-        raise AudioError(f"{path}: damaged after {read} of {info.frames} samples ({error})") from None
-    if ends_early(info, read):
-        raise AudioError(f"{path}: truncated, {read} of {info.frames} samples")
-    if resampler is not None:
-        yield resampler.resample_chunk(np.zeros((0, info.channels), np.float32), last=True)
+    with audio_stream(path) as stream:
+        codec, read = stream.codec_context, 0
+        rate, stated = codec.sample_rate, stated_frames(stream)
+        to_float = av.AudioResampler("flt", frame_size=block)
+        resampler = soxr.ResampleStream(rate, sample_rate, codec.channels, "float32", "HQ")
+        for frame in itertools.chain(decoded_frames(stream), [None]):
+            for part in to_float.resample(frame):
+                x = part.to_ndarray().reshape(-1, codec.channels)
+                read += len(x)
+                if not np.isfinite(x).all():
+                    raise AudioError(f"{path}: NaN or infinite samples before second "
+                                     f"{read / rate:.1f}; write it anew, or take it out")
+                yield x if rate == sample_rate else resampler.resample_chunk(x)
+        if rate != sample_rate:
+            yield resampler.resample_chunk(np.zeros((0, codec.channels), np.float32), last=True)
+        if not read:
+            raise AudioError(f"{path}: holds no samples; take it out")
+        if cut_wav(path) or read + CODEC_FRAME * (not codec.codec.lossless) < stated:
+            problem = (f"{path}: truncated or damaged, it has {read} samples and states more; "
+                       "copy it again, or take it out")
+            if strict:
+                raise AudioError(problem)
+            warnings.warn(problem, stacklevel=2)
 
 
-def ends_early(info, read):
-    """Whether so many samples are fewer than the header means: some count a frame of MP3 or two too many, or
-    themselves."""
-    return read + (2 * 1152 if info.format == "MP3" else SLACK) < info.frames
+def decoded_frames(stream):
+    """Yield what PyAV decodes; a damaged packet is passed over and missing in the end."""
+    for packet in stream.container.demux(stream):
+        with contextlib.suppress(av.error.InvalidDataError):
+            yield from packet.decode()
 
 
 def load_audio(path, sample_rate=SAMPLE_RATE):
-    """A recording as (float32 (channels, samples) at `sample_rate`, its own sample rate in Hz). Raises AudioError."""
+    """(float32 (channels, samples) at `sample_rate`, the file's own rate). Raises AudioError."""
     x = np.concatenate(list(read_blocks(path, sample_rate)))
-    return torch.from_numpy(np.ascontiguousarray(x.T)), audio_info(path).samplerate
+    with audio_stream(path) as stream:
+        return torch.from_numpy(np.ascontiguousarray(x.T)), stream.codec_context.sample_rate
 
 
 def written_subtype(info, format):
-    """The sample format of `info` where a file of that `format` can hold it in as many samples, else 16 bits."""
+    """The sample format of `info` where a file of that `format` can hold it, else 16 bits."""
     other = {"PCM_S8": "PCM_U8", "PCM_U8": "PCM_S8"}.get(info.subtype)
     exact = info.subtype.startswith("PCM") or info.subtype in ("FLOAT", "DOUBLE", "ULAW", "ALAW")
     fits = [subtype for subtype in (info.subtype, other, "PCM_16")
@@ -554,81 +505,88 @@ def written_subtype(info, format):
 
 
 @contextlib.contextmanager
-def appearing(path):
-    """Name of a temporary file beside `path`, which takes its place when the block ends: a kill, or an exception,
-    leaves what was there. Flushed to the disk."""
+def atomic_write(path, part=None):
+    """Name of a temporary file beside `path`, which takes its place when the block ends.
+
+    A kill or an exception leaves the file that was there. Flushed to the disk. Raises OSError that
+    names `path` where it cannot be written. part: the name, where one process writes at a time.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    os.close(handle)
+    part = Path(part or path.with_name(f".{uuid.uuid4().hex}.part"))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
         yield part
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(part, 0o666 & ~current_umask())         # mkstemp makes a file for the owner alone
         os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"{path} could not be written, the file before is kept ({error}); "
+                      "free some space, or choose a folder that you may write to") from None
     finally:
-        Path(part).unlink(missing_ok=True)
-
-
-def current_umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 @contextlib.contextmanager
 def audio_writer(path, sample_rate, channels, subtype=None, frames=0):
-    """A SoundFile to write to, that appears under its name only when it is complete. Raises AudioError.
+    """A SoundFile to write to, that appears under its name only when it is complete.
 
-    The format is the suffix's; a WAV that `frames` samples make larger than 4 GiB is an RF64, which has no such limit.
+    The format is the suffix's; a WAV that `frames` samples make larger than 4 GiB is an RF64, which
+    has no such limit. Raises AudioError for a format that cannot be, OSError as atomic_write does.
     """
     suffix = Path(path).suffix.lower()
     format = FORMATS.get(suffix, suffix[1:].upper())
     subtype = subtype or {".opus": "OPUS"}.get(suffix)
     if format == "WAV" and frames * channels * 8 >= 1 << 32:               # 8: of the widest sample
         format = "RF64"
-    with appearing(path) as part:
+    with atomic_write(path) as part:
         try:
-            file = soundfile.SoundFile(os.fsencode(part), "w", sample_rate, channels, subtype, format=format)
+            file = soundfile.SoundFile(os.fsencode(part), "w", sample_rate, channels, subtype,
+                                       format=format)
         except (ValueError, TypeError, soundfile.LibsndfileError):
-            raise AudioError(f"{path}: libsndfile cannot write '{suffix}', {subtype or 'default'} samples, {channels} "
-                             f"channels, {sample_rate} Hz. WAV can hold all but the strangest") from None
-        with file:
-            yield file
+            raise AudioError(f"{path}: libsndfile cannot write '{suffix}', {subtype or 'default'} "
+                             f"samples, {channels} channels, {sample_rate} Hz. "
+                             "WAV can hold all but the strangest") from None
+        try:
+            with file:
+                yield file
+            # A full disk is an assertion of soundfile; when a codec closes its file, nothing.
+            assert not file.frames or len(soundfile.read(os.fsencode(part), 1, file.frames - 1)[0])
+        except (soundfile.LibsndfileError, AssertionError) as error:
+            raise OSError(str(error) or "not all samples were written") from None
 
 
-def compute_once(path, compute):
-    """The array that the file `path` (.npz) holds; where there is none, or a damaged one, compute() is put there.
+def cached(path, compute):
+    """The array in the file `path` (.npz); where it is missing or damaged, compute() is put there.
 
-    The file appears by rename, or not at all. Raises OSError where it cannot be written.
+    Raises OSError where it cannot be written.
     """
     try:
         with np.load(path) as file:                      # a zip file, which checks its sum
             return file["array"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         array = compute()
-    with appearing(path) as part, open(part, "wb") as file:
+    with atomic_write(path) as part, open(part, "wb") as file:
         np.savez(file, array=array)
     return array
 
 
-def each_once(function, waves, store, key):
-    """function(waves), (B, ...) -> (B, ...), example by example, each taken from the folder `store` if it is there.
+def cached_rows(function, waves, store, key):
+    """function(waves), (B, ...) -> (B, ...), each example kept in a file of the folder `store`.
 
-    key: a name for the function. What is new is computed in float32, since others will read it, without gradient and
-    with noise of its own, so that it does not matter to anything else whether it was there.
+    key: a name for the function. New ones are computed without gradient and with noise of their
+    own, so that nothing else depends on whether they were there.
     """
-    def once(wave):
+    def row(wave):
         name = fingerprint(wave)
 
         def compute():
-            with (torch.no_grad(), torch.autocast(wave.device.type, enabled=False),
-                  torch.random.fork_rng([wave.device] if wave.is_cuda else [])):
+            with torch.no_grad(), torch.random.fork_rng([wave.device] if wave.is_cuda else []):
                 torch.manual_seed(int(name[:8], 16))
                 return function(wave[None])[0].cpu().numpy()
-        return torch.from_numpy(compute_once(store / f"{key}-{name}.npz", compute)).to(wave.device)
-    return torch.stack([once(wave) for wave in waves])
+        return torch.from_numpy(cached(store / f"{key}-{name}.npz", compute)).to(wave.device)
+    return torch.stack([row(wave) for wave in waves])
 
 
 def fingerprint(*tensors):
@@ -640,9 +598,10 @@ def fingerprint(*tensors):
 
 
 def save_audio(path, wave, sample_rate, subtype=None):
-    """Write (samples,) or (channels, samples) in [-1, 1]; the format is the suffix's, the subtype libsndfile's name.
+    """Write (samples,) or (channels, samples) in [-1, 1]; the suffix chooses the format.
 
-    Values outside [-1, 1] are clipped by integer formats. The file appears by rename, or not at all.
+    subtype: libsndfile's name of the sample format. Values outside [-1, 1] are clipped by integer
+    formats. The file appears by rename, or not at all.
     """
     x = torch.as_tensor(wave).detach().cpu().numpy()
     x = x.T if x.ndim == 2 else x[:, None]
@@ -650,60 +609,47 @@ def save_audio(path, wave, sample_rate, subtype=None):
         file.write(x)
 
 
-# ------------------------------------------------------------------------------------------------ corpora
+# -------------------------------------------------------------------------------------- corpora
 
-RESIDENT_LIMIT = 4 * 2 ** 30                             # bytes of int16 samples kept in memory: 37 hours
 VOICEBANK = {"train": ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav"),
              "valid": ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav"),
              "test": ("clean_testset_wav", "noisy_testset_wav")}
-VOICEBANK_VALID = ("p226_", "p287_")                     # the two speakers the field holds out for validation
-QUIET, LSB = 0.01, 1 / 32768                             # a crop must reach this share of its recording's level, 8 LSB
+VOICEBANK_VALID = ("p226_", "p287_")     # the two speakers that the field holds out for validation
+SHORTEST = 510                           # samples of a recording: one window of the spectrogram
+QUIET = 0.01                             # a crop must reach this share of its recording's level
 
 
 class Recordings:
-    """Mono 16 kHz recordings, index by index as in `paths`: all in memory as int16 (`resident`), or read crop by crop.
+    """Mono 16 kHz recordings, index by index as in `paths`, in one int16 file that processes map.
 
-    A file that cannot be used keeps its index with length 0; `problems` says what is wrong with each. What goes beyond
-    full scale is kept with fewer bits: `scales`, 1 or a power of 2.
+    They are decoded into it once. folder: where that file is kept, for other runs too; by default
+    it is temporary and gone with the process. A recording that cannot be used keeps its index with
+    length 0; `problems` says what is wrong with each. One beyond full scale is kept with fewer
+    bits: `scales`, 1 or a power of 2.
+    identity: number of recordings, of samples, and a hash of relative names and lengths; the same
+    wherever the folder of recordings lies. Raises AudioError where none can be used.
     """
 
-    def __init__(self, paths, resident=True, min_samples=510):
-        self.paths, self.resident = paths, resident
-        self.lengths, self.problems, waves = np.zeros(len(paths), np.int64), [], []
-        self.scales, self.levels = np.ones(len(paths), np.float32), {}
-        self.made = {}                                                     # index -> samples, where not resident
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            jobs = pool.map(attempt, itertools.repeat(decode if resident else measure), paths)
-            for i, (result, problem) in enumerate(tqdm(jobs, "reading", len(paths), unit="file", leave=False)):
-                length = result if isinstance(result, int) else len(result)
-                if not problem and length < min_samples:
-                    problem = f"{paths[i]}: {length} samples at 16 kHz, shorter than one frame of {min_samples}"
-                if problem:
-                    self.problems.append(problem)
-                    continue
-                self.lengths[i] = length
-                if resident:
-                    self.scales[i] = headroom(result)
-                    waves.append(to_int16(result / self.scales[i]))
-        if not self.lengths.any():
-            raise AudioError(f"none of {len(paths)} recordings can be used" + "".join(
-                f"; the first: {problem}" for problem in self.problems[:1]))
-        if resident:
-            self.offsets = np.cumsum(self.lengths) - self.lengths
-            self.samples = np.concatenate(waves)                           # int16, all recordings end to end
+    def __init__(self, paths, folder=None):
+        self.paths, self.levels = paths, {}
+        # A map outlives the name of its file.
+        with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
+            samples, notes = decode_once(paths, Path(place))
+        self.lengths = np.array(notes["lengths"])
+        self.scales = np.array(notes["scales"], np.float32)
+        self.problems = [f"{paths[int(i)]}: {problem}" for i, problem in notes["problems"].items()]
+        self.waves = np.split(np.asarray(samples), np.cumsum(self.lengths)[:-1])     # views
+        self.identity = {"recordings": int((self.lengths > 0).sum()), "samples": len(samples),
+                         "hash": digest_of(list(zip(relative_names(paths), notes["lengths"])))}
 
     def append(self, name, wave):
-        """A recording that no file holds, float32 (L,) in [-1, 1], as the last one."""
+        """A recording without a file, float32 (L,) in [-1, 1], as the last one."""
         self.paths, self.lengths = [*self.paths, name], np.append(self.lengths, len(wave))
         self.scales = np.append(self.scales, np.float32(1))
-        if self.resident:
-            self.samples = np.concatenate([self.samples, to_int16(wave)])
-            self.offsets = np.cumsum(self.lengths) - self.lengths
-        else:
-            self.made[len(self.paths) - 1] = to_int16(wave) / np.float32(32768)
+        self.waves = [*self.waves, to_int16(wave)]
 
     def wave(self, index):
-        """A whole recording, float32 (L,). Raises AudioError."""
+        """A whole recording, float32 (L,)."""
         return torch.from_numpy(self.crop(index, 0, int(self.lengths[index])))
 
     def level(self, index):
@@ -718,12 +664,7 @@ class Recordings:
         first, last = max(start, 0), min(start + num_samples, length)
         if loop and start + num_samples > length:
             first, last = 0, length
-        if self.resident:
-            wave = self.samples[self.offsets[index]:][first:last] * (self.scales[index] / np.float32(32768))
-        elif index in self.made:
-            wave = self.made[index][first:last]
-        else:
-            wave = read_crop(self.paths[index], first, last - first)
+        wave = self.waves[index][first:last] * (self.scales[index] / np.float32(32768))
         if loop:
             return np.resize(np.roll(wave, first - start), num_samples)
         crop = np.zeros(num_samples, np.float32)
@@ -731,80 +672,91 @@ class Recordings:
         return crop
 
 
-def attempt(function, path):
-    """(function(path), None), or (0, what is wrong with the file)."""
-    try:
-        return function(path), None
-    except AudioError as error:
-        return 0, str(error)
+def decode_once(paths, folder):
+    """(int16 samples of all recordings, mapped; their lengths, scales and problems, a dict).
+
+    The file is known by the names, sizes and times of change of the recordings. The first process
+    that asks writes it and the others wait. A kill leaves no file that is taken for complete.
+    """
+    sizes_and_times = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)]
+    key = digest_of([SAMPLE_RATE, SHORTEST, *zip(relative_names(paths), sizes_and_times)])
+    file, notes = folder / f"{key}.npy", folder / f"{key}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{key}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)                 # freed by the system when the process ends
+        if not (file.exists() and notes.exists()):
+            decode_all(paths, file, notes)
+    return np.load(file, mmap_mode="r"), json.loads(notes.read_text())
+
+
+def decode_all(paths, file, notes):
+    """Write the two files of decode_once; that of the samples appears last and complete."""
+    lengths, scales, problems = [], [], {}
+    header = {"descr": "<i2", "fortran_order": False, "shape": (0,)}
+    with (atomic_write(file, file.with_suffix(".part")) as part, open(part, "wb") as out,
+          concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+          tqdm(desc="decoding", total=len(paths), unit="file", mininterval=1) as bar):
+        np.lib.format.write_array_header_1_0(out, header)          # of one size for all shapes
+        for first in range(0, len(paths), 64):                     # bounds what waits in memory
+            for samples, scale, problem in pool.map(decode, paths[first:first + 64]):
+                if problem:
+                    problems[len(lengths)] = problem
+                lengths.append(len(samples))
+                scales.append(scale)
+                out.write(samples)
+                bar.update()
+                bar.set_postfix_str(f"{out.tell() / 1e6:.0f} MB in {file}", refresh=False)
+        if not any(lengths):
+            first = f"; the first: {paths[0]}: {problems[0]}" if paths else ""
+            raise AudioError(f"none of {len(paths)} recordings can be used{first}")
+        out.seek(0)
+        np.lib.format.write_array_header_1_0(out, header | {"shape": (sum(lengths),)})
+        with atomic_write(notes) as other:
+            about = {"lengths": lengths, "scales": scales, "problems": problems}
+            other.write_text(json.dumps(about))
 
 
 def decode(path):
-    """A whole recording, float32 (L,), mono at 16 kHz. Raises AudioError."""
-    return load_audio(path)[0].mean(0).numpy()
-
-
-def measure(path):
-    """Its length at 16 kHz, from the header alone. Raises AudioError."""
-    info = audio_info(path)
-    return (2 * info.frames * SAMPLE_RATE // info.samplerate + 1) // 2      # rounded, as soxr does
-
-
-def read_crop(path, start, num_samples):
-    """float32 (num_samples,) from sample `start` at 16 kHz, decoding no more than that where no resampling is needed.
-
-    Rounded to steps of 16 bits, as resident recordings are.
-    """
-    info = audio_info(path)
-    if info.samplerate != SAMPLE_RATE:
-        wave = decode(path)[start:start + num_samples]
-    else:
-        try:
-            blocks, count = [], 0
-            for x in decoded(path, info, start, num_samples):
-                blocks.append(x)
-                count += len(x)
-                if count >= num_samples:
-                    break
-            x = np.concatenate(blocks)[:num_samples] if blocks else np.zeros((0, 1))
-        except (soundfile.LibsndfileError, miniaudio.MiniaudioError) as error:
-            raise AudioError(f"{path}: damaged ({error})") from None
-        if not np.isfinite(x).all():
-            raise AudioError(f"{path}: has samples that are NaN or infinite")
-        wave = x.mean(1)
-    if len(wave) < num_samples:
-        raise AudioError(f"{path}: truncated, it ends at sample {start + len(wave)} at 16 kHz")
-    return (wave * 32768).round().astype(np.float32) / np.float32(32768)
-
-
-def headroom(wave):
-    """The power of 2, at least 1, by which a wave must be divided to stay within full scale."""
-    return np.float32(2.0 ** max(0, math.ceil(math.log2(max(np.abs(wave).max(), 1)))))
+    """(int16 samples, mono at 16 kHz; their scale; what is wrong with the recording, or "")."""
+    try:
+        wave = np.concatenate([block.mean(1) for block in read_blocks(path)])
+        if len(wave) < SHORTEST:
+            raise AudioError(f"{len(wave)} samples at 16 kHz, shorter than one frame of {SHORTEST}")
+    except AudioError as error:
+        return np.zeros(0, np.int16), 1.0, str(error).removeprefix(f"{path}: ")
+    scale = 2.0 ** max(0, math.ceil(math.log2(max(np.abs(wave).max(), 1))))
+    return to_int16(wave / scale), scale, ""
 
 
 def to_int16(x):
     return (x * 32768).round().clip(-32768, 32767).astype(np.int16)
 
 
-def fits_in_memory(paths):
-    """Whether the recordings take less than RESIDENT_LIMIT bytes as int16; judged from their headers."""
-    size = 0
-    for path in paths:
-        size += 2 * attempt(measure, path)[0]
-        if size > RESIDENT_LIMIT:
-            return False
-    return True
+def relative_names(paths):
+    """Names of files below the folder that they have in common."""
+    paths = [os.path.abspath(path) for path in paths]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    return [os.path.relpath(path, common) for path in paths]
+
+
+def digest_of(items):
+    """A name for what JSON can hold: 16 digits of its SHA-256."""
+    return hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
 
 
 class Crops:
     """An endless, seeded order of crops from sets of recordings: what the classes below share.
 
-    Position p belongs to epoch p // len(self) and, within it, to one file of the epoch's permutation. Every other
-    choice for it is drawn from a generator seeded with (seed, p). A crop that is silent where it must not be, or
-    that cannot be read, is drawn again from another file; `problems` names the files and counts the crops.
+    Position p belongs to epoch p // len(self) and, within it, to one file of the epoch's
+    permutation. Every other choice for it is drawn from a generator seeded with (seed, p). A crop
+    that is silent where it must be active is drawn again from another file; `problems` names the
+    files and counts the crops.
+
+    Classes say what their sources are called (roles), which of them repeat (loops) and which must
+    be active (must_be_active).
     """
 
-    lead = 0                                             # samples that a crop has before those of the batch
+    lead = 0                             # samples that a crop has before those of the batch
 
     def __init__(self, sources, files, num_samples, seed, normalize="peak", device="cpu"):
         self.sources, self.files, self.num_samples, self.seed = sources, files, num_samples, seed
@@ -813,47 +765,39 @@ class Crops:
         self.problems = collections.Counter()
         self.note(itertools.chain.from_iterable(source.problems for source in sources))
         if not len(files):
-            raise AudioError(f"no pair of recordings can be used; the first: {next(iter(self.problems))}")
+            first = next(iter(self.problems))
+            raise AudioError(f"no pair of recordings can be used; the first: {first}")
 
     def __len__(self):
         return len(self.files)
 
     @property
     def identity(self):
-        """What a resumed run must find again: of each source how many recordings, of which names and lengths."""
-        return [{"recordings": len(source.paths), "samples": int(source.lengths.sum()),
-                 "names": hashlib.sha256("".join(f"{Path(path).name}:{length};" for path, length
-                                                 in zip(source.paths, source.lengths)).encode()).hexdigest()[:16]}
-                for source in dict.fromkeys(self.sources)]
-
-    @property
-    def resident(self):
-        """Whether all recordings are in memory."""
-        return all(source.resident for source in self.sources)
+        """What each source is: number of recordings and samples, a hash of names and lengths."""
+        sources = dict.fromkeys(self.sources)            # each once
+        return {role: source.identity for role, source in zip(self.roles, sources)}
 
     def __getitem__(self, position):
-        """(indices, starts, choices of `draw`, crops: a float32 array of each source, problems met on the way)."""
+        """(indices, starts, choices of `draw`, a float32 crop of each source, problems met)."""
         epoch, place = divmod(position, len(self))
         if self.order[0] != epoch:
             self.order = epoch, np.random.default_rng([self.seed, epoch, 0]).permutation(self.files)
-        return self.draw_sounding(self.order[1][place], np.random.default_rng([self.seed, position, 1]))
+        rng = np.random.default_rng([self.seed, position, 1])
+        return self.draw_active(self.order[1][place], rng)
 
-    def draw_sounding(self, index, rng, whole=False):
-        """An item of the file `index`, or where that is silent or damaged of another; `whole`: all of its length."""
+    def draw_active(self, index, rng, whole=False):
+        """An item of the file `index`, or of another where that is silent; `whole`: all of it."""
         problems = []
         for _ in range(100):
             length = int(self.sources[0].lengths[index]) if whole else self.num_samples
             indices, starts, choices = self.draw(index, rng, length)
-            try:
-                crops = [source.crop(i, start, length + self.lead, loop)
-                         for source, i, start, loop in zip(self.sources, indices, starts, self.loops)]
-                silent = [k for k in self.must_sound
-                          if not sounds(crops[k][self.lead:], self.sources[k].level(indices[k]))]
-                if not silent:
-                    return indices, starts, choices, crops, problems
-                problems.append(f"{self.sources[silent[0]].paths[indices[silent[0]]]}: nothing sounds in a crop")
-            except AudioError as error:
-                problems.append(str(error))
+            crops = [source.crop(i, start, length + self.lead, loop)
+                     for source, i, start, loop in zip(self.sources, indices, starts, self.loops)]
+            silent = [self.sources[k].paths[indices[k]] for k in self.must_be_active
+                      if not is_active(crops[k][self.lead:], self.sources[k].level(indices[k]))]
+            if not silent:
+                return indices, starts, choices, crops, problems
+            problems.append(f"{silent[0]}: a crop of it is silent")
             index = rng.choice(self.files)
         raise AudioError(f"100 crops in a row could not be used; the last: {problems[-1]}")
 
@@ -864,23 +808,24 @@ class Crops:
             self.problems[problem] += 1
 
     def collate(self, items):
-        """Items -> (crops of each source, float32 (B, L); choices; problems): what a worker process hands over."""
+        """Items -> (crops of each source (B, L), choices, problems): what a worker hands over."""
         _, _, choices, crops, problems = zip(*items)
         waves = [torch.from_numpy(np.stack(source)) for source in zip(*crops)]
         return waves, torch.tensor(choices), list(itertools.chain.from_iterable(problems))
 
     def batch(self, items):
-        """Items -> (clean, noisy), float32 (B, L) on the device, each divided by the level of its noisy crop.
+        """Items -> (clean, noisy), float32 (B, L) on the device, at the level of the noisy crop.
 
-        (B, S, L) and (B, M, L) from RoomMixtures; the level is that of all microphones. It is the peak, or what
-        `normalise` takes for it.
+        (B, S, L) and (B, M, L) from RoomMixtures; the level is that of all microphones. It is the
+        peak, or what `normalise` takes for it.
         """
         return self.mix(*self.collate(items))
 
     def mix(self, waves, choices, problems):
         """What `collate` gives -> what `batch` gives: the part that the training device does."""
         self.note(problems)
-        clean, noisy = self.combine(*(wave.to(self.device) for wave in waves), choices.to(self.device))
+        waves, choices = [wave.to(self.device) for wave in waves], choices.to(self.device)
+        clean, noisy = self.combine(*waves, choices)
         if self.normalize == "robust":
             noisy, gain = normalise(noisy)
             return clean / gain, noisy
@@ -894,37 +839,39 @@ def random_start(length, num_samples, rng):
     return int(rng.integers(spare + 1)) if spare >= 0 else -(-spare // 2)
 
 
-def sounds(crop, level):
-    """Whether there is something to hear in a crop (L,) of a recording of that level: not room tone, not dither."""
-    return click_robust_peak(torch.from_numpy(crop)).item() > max(QUIET * level, 8 * LSB)
+def is_active(crop, level):
+    """Whether a crop (L,) of a recording of that level has more than room tone or dither."""
+    peak = click_robust_peak(torch.from_numpy(crop)).item()
+    return peak > max(QUIET * level, SILENT_PEAK)
 
 
 class PairedAudio(Crops):
     """Clean and noisy files with the same names, cut at the same place.
 
-    root: VoiceBank-DEMAND as distributed (clean_trainset_28spk_wav, noisy_trainset_28spk_wav, clean_testset_wav,
-    noisy_testset_wav; "valid" is the speakers p226 and p287 of its training set), or a folder with SPLIT/clean and
-    SPLIT/noisy, or with clean and noisy, which have no split "valid". Names agree, or as in the DNS challenge's test
-    set their ends, fileid_7. Raises FileNotFoundError where there is none of these, ValueError that lists the files
-    without a partner, AudioError where no pair can be used.
-    without: resolved paths of clean files that are left out, with their noisy ones.
+    root: VoiceBank-DEMAND as distributed (clean_trainset_28spk_wav, noisy_trainset_28spk_wav,
+    clean_testset_wav, noisy_testset_wav; "valid" is its training speakers p226 and p287), or a
+    folder with SPLIT/clean and SPLIT/noisy, or with clean and noisy, which have no split "valid".
+    Names agree, or as in the DNS challenge's test set their ends, fileid_7. Raises
+    FileNotFoundError where none of these is found, ValueError that lists the files without a
+    partner, AudioError where no pair can be used.
+    without: resolved paths of clean files that are left out, with their noisy ones. corpora: folder
+    of decoded recordings, see Recordings.
     """
 
-    loops, must_sound = (False, False), (1,)
+    roles, loops, must_be_active = ("clean", "noisy"), (False, False), (1,)
 
-    def __init__(self, root, split="train", num_samples=32640, seed=0, device="cpu", resident=None, without=(),
-                 normalize="peak"):
-        paths = paired_paths(root, split)
-        kept = [path.resolve() not in without for path in paths[0]]
-        paths = [list(itertools.compress(side, kept)) for side in paths]
-        resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
-        clean, noisy = (Recordings(p, resident) for p in paths)
+    def __init__(self, root, split="train", num_samples=32640, seed=0, device="cpu", corpora=None,
+                 without=(), normalize="peak"):
+        pairs = zip(*paired_paths(root, split))
+        pairs = [pair for pair in pairs if pair[0].resolve() not in without]
+        clean, noisy = (Recordings([pair[side] for pair in pairs], corpora) for side in (0, 1))
         for path, a, b in zip(clean.paths, clean.lengths, noisy.lengths):
             if a and b and abs(a - b) > SAMPLE_RATE // 10:
-                warnings.warn(f"{path} lasts {a / SAMPLE_RATE:.1f} s and its noisy twin {b / SAMPLE_RATE:.1f} s: "
-                              "both are cut to the shorter", stacklevel=2)
+                warnings.warn(f"{path} lasts {a / SAMPLE_RATE:.1f} s and its noisy partner "
+                              f"{b / SAMPLE_RATE:.1f} s: both are cut to the shorter", stacklevel=2)
         clean.lengths = noisy.lengths = np.minimum(clean.lengths, noisy.lengths)
-        super().__init__((clean, noisy), np.flatnonzero(clean.lengths), num_samples, seed, normalize, device)
+        files = np.flatnonzero(clean.lengths)
+        super().__init__((clean, noisy), files, num_samples, seed, normalize, device)
 
     def draw(self, index, rng, length):
         start = random_start(self.sources[0].lengths[index], length, rng)
@@ -936,7 +883,8 @@ class PairedAudio(Crops):
     def utterance(self, number):
         """A whole pair: (name, clean (L,), noisy (L,))."""
         index = self.files[number]
-        return self.sources[0].paths[index].stem, *(source.wave(index) for source in self.sources)
+        waves = [source.wave(index) for source in self.sources]
+        return self.sources[0].paths[index].stem, *waves
 
 
 Fraction = Annotated[float, "[0, 1]"]    # see nets.check_fields
@@ -960,51 +908,56 @@ class Augmentation:
 
 
 class MixedAudio(Crops):
-    """Speech and noise from any two folders, mixed at a ratio drawn from `snrs` (dB), differently every epoch.
+    """Speech and noise from any two folders, mixed at a ratio drawn from `snrs` (dB) every epoch.
 
-    Every second of noise is equally likely; a noise shorter than a crop repeats. augmentation: see there. Raises
-    FileNotFoundError for a folder without audio, AudioError where no file in it can be used. without: resolved paths
-    of speech that is left out, of babble too.
+    Every second of noise is equally likely; a noise shorter than a crop repeats. augmentation: see
+    there. without: resolved paths of speech that is left out, of babble too. corpora: folder of
+    decoded recordings, see Recordings. Raises FileNotFoundError for a folder without audio,
+    AudioError where no file in it can be used.
     """
 
-    loops, must_sound = (False, True), (0, 1)
+    roles, loops, must_be_active = ("speech", "noise"), (False, True), (0, 1)
 
-    def __init__(self, speech_dir, noise_dir, snrs=(0, 5, 10, 15), num_samples=32640, seed=0, device="cpu",
-                 resident=None, without=(), normalize="peak", augmentation=Augmentation()):
-        self.augmentation = augmentation
-        paths = [path for path in list_audio(speech_dir) if path.resolve() not in without], list_audio(noise_dir)
-        resident = fits_in_memory(paths[0] + paths[1]) if resident is None else resident
-        speech, noise = (Recordings(p, resident) for p in paths)
-        self.snrs, self.noise_ends = snrs, np.cumsum(noise.lengths)
+    def __init__(self, speech_dir, noise_dir, snrs=(0, 5, 10, 15), num_samples=32640, seed=0,
+                 device="cpu", corpora=None, without=(), normalize="peak",
+                 augmentation=Augmentation()):
+        paths = [path for path in list_audio(speech_dir) if path.resolve() not in without]
+        speech = Recordings(paths, corpora)
+        noise = Recordings(list_audio(noise_dir), corpora)
+        self.augmentation, self.snrs, self.noise_ends = augmentation, snrs, np.cumsum(noise.lengths)
         if augmentation.babble:
             noise.append("babble", make_babble(speech, np.random.default_rng([seed, 3])))
-        super().__init__((speech, noise), np.flatnonzero(speech.lengths), num_samples, seed, normalize, device)
+        files = np.flatnonzero(speech.lengths)
+        super().__init__((speech, noise), files, num_samples, seed, normalize, device)
 
     def draw(self, index, rng, length):
         start = random_start(self.sources[0].lengths[index], length, rng)
         noise, noise_start = self.draw_noise(rng, length)
-        return (index, noise), (start, noise_start), (float(rng.choice(self.snrs)), float(rng.integers(1 << 24)))
+        choices = float(rng.choice(self.snrs)), float(rng.integers(1 << 24))
+        return (index, noise), (start, noise_start), choices
 
     def draw_noise(self, rng, length):
-        """A file of noise, with the probability of its length, and where in it `length` samples begin."""
+        """A file of noise, as likely as it is long, and where in it `length` samples begin."""
         if self.augmentation.babble and rng.random() < self.augmentation.babble:
             noise = len(self.noise_ends)
         else:
-            noise = np.searchsorted(self.noise_ends, rng.integers(self.noise_ends[-1]), side="right")
+            place = rng.integers(self.noise_ends[-1])
+            noise = np.searchsorted(self.noise_ends, place, side="right")
         spare = max(int(self.sources[-1].lengths[noise]) - length, 0)
         return noise, int(rng.integers(spare + 1))
 
-    def draw_sounding(self, index, rng, whole=False):
-        indices, starts, choices, crops, problems = super().draw_sounding(index, rng, whole)
+    def draw_active(self, index, rng, whole=False):
+        indices, starts, choices, crops, problems = super().draw_active(index, rng, whole)
         if self.augmentation.any():
             rng = np.random.default_rng([int(choices[1]), 5])
             other, start = self.draw_noise(rng, len(crops[1]))
             second = self.sources[1].crop(other, start, len(crops[1]), loop=True)
-            crops = [wave.numpy() for wave in augment(*map(torch.from_numpy, (*crops, second)), self.augmentation, rng)]
+            waves = map(torch.from_numpy, (*crops, second))
+            crops = [wave.numpy() for wave in augment(*waves, self.augmentation, rng)]
         return indices, starts, choices, crops, problems
 
     def combine(self, speech, noise, choices):
-        """Crops (B, L) of both, choices (B, 2) of `draw`: SNR in dB, seed of `augment` -> (clean, noisy)."""
+        """Crops (B, L) and choices (B, 2) of `draw`, SNR in dB and a seed -> (clean, noisy)."""
         noisy = mix_at_snr(speech, noise, choices[:, 0])
         if self.augmentation.no_speech:
             noisy = torch.where(speech.abs().amax(-1, keepdim=True) > 0, noisy, noise)
@@ -1014,12 +967,12 @@ class MixedAudio(Crops):
         return speech, noisy
 
     def utterance(self, number):
-        """A whole recording and its mixture, the same at every call: (name, clean (L,), noisy (L,)).
+        """A whole recording and its mixture: (name, clean (L,), noisy (L,)).
 
-        A number beyond the recordings takes them again, in other noise.
+        The same at every call. A number beyond the recordings takes them again, in other noise.
         """
-        rng = np.random.default_rng([self.seed, number, 2])
-        indices, _, choices, crops, problems = self.draw_sounding(self.files[number % len(self)], rng, whole=True)
+        rng, index = np.random.default_rng([self.seed, number, 2]), self.files[number % len(self)]
+        indices, _, choices, crops, problems = self.draw_active(index, rng, whole=True)
         self.note(problems)
         crops = [torch.from_numpy(crop)[None].to(self.device) for crop in crops]
         choices = torch.tensor([choices], device=self.device)
@@ -1118,10 +1071,10 @@ def synthetic_noise(length, rng):
     return (noise / noise.std()).astype(np.float32)
 
 
-def make_babble(speech, rng, talkers=6, minutes=10):
-    """`talkers` voices at once, equally loud: each reads recordings in its own random order. float32 (L,)."""
+def make_babble(speech, rng, speakers=6, minutes=10):
+    """`speakers` voices at once, equally loud, each in its own random order: float32 (L,)."""
     total, usable = np.zeros(minutes * 60 * SAMPLE_RATE), np.flatnonzero(speech.lengths)
-    for _ in range(talkers):
+    for _ in range(speakers):
         end = 0
         while end < len(total):
             wave = speech.wave(rng.choice(usable)).numpy()[:len(total) - end]
@@ -1131,42 +1084,40 @@ def make_babble(speech, rng, talkers=6, minutes=10):
 
 
 class UnpairedAudio(Crops):
-    """Noisy crops as open_data(root, ...) gives them, clean crops of recordings that are in none of them.
+    """Noisy crops as open_data(root, ...) gives them, clean crops of recordings in none of these.
 
-    clean_dir: any folder of clean speech, also that of `root`: of the recordings that both sides could use, every
-    second one is clean and the others are made noisy; none is one that validation hears. A recording is known by its
-    path; a copy of it is another one. Each crop is divided by its own level. Raises as open_data does, ValueError where
-    clean_dir holds noisy files too.
+    clean_dir: any folder of clean speech, also that of `root`: of the recordings that both sides
+    could use, every second one is clean and the others are made noisy; validation hears none of
+    them. A recording is known by its path; a copy of it is another one. Each crop is divided by its
+    own level. Raises as open_data does, ValueError where clean_dir holds noisy files too.
     """
 
-    loops, must_sound = (False,), (0,)
+    roles, loops, must_be_active = ("unpaired",), (False,), (0,)
 
-    def __init__(self, root, clean_dir, split="train", num_samples=32640, seed=0, device="cpu", resident=None,
-                 normalize="peak", **options):
+    def __init__(self, root, clean_dir, split="train", num_samples=32640, seed=0, device="cpu",
+                 corpora=None, normalize="peak", **options):
         held_out = speech_of(root, "valid")
         paths = [path for path in list_audio(clean_dir) if path.resolve() not in held_out]
-        self.noisy = open_data(root, split, num_samples=num_samples, seed=seed, device=device, resident=resident,
-                               without={path.resolve() for path in paths[::2]}, normalize=normalize, **options)
-        speech, sound = ({Path(path).resolve() for path in source.paths} for source in self.noisy.sources)
+        options |= dict(num_samples=num_samples, device=device, corpora=corpora,
+                        normalize=normalize)
+        made_noisy = {path.resolve() for path in paths[::2]}
+        self.noisy = open_data(root, split, seed=seed, without=made_noisy, **options)
+        speech, sound = ({Path(path).resolve() for path in source.paths}
+                         for source in self.noisy.sources)
         for path in paths:
             if path.resolve() in sound:
-                raise ValueError(f"{clean_dir} holds {path}, one of the noisy files or noises of {root}; give a folder "
-                                 "of clean speech alone")
-        paths = [path for path in paths if path.resolve() not in speech]
-        resident = fits_in_memory(paths) if resident is None else resident
-        clean = Recordings(paths, resident)
-        # Another seed: with the same one, the n-th crop of both sides would be cut at the same share of its file.
+                raise ValueError(f"{clean_dir} holds {path}, one of the noisy files or noises of "
+                                 f"{root}; give a folder of clean speech alone")
+        clean = Recordings([path for path in paths if path.resolve() not in speech], corpora)
+        # With one seed, the n-th crop of both sides would be cut at the same share of its file.
         own_seed = int(np.random.SeedSequence([seed, 4]).generate_state(1)[0])
-        super().__init__((clean,), np.flatnonzero(clean.lengths), num_samples, own_seed, normalize, device)
+        files = np.flatnonzero(clean.lengths)
+        super().__init__((clean,), files, num_samples, own_seed, normalize, device)
         self.noisy.problems = self.problems = self.problems + self.noisy.problems
 
     @property
     def identity(self):
-        return super().identity + self.noisy.identity
-
-    @property
-    def resident(self):
-        return super().resident and self.noisy.resident
+        return super().identity | self.noisy.identity
 
     def __getitem__(self, position):
         return super().__getitem__(position), self.noisy[position]
@@ -1189,20 +1140,22 @@ class UnpairedAudio(Crops):
 def paired_paths(root, split):
     """Sorted (clean, noisy) paths of a split; see PairedAudio."""
     root = Path(root)
-    folders = [tuple(root / name for name in VOICEBANK[split]), (root / split / "clean", root / split / "noisy"),
-               (root / split / "pairs" / "clean", root / split / "pairs" / "noisy")]
-    if split != "valid":                                 # what trains must not validate
-        folders.append((root / "clean", root / "noisy"))
+    folders = [(root / clean, root / noisy) for clean, noisy in (
+        VOICEBANK[split], (f"{split}/clean", f"{split}/noisy"),
+        (f"{split}/pairs/clean", f"{split}/pairs/noisy"), ("clean", "noisy"))]
+    if split == "valid":                                 # what trains must not validate
+        folders.pop()
     found = [pair for pair in folders if pair[0].is_dir() and pair[1].is_dir()]
     if not found:
         tried = "; ".join(f"{a.relative_to(root)} + {b.relative_to(root)}" for a, b in folders)
-        raise FileNotFoundError(f"no clean and noisy files for '{split}' in {root}. Looked for the folders {tried}")
-    clean, noisy = map(by_number, map(by_name, found[0]))
+        raise FileNotFoundError(f"no clean and noisy files for '{split}' in {root}. "
+                                f"Looked for the folders {tried}")
+    clean, noisy = (by_number(by_name(folder)) for folder in found[0])
     alone = sorted(clean.keys() ^ noisy.keys())
     if alone:
         more = f" and {len(alone) - 10} more" if len(alone) > 10 else ""
-        raise ValueError(f"{len(alone)} files in {found[0][0]} or {found[0][1]} have no partner of the same name in "
-                         f"the other: {', '.join(alone[:10])}{more}")
+        raise ValueError(f"{len(alone)} files in {found[0][0]} or {found[0][1]} have no partner of "
+                         f"the same name in the other: {', '.join(alone[:10])}{more}")
     names = sorted(clean)
     if found[0] == folders[0] and split != "test":
         names = [name for name in names if name.startswith(VOICEBANK_VALID) == (split == "valid")]
@@ -1212,66 +1165,60 @@ def paired_paths(root, split):
 
 
 def by_number(files):
-    """{name: path} by what the DNS challenge's pairs share, fileid_7, where each name ends in such a number."""
+    """{name: path} by fileid_7, which the DNS challenge's pairs share, where all names end so."""
     numbers = [re.search(r"fileid_\d+$", name) for name in files]
     named = {number[0]: path for number, path in zip(numbers, files.values()) if number}
     return named if len(named) == len(files) else files
 
 
 def real_recordings(root):
-    """The folder of recordings without clean twins: that of this name in the DNS challenge's test set, or `root`."""
+    """The folder of recordings without clean references: the DNS challenge's, or `root`."""
     inside = Path(root) / "real_recordings"
     return inside if inside.is_dir() else root
 
 
 def speech_of(root, split):
-    """Resolved paths of the clean recordings of a split, a set; empty where there is no such split."""
-    root = Path(root)
-    for folder in (root / split, root):
-        if (folder / "speech").is_dir():
-            speech_dir, left_out = voices(folder / "speech", split if folder == root else None)
-            return set() if speech_dir is None else {path.resolve() for path in list_audio(speech_dir)} - left_out
+    """Resolved paths of the clean recordings of a split, a set; empty where it has none."""
     try:
-        return {path.resolve() for path in paired_paths(root, split)[0]}
+        found = speech_and_noise(root, split, noise=False)
+        paths = set(list_audio(found[0])) if found else paired_paths(root, split)[0]
     except FileNotFoundError:
         return set()
+    return {path.resolve() for path in paths} - (found[2] if found else set())
 
 
-def voices(folder, split):
-    """Where in a folder of speech a split lies, and what of it the split leaves out, resolved paths; (None, ...) where
-    the folder has no such split. split: None where the folder is that of one split.
+def speech_and_noise(root, split, noise=True):
+    """(speech folder, noise folder, resolved paths of speech that the split leaves out), or None.
 
-    VoiceBank's training voices validate by its speakers p226 and p287, in clean_trainset_28spk_wav and beside
-    clean_testset_wav as distributed, or in any folder by the names of its files, p226_001.wav.
+    VoiceBank's training voices validate by its speakers p226 and p287, in clean_trainset_28spk_wav
+    and beside clean_testset_wav as distributed, or in any folder by the names of its files,
+    p226_001.wav. noise: whether there must be a folder of it. Raises FileNotFoundError.
     """
-    if split is None:
-        return folder, set()
-    inside = folder / VOICEBANK[split][0]
-    folder, own = (inside, True) if inside.is_dir() else (folder, False)
-    paths = [] if own and split == "test" else list_audio(folder)
-    held_out = {path.resolve() for path in paths if path.name.startswith(VOICEBANK_VALID)}
-    if split == "valid":
-        return (folder, {path.resolve() for path in paths} - held_out) if held_out else (None, set())
-    return folder, held_out
-
-
-def speech_and_noise(root, split):
-    """(speech folder, noise folder, resolved paths of speech that the split leaves out), or None where `root` has no
-    such folders for this split."""
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
     for folder in (root / split, root):
-        if (folder / "speech").is_dir() and (folder / "noise").is_dir():
-            speech_dir, left_out = voices(folder / "speech", split if folder == root else None)
-            return speech_dir and (speech_dir, folder / "noise", left_out)
+        if (folder / "speech").is_dir() and (not noise or (folder / "noise").is_dir()):
+            break
+    else:
+        return None
+    speech, left_out = folder / "speech", set()
+    if folder == root:                                   # of all splits
+        inside = speech / VOICEBANK[split][0]
+        speech = inside if inside.is_dir() else speech
+        paths = [] if speech == inside and split == "test" else list_audio(speech)
+        left_out = {path.resolve() for path in paths
+                    if path.name.startswith(VOICEBANK_VALID) == (split != "valid")}
+        if split == "valid" and len(left_out) == len(paths):
+            return None
+    return speech, folder / "noise", left_out
 
 
 def open_data(root, split, snrs=(0, 5, 10, 15), augmentation=Augmentation(), **options):
-    """PairedAudio, or MixedAudio where SPLIT/speech and SPLIT/noise (or speech and noise) stand in `root`.
+    """MixedAudio where `root` has SPLIT/speech and SPLIT/noise, or speech and noise; or PairedAudio.
 
-    What has no splits serves training and test, and no validation; but where `speech` holds the clean files of
-    VoiceBank, in its folders or by its names, these have its splits.
+    A folder without splits serves training and test, and no validation; but where `speech` holds
+    the clean files of VoiceBank, in its folders or by its names, these have its splits.
     """
     found, root = speech_and_noise(root, split), Path(root)
     if found and not (found[1].parent / "pairs").is_dir():
@@ -1280,19 +1227,22 @@ def open_data(root, split, snrs=(0, 5, 10, 15), augmentation=Augmentation(), **o
         return MixedAudio(speech_dir, noise_dir, snrs, augmentation=augmentation, **options)
     if split == "train" and augmentation.any():
         names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Augmentation)]
-        raise ValueError(f"{', '.join(names)} are for speech and noise that are mixed here; {root} holds mixtures")
+        raise ValueError(f"{', '.join(names)} are for speech and noise that are mixed here; "
+                         f"{root} holds mixtures")
     try:
         return PairedAudio(root, split, **options)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; {split}/speech + {split}/noise; speech + noise") from None
+        more = f"{split}/speech + {split}/noise; speech + noise"
+        raise FileNotFoundError(f"{error}; {more}") from None
 
 
 def write_mixtures(dataset, folder, first=0, every=1):
-    """Paths for each recording of a MixedAudio and its mixture: two lists, in folder/clean and folder/noisy.
+    """Paths of each recording of a MixedAudio and of its mixture, in folder/clean and folder/noisy.
 
     Every `every`-th from number `first` on is written.
     """
-    clean, noisy = ([folder / side / f"{i:05}.wav" for i in range(len(dataset))] for side in ("clean", "noisy"))
+    clean, noisy = ([folder / side / f"{i:05}.wav" for i in range(len(dataset))]
+                    for side in ("clean", "noisy"))
     for i in tqdm(range(first, len(dataset), every), "mixing", unit="file", leave=False):
         for path, wave in zip((clean[i], noisy[i]), dataset.utterance(i)[1:]):
             save_audio(path, wave[None], SAMPLE_RATE, "PCM_24")
@@ -1300,24 +1250,23 @@ def write_mixtures(dataset, folder, first=0, every=1):
 
 
 def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, num_crops=0):
-    """Yield batches (clean, noisy) for ever, from batch number `step` on; the rank-th of `world` equal parts of each.
+    """Yield batches (clean, noisy) for ever, from number `step` on; the rank-th of `world` parts.
 
-    Recordings in memory need no workers beside a CPU, which has its hands full; others are cut, and beside a GPU all
-    are, by that many processes. num_crops: size of a fixed training set, which repeats in the same order; 0: none.
+    Beside a GPU that many worker processes cut and vary the crops; a CPU trains no faster with any.
+    num_crops: so many come again and again, in the same order; 0: each comes once.
     """
     def positions():
         for number in itertools.count(step):
             first = (number * world + rank) * batch_size
             yield [p % num_crops if num_crops else p for p in range(first, first + batch_size)]
 
-    if dataset.device.type == "cpu" and dataset.resident:
-        workers = 0
-    # Its own generator: from the global one it would draw a number, in the first step of a run that is resumed, too.
-    loader = torch.utils.data.DataLoader(dataset, batch_sampler=positions(), num_workers=workers,
-                                         collate_fn=dataset.collate, prefetch_factor=4 if workers else None,
-                                         generator=torch.Generator())
+    workers = 0 if dataset.device.type == "cpu" else workers
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_sampler=positions(), num_workers=workers, collate_fn=dataset.collate,
+        prefetch_factor=4 if workers else None,
+        # A forked process inherits the map; any other would be sent a copy.
+        multiprocessing_context="fork" if workers else None,
+        # From the global one it would draw a number, in the first step of a resumed run, too.
+        generator=torch.Generator())
     for collated in loader:
         yield dataset.mix(*collated)
-
-
-# ------------------------------------------------------------------------------------------------ the command

@@ -38,7 +38,7 @@ import commands
 import losses
 import nets
 import train
-from data import Spectrogram, SpectrogramConfig, each_once
+from data import Spectrogram, SpectrogramConfig, cached_rows
 from nets import Count, Fraction, Positive, Weight
 
 
@@ -302,7 +302,7 @@ class Student(train.Method):
         function = getattr(self.teacher.to(noisy.device), what)
         if self.store is None:
             return function(noisy)
-        return each_once(function, noisy, self.store, f"{self.teacher.record}-{what}")
+        return cached_rows(function, noisy, self.store, f"{self.teacher.record}-{what}")
 
     def distillation(self, S, T, Y, noisy=None):
         """Distillation loss between spectra of student, teacher and clean, complex (B, F,

@@ -69,7 +69,7 @@ import commands
 import losses
 import nets
 import train
-from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, click_robust_peak, each_once,
+from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, click_robust_peak, cached_rows,
                   enhance_normalised, fingerprint, in_spectrogram, per_bin)
 from nets import Count, Positive, Weight
 
@@ -326,7 +326,7 @@ class MeanFlowCorrector(train.Method):
         if self.store is None:
             return self.separate(mixture)
         weights = nn.utils.parameters_to_vector(self.separator.parameters())
-        return each_once(self.separate, mixture, self.store, fingerprint(weights))
+        return cached_rows(self.separate, mixture, self.store, fingerprint(weights))
 
     @torch.no_grad()
     def contexts(self, mixture, clean=None):

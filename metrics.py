@@ -530,8 +530,8 @@ class Results:
 
     def save_csv(self, path):
         """One line per file, empty where there is no score. Appears complete or not at all."""
-        from data import appearing
-        with (appearing(path) as part,
+        from data import atomic_write
+        with (atomic_write(path) as part,
               open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file):
             writer = csv.DictWriter(file, ["name", "seconds", *self.columns, "note", "error"])
             writer.writeheader()

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 import data
-from data import SAMPLE_RATE, MixedAudio, compute_once, random_start, save_audio
+from data import SAMPLE_RATE, MixedAudio, cached, random_start, save_audio
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def simulated_rooms(numbers, config, cache):
     """Responses of these rooms, float16 (rooms, speakers + 1, mics + 1, n), each computed once; `cache`: folder."""
     def one(number):
         path = Path(cache) / f"{zlib.crc32(repr(config).encode()):08x}-{number}.npz"
-        return compute_once(path, lambda: simulate_room(number, config))
+        return cached(path, lambda: simulate_room(number, config))
 
     # In an order of this process's own, so that several share the work.
     order = np.random.default_rng().permutation(len(numbers))
@@ -131,7 +131,7 @@ class RoomMixtures(MixedAudio):
         super().__init__(speech_dir, noise_dir, **options)
         speech, noise = self.sources
         self.sources, self.loops = (speech,) * config.num_speakers + (noise,), (False,) * config.num_speakers + (True,)
-        self.must_sound, self.sir = range(config.num_speakers + 1), sir
+        self.must_be_active, self.sir = range(config.num_speakers + 1), sir
         self.folders = np.unique([str(Path(path).parent) for path in speech.paths], return_inverse=True)[1]
         responses = simulated_rooms(range(first_room, first_room + rooms), config, cache)
         self.responses, self.lead = responses.to(self.device), responses.shape[-1] - 1

@@ -422,7 +422,7 @@ def write_checkpoint(path, write):
     """write(temporary path), then rename: a kill leaves the old file or the new one. Raises OSError, with the old file
     kept, where the new one cannot be written."""
     try:
-        with data.appearing(path) as part:
+        with data.atomic_write(path) as part:
             write(part)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise OSError(f"{path} could not be written, the file before is kept ({one_line(error)}). Is the disk full?"

@@ -2,9 +2,9 @@
 
     python tests/benchmark_data.py [--speech DIR --noise DIR] [--device cpu|cuda] [--seconds 3]
 
-Without folders: 60 recordings of 6 s as PCM WAV, 20 of noise, in a temporary folder. Resident: decoded once, crops are
-cut by this process and, beside a GPU, by workers. Streaming: worker processes read each crop from the files. In rooms:
-resident, each crop convolved with the responses of a room, which are simulated once.
+Without folders: 60 recordings of 6 s as PCM WAV, 20 of noise, in a temporary folder. Decoded once into a file that is
+mapped; crops are cut by this process and, beside a GPU, by workers. In rooms: each crop convolved with the responses of a
+room, which are simulated once.
 """
 
 import argparse
@@ -58,23 +58,19 @@ def main():
         print(f"device {device}, {torch.get_num_threads()} torch threads; "
               f"batches of {BATCH} x {SAMPLES} samples")
         start = time.perf_counter()
-        dataset = data.MixedAudio(*folders, num_samples=SAMPLES, device=args.device, resident=True)
+        dataset = data.MixedAudio(*folders, num_samples=SAMPLES, device=args.device)
         took = time.perf_counter() - start
         files = sum(len(source.paths) for source in dataset.sources)
         minutes = sum(source.lengths.sum() for source in dataset.sources) / data.SAMPLE_RATE / 60
         print(f"decode {files} files, {minutes:.1f} min of audio: {took:.2f} s")
         for workers in (0,) if args.device == "cpu" else (0, 2, 4):
-            print(f"resident, {workers} workers    {crops_per_second(dataset, args.seconds, workers):8.0f} crops/s")
-        streaming = data.MixedAudio(*folders, num_samples=SAMPLES, device=args.device, resident=False)
-        for workers in (0, 2, 4):
-            print(f"streaming, {workers} workers   {crops_per_second(streaming, args.seconds, workers):8.0f} crops/s")
+            print(f"mapped, {workers} workers    {crops_per_second(dataset, args.seconds, workers):8.0f} crops/s")
         for mics, talkers in ((1, 1), (4, 1), (4, 2)):
             config, cache = rooms.RoomConfig(mics, talkers), Path(folder) / "rooms"
             start = time.perf_counter()
             rooms.simulated_rooms(range(ROOMS), config, cache)
             took = time.perf_counter() - start
-            mixtures = rooms.RoomMixtures(*folders, config, ROOMS, cache=cache, num_samples=SAMPLES, device=args.device,
-                                      resident=True)
+            mixtures = rooms.RoomMixtures(*folders, config, ROOMS, cache=cache, num_samples=SAMPLES, device=args.device)
             print(f"rooms, mics {mics}, talkers {talkers}  {crops_per_second(mixtures, args.seconds):8.0f} crops/s; "
                   f"{took / ROOMS:.2f} s a room to simulate")
 

@@ -92,7 +92,7 @@ def main():
         with torch.inference_mode():
             look(f"after {name} steps" if name != "end" else f"end: {args.end}",
                  [method.enhance(wave[None])[0] for wave in noisy_waves])
-    with data.appearing(args.figure.with_suffix(".csv")) as part, open(part, "w", newline="") as file:
+    with data.atomic_write(args.figure.with_suffix(".csv")) as part, open(part, "w", newline="") as file:
         csv.writer(file).writerows([("state", "energy distance"), *distances.items()])
     draw(((target - mean) @ plane).numpy(), clouds, distances, args.figure)
 

@@ -80,7 +80,7 @@ def main():
         rows += [{"checkpoint": checkpoint, "front_end": name, "condition": condition, "db": f"{value:.3f}"}
                  for name, column in columns.items() for condition, value in column.items()]
     if args.csv:
-        with data.appearing(args.csv) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        with data.atomic_write(args.csv) as part, open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["checkpoint", "front_end", "condition", "db"])
             writer.writeheader()
             writer.writerows(rows)

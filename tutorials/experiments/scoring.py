@@ -170,7 +170,7 @@ def add_lines(path, lines):
             before = list(csv.DictReader(file))
     every = {tuple(str(one.get(key, "")) for key in KEYS): one for one in [*before, *lines]}.values()
     names = dict.fromkeys(name for one in every for name in one)
-    with data.appearing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    with data.atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*(key for key in KEYS if key in names), *(n for n in names if n not in KEYS)])
         writer.writeheader()
         writer.writerows(sorted(every, key=lambda one: one["table"]))
