@@ -530,8 +530,9 @@ def evaluate_command(Method, args):
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in method.named_children()}
     print("parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size))
     print(f"{len(names)} recordings of {args.data}, {args.split}")
-    before = metrics.evaluate(zip(names, clean, noisy, noisy), which, args.workers)
-    after = metrics.evaluate(zip(names, enhanced if alone else clean, enhanced, noisy), which, args.workers)
+    references = [None] * len(names) if alone else clean
+    before = metrics.evaluate(zip(names, references, noisy, noisy), which, args.workers)
+    after = metrics.evaluate(zip(names, references, enhanced, noisy), which, args.workers)
     after.save_csv(out / "scores.csv")
     for title, results in (("noisy", before), ("enhanced", after), ("enhanced - noisy", after.compare(before))):
         print(f"\n{title}\n{results.table()}")

@@ -108,6 +108,7 @@ def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_p
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, conv_dim=(8,) * 7,
         num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2))
     encoder.save_pretrained(tmp_path / "encoder")
+    torch.save({"step": 5, "run": dict(batch_size=6, accumulate=1, processes=1)}, tmp_path / "encoder" / "last.pt")
     copy = shutil.copytree(corpus, tmp_path / "copy", copy_function=shutil.copy)      # other times, another place
     command = [sys.executable, EXPERIMENTS / "compare.py", "--num-crops", "4", "--preset", "tiny", "--workers", "1", "--csv",
                "all.csv", "--rows", "CRP, 1", "deepest layer", "random encoder", "--encoder", "encoder"]
@@ -125,6 +126,8 @@ def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_p
     assert {row["table"] for row in rows} == {"budget"} and len(rows) == 2 + 3 * 2 and {row["test"] for row in rows} == {"test", "other"}
     known = {row["row"]: row for row in rows}
     assert known["CRP, 1 call"]["crops_in_all"] == "8" and known["DriftSE, random encoder"]["crops_in_all"] == "4"
+    assert known["DriftSE, own encoder, deepest layer"]["crops_in_all"] == "34"
+    assert all(row["preset"] == "tiny" and float(row["core_seconds"]) > 0 for row in rows[2:])
     assert all(row["calls"] == "1" for row in rows[2:])
 
 
@@ -338,7 +341,7 @@ def test_talkers_are_scored_in_the_order_of_the_clean_ones_and_an_array_by_its_f
         data.save_audio(path, wave, data.SAMPLE_RATE, "FLOAT")
     recordings, checkpoint = [("a", *paths)], tmp_path / "any.safetensors"
     checkpoint.write_bytes(b"weights")
-    kept = tmp_path / scoring.identity(scoring.sha256(checkpoint), {}, scoring.files(paths), scoring.code()) / "a.wav"
+    kept = tmp_path / scoring.identity(scoring.code(), scoring.sha256(checkpoint), {}, scoring.files(paths)) / "a.wav"
     data.save_audio(kept, talkers.flip(0) + 0.01 * other[:2], data.SAMPLE_RATE, "FLOAT")
     for _ in range(2):                                   # the second time from the file of scores
         enhanced = scoring.enhanced_and_scored(checkpoint, tmp_path, recordings, 1, ("si_sdr",))

@@ -3,17 +3,18 @@
     python tutorials/experiments/behind.py --data CORPUS "long=meanflow" "short=runs/compare/MECO/last.safetensors"
     python tutorials/experiments/behind.py --data ROOMS "three talkers=SEPARATOR" --correctors "both losses=CHECKPOINT"
 
-Each checkpoint of meanflow.py holds a separator and, if that was trained, the corrector behind it. The table has each
-separator alone, then with each corrector, and what that adds, recording by recording and over fifths of the recordings
-by the score of the separator alone. A corrector hears one talker at a time, so it need not have been trained with as
-many as there are. Waves and scores are kept in --scores under what they were computed from, so that a command which was
-interrupted goes on.
+Each checkpoint of meanflow.py holds a separator and, if it was trained, the corrector behind it. The table has each
+separator alone, then with each corrector, and the paired difference between the two, also over fifths of the recordings
+by the score of the separator alone. A corrector receives one speaker at a time, so it can be used with another number of
+speakers than in its training. Waves and scores are kept in --scores, so that a command that was interrupted continues.
 """
 
 import argparse
 import dataclasses
 import sys
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
@@ -36,6 +37,22 @@ def put_together(separator, corrector, folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         train.save_checkpoint(path, method)
     return path
+
+
+def by_fifths(results, other):
+    """A table of the mean of results - other over fifths of the recordings, a line for each score.
+
+    From the fifth where `other` itself scores worst to the fifth where it scores best.
+    """
+    theirs = {row["name"]: row for row in other.rows}
+    lines = [f"{'':12}" + "".join(f"{title:>10}" for title in ("worst", "", "", "", "best"))]
+    for column in results.columns:
+        pairs = sorted((theirs[row["name"]][column], row[column]) for row in results.rows
+                       if column in row and column in theirs.get(row["name"], {}))
+        fifths = np.array_split([after - before for before, after in pairs], 5)
+        lines.append(f"{column:12}" + "".join(f"{part.mean():10.3f}" if len(part) else f"{'n/a':>10}"
+                                              for part in fifths))
+    return "\n".join(lines)
 
 
 def main():
@@ -82,7 +99,7 @@ def main():
         print(f"| {a} | {b} | {' | '.join(cell(difference, column) for column in columns)} |")
     for (a, b), result in behind.items():
         print(f"\nseparator {a}, corrector {b}: added, over fifths of the recordings by the separator's score")
-        print(result.by_fifths(alone[a]))
+        print(by_fifths(result, alone[a]))
 
 
 if __name__ == "__main__":

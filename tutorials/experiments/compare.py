@@ -2,18 +2,17 @@
 
     python tutorials/experiments/compare.py --data CORPUS --num-crops 12000 [--seeds 0 1 2] [--rows CRP ...] [-- FLAGS]
 
-Each row is trained on --num-crops crops a stage, by the commands that a reader would give; what follows -- is given to all
-of them. A row of two stages says how many crops it has seen in all. Scores are those of the test split, and of the same
-speech in noises of another kind, made by code, which no training has heard: how much a method loses there is the
-question of the CRP paper. Checkpoints, waves and scores are kept in --out, so that a command which was interrupted goes
-on. The table is printed; --csv FILE takes a line for each row, test and seed.
+Each stage of a row is trained on --num-crops crops, by the commands of the README; the flags after -- are given to all of
+them. The column "crops in all" sums the crops over the stages of a row and over the training of its own encoder. Scores
+are those of the test split, and of the same speech in synthetic noise of another kind, which is in no training set: how
+much a method loses there is the question of the CRP paper. Checkpoints, waves and scores are kept in --out, so that a
+command that was interrupted continues. The table is printed; --csv FILE takes a line for each row, test and seed.
 """
 
 import argparse
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,8 @@ import commands
 import data
 import metrics
 import train
-from scoring import (COLUMNS, add_csv_flag, add_lines, cell, enhanced_and_scored, files, identity, line, mixtures,
-                     noisy_scored)
+from scoring import (COLUMNS, add_csv_flag, add_lines, cell, code, cost, enhanced_and_scored, files, identity, line,
+                     mixtures, noisy_scored)
 
 # A stage: name, script and command, flags; {...} stands for the checkpoint of the stage named by it, or a folder.
 STAGES = {
@@ -84,6 +83,7 @@ ROWS = {
     "consistency distillation, neither": ("distilled, neither", {}),
     "consistency distillation without the move's noise": ("distilled, no noise", {}),
     "consistency training": ("renoised", {}),
+    # Without an endpoint loss, only sampling depends on t_end.
     "MeanFlowSE": ("MeanFlowSE", dict(t_end=0.0)),
     "MeanFlowSE, published setting": ("MeanFlowSE, published", dict(t_end=0.0)), "separator alone": ("separator", {}), "MeCo": ("MeCo", {}),
     "DriftSE": ("drift", {}), "DriftSE, noise added": ("drift, noise", {}),
@@ -110,7 +110,7 @@ PAIRS = [("CRP, 5 calls", "score model, 5 calls"), ("CRP, 5 calls", "score model
 
 
 def starts(flags):
-    """Names of the stages whose checkpoints the flags ask for."""
+    """Names of the stages whose checkpoints are in the flags."""
     return [name for name in STAGES if f"{{{name}}}" in flags]
 
 
@@ -144,22 +144,28 @@ def rows_named(names):
     """Those of ROWS that have one of the names or, where it is no row's, contain it. Raises ValueError for one in none."""
     parts = [name for name in names if name not in ROWS]
     if unknown := [part for part in parts if not any(part in label for label in ROWS)]:
-        raise ValueError(f"{' '.join(map(repr, unknown))}: there are {', '.join(map(repr, ROWS))}")
+        raise ValueError(f"--rows {' '.join(map(repr, unknown))}: there are {', '.join(map(repr, ROWS))}")
     return {label: use for label, use in ROWS.items() if label in names or any(part in label for part in parts)}
 
 
-def crops_in_all(name, crops, encoder=None):
-    """Crops of a stage, of those it starts from, and of the encoder (a folder) that was trained for it."""
+def encoder_crops(folder):
+    """Crops that `encoder.py` has trained an encoder on, by its last.pt. Raises ValueError without one."""
+    path = folder / "last.pt"
+    if not path.is_file():
+        raise ValueError(f"--encoder {folder}: expected the folder of encoder.py; there is no last.pt")
+    state = train.read_pickle(path)
+    return state["step"] * state["run"]["batch_size"]
+
+
+def crops_in_all(name, crops, of_encoder=0):
+    """Crops of a stage, of the stages that it starts from or learns from, and of its own encoder."""
     flags = STAGES[name][1]
-    own = 0
-    if "{own}" in flags and encoder and (Path(encoder) / "last.pt").exists():
-        state = train.read_pickle(Path(encoder) / "last.pt")
-        own = state["step"] * state["run"].get("batch_size", train.TrainConfig.batch_size)
-    return crops + own + sum(crops_in_all(start, crops, encoder) for start in starts(flags))
+    return (crops + of_encoder * ("{own}" in flags)
+            + sum(crops_in_all(start, crops, of_encoder) for start in starts(flags)))
 
 
 def other_noises(clean, folder):
-    """(name, clean, noisy) of the same speech in white and pink noise, hum, clicks and babble, at 2.5 to 17.5 dB."""
+    """(name, clean, noisy) of the speech in white and pink noise, hum, clicks and babble, at 2.5 to 17.5 dB."""
     def noise(number, length, rng):
         seconds = np.arange(length) / data.SAMPLE_RATE
         if number % 5 == 0:
@@ -175,17 +181,6 @@ def other_noises(clean, folder):
         return sum(np.resize(wave, length) / wave.std() for wave in talkers)
 
     return mixtures(clean, folder, noise, lambda number: 2.5 + 5 * (number // 5 % 4), seed=6)
-
-
-def cost(checkpoint, path, changes):
-    """(network evaluations for a recording, parameters, seconds of one core for a second of it)."""
-    method, wave = train.load_checkpoint(checkpoint, **changes), data.load_audio(path)[0][:1]
-    with torch.inference_mode():
-        method.enhance(wave)                             # warm
-        method.calls, started = 0, time.process_time()
-        method.enhance(wave)
-    parameters = sum(p.numel() for p in method.parameters())
-    return method.calls, parameters, (time.process_time() - started) * data.SAMPLE_RATE / wave.shape[1]
 
 
 def main():
@@ -205,8 +200,9 @@ def main():
     args = parser.parse_args()
     try:
         chosen = rows_named(args.rows)
+        of_encoder = encoder_crops(args.encoder) if args.encoder else 0
     except ValueError as error:
-        parser.error(f"--rows {error}")
+        parser.error(str(error))
     commands.keep_memory()                                  # as all commands do
     if args.encoder is not None:
         torch.manual_seed(0)
@@ -214,7 +210,7 @@ def main():
 
     clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, "test"))
     tests = {"test": [(path.stem, *pair) for path, pair in zip(noisy, zip(clean, noisy))],
-             "other": other_noises(clean, args.out / f"other-{identity(files(clean))}")}
+             "other": other_noises(clean, args.out / f"other-{identity(code(), files(clean))}")}
     which, columns = tuple(COLUMNS), dict(COLUMNS)
     if not metrics.missing("dnsmos"):
         which, columns = (*which, "dnsmos"), columns | {"ovrl": "OVRL"}
@@ -226,14 +222,14 @@ def main():
             if "encoder" in label and args.encoder is None:
                 continue
             checkpoint = trained(stage, seed, args)
-            costs[label] = calls, parameters, seconds = cost(checkpoint, noisy[0], changes)
+            costs[label] = calls, parameters, seconds = cost(checkpoint, noisy[:1], **changes)
             for test, recordings in tests.items():
                 results = enhanced_and_scored(checkpoint, args.out / "waves", recordings, args.workers, which,
                                               **changes)
                 results_of.setdefault((label, test), []).append(results)
-                lines.append(line("budget", label, results, columns, test=test, seed=seed, crops=args.num_crops, calls=calls, preset=args.preset,
-                                  crops_in_all=crops_in_all(stage, args.num_crops, args.encoder), parameters=parameters,
-                                  core_seconds=f"{seconds:.4f}"))
+                lines.append(line("budget", label, results, columns, test=test, preset=args.preset, seed=seed,
+                                  crops=args.num_crops, calls=calls, parameters=parameters, core_seconds=f"{seconds:.4f}",
+                                  crops_in_all=crops_in_all(stage, args.num_crops, of_encoder)))
     add_lines(args.csv, lines)
 
     print(f"\n{args.num_crops} crops a stage, n = {len(noisy)}; mean [95 % interval] of the first seed (spread, if "
@@ -247,7 +243,7 @@ def main():
         cells = [cell(runs[0], column) + part for column, part in zip(columns, spread)]
         gains = [" -> ".join(f"{results_of[label, test][0].mean(column) - before[test].mean(column):+.2f}"
                              for test in tests) for column in ("pesq", "si_sdr")]
-        crops = crops_in_all(ROWS[label][0], args.num_crops, args.encoder)
+        crops = crops_in_all(ROWS[label][0], args.num_crops, of_encoder)
         print(f"| {label} | {calls} | {crops} | {' | '.join(cells + gains)} |")
     print(f"\nthe same test recordings, difference\n\n| | {' | '.join(columns.values())} |\n|---|{'---|' * len(columns)}")
     for a, b in (pair for pair in PAIRS if costs.keys() >= set(pair)):

@@ -3,22 +3,18 @@
     python tutorials/experiments/comparison.py --data CORPUS [--every 3]
 
 A row names the checkpoint by its SHA-256. Enhanced waves and scores are kept in --scores, so that a command which was
-interrupted goes on. The cost is seconds of one core for a second of sound, measured on the first recordings.
+interrupted goes on. The cost is CPU seconds for a second of audio, measured on the first recordings.
 """
 
 import argparse
 import csv
 import sys
-import time
 from pathlib import Path
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import commands
 import data
-import train
-from scoring import (COLUMNS, add_csv_flag, add_lines, cell, enhanced_and_scored, line, noisy_scored, sha256,
+from scoring import (COLUMNS, add_csv_flag, add_lines, cell, cost, enhanced_and_scored, line, noisy_scored, sha256,
                      with_interval)
 
 CHECKPOINTS = ("sgmse_stage1", "sgmse", "sgmse_crp1", "consistency", "meanflow", "drift", "drift_dagger")
@@ -30,19 +26,6 @@ AT_T, SEPARATOR = CONTROLS
 PAIRS = [("`consistency`, 1 call", AT_T), ("`consistency`, 1 call", "`sgmse_stage1`, 15 calls"),
          ("`sgmse`, 5 calls", AT_T), ("`sgmse_crp1`, 1 call", AT_T),
          ("`drift_dagger`, 1 call", "`consistency`, 1 call"), ("`meanflow`, 2 calls", SEPARATOR)]
-
-
-def cost(checkpoint, paths):
-    """(network calls for a recording, seconds of one core for a second of sound)."""
-    method, seconds = train.load_checkpoint(checkpoint), 0
-    waves = [data.load_audio(path)[0] for path in paths]
-    method.enhance(waves[0])                             # warm
-    method.calls, started = 0, time.process_time()
-    with torch.no_grad():
-        for wave in waves:
-            method.enhance(wave)
-            seconds += wave.shape[1] / data.SAMPLE_RATE
-    return method.calls // len(waves), (time.process_time() - started) / seconds
 
 
 def row(name, results, **rest):
@@ -69,7 +52,7 @@ def main():
     rows, printed = [row("noisy", before, sha256="", calls=0, core_seconds="0")], {"noisy": before}
     for checkpoint in CHECKPOINTS:
         results = enhanced_and_scored(checkpoint, args.scores / checkpoint, recordings, args.workers)
-        calls, seconds = cost(checkpoint, noisy[:3])
+        calls, _, seconds = cost(checkpoint, noisy[:3])
         rows.append(row(checkpoint, results, sha256=sha256(checkpoint), calls=calls, core_seconds=f"{seconds:.4f}"))
         printed[f"`{checkpoint}`, {calls} call" + "s" * (calls > 1)] = results
     for label, (checkpoint, changes) in CONTROLS.items():

@@ -72,6 +72,7 @@ def main():
     noisy = noisy_scored(args.out, recordings, args.workers)
     teacher = enhanced_and_scored(args.teacher, args.out / "teacher", recordings, args.workers)
     learnt_from = identity(files(data.list_audio(args.data)), sha256(args.teacher), args.flags)
+    preset = args.flags[args.flags.index("--preset") + 1] if "--preset" in args.flags else "paper"
     results = {label: [] for label in rows}
     lines = [line("patches", label, scored, teacher=args.teacher, test="test")
              for label, scored in (("noisy", noisy), ("teacher", teacher))]
@@ -85,7 +86,7 @@ def main():
                                 str(seed), "--out", run, *args.flags], check=True)
             student = run / "last.safetensors"
             results[label].append(enhanced_and_scored(student, run / "test", recordings, args.workers))
-            what = dict(teacher=args.teacher, test="test", steps=train.read_metadata(student)["extra"]["step"])
+            what = dict(teacher=args.teacher, test="test", steps=train.read_metadata(student)["extra"]["step"], preset=preset)
             lines.append(line("patches", label, results[label][-1], seed=seed, **what))
 
     means = {label: mean_over(runs) for label, runs in results.items()}

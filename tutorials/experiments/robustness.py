@@ -16,7 +16,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
-from scoring import add_csv_flag, add_lines, cell, enhanced_and_scored, files, identity, line, mixtures, noisy_scored
+from scoring import (add_csv_flag, add_lines, cell, code, enhanced_and_scored, files, identity, line, mixtures,
+                     noisy_scored)
 
 
 def at_level(clean, noises, snr, folder):
@@ -28,7 +29,7 @@ def at_level(clean, noises, snr, folder):
         start = rng.integers(max(len(wave) - length, 0) + 1)
         return np.resize(wave[start:start + length], length)
 
-    folder = folder / identity(files(clean), files(noises), snr)
+    folder = folder / identity(code(), files(clean), files(noises), snr)
     return mixtures(clean, folder, noise, lambda number: snr, seed=7)
 
 

@@ -1,4 +1,4 @@
-"""What the experiments share: scores that are kept, known by what they were computed from, and the CSV of all tables."""
+"""Shared by the experiments: a cache of scores, known by what they were computed from, and the CSV of all tables."""
 
 import ast
 import csv
@@ -7,21 +7,23 @@ import hashlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 import commands
 import data
 import metrics
 import train
 
 COLUMNS = {"pesq": "WB-PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR (dB)"}
-# What a line of the CSV of all tables is of; its other columns are what came out.
-KEYS = ("table", "row", "n", "preset", "teacher", "layer", "test", "snr", "seed", "steps", "crops", "calls", "start",
+# The columns that identify a line of the CSV of all tables; the others are results.
+KEYS = ("table", "row", "teacher", "layer", "test", "n", "snr", "preset", "seed", "steps", "crops", "calls", "start",
         "spacing")
 
 
@@ -31,15 +33,14 @@ def identity(*parts):
 
 
 @functools.cache
-def code():
-    """A hash of the program that enhances and scores: its syntax trees without docstrings, so that words may change."""
+def code(folder=ROOT):
+    """The identity of the programs in a folder: syntax trees without docstrings, so that words and spaces do not count."""
     trees = []
-    for path in sorted(train.HERE.glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(folder.glob("*.py")):
+        tree = ast.parse(path.read_bytes())
         for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                del body[0]
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+                del node.body[0]
         trees.append((path.name, ast.dump(tree)))
     return identity(trees)
 
@@ -51,19 +52,19 @@ def content(path, size, changed):
 
 
 def files(paths):
-    """What tells recordings from others, wherever a copy of them lies: name and content."""
+    """Name and content of recordings: the same for copies in another folder."""
     return [(Path(path).name, content(path, (info := os.stat(path)).st_size, info.st_mtime_ns)) for path in paths]
 
 
 def sha256(checkpoint):
-    """Of a checkpoint's file; `checkpoint`: a file, or the name of one in pretrained/."""
+    """SHA-256 of a checkpoint: a file, or the name of one in pretrained/."""
     return hashlib.sha256(train.checkpoint_path(checkpoint).read_bytes()).hexdigest()
 
 
 def scores(path, pairs, workers, which=tuple(COLUMNS)):
     """Results of (name, clean, other) pairs, from the file `path` where there is one. which: names of metrics.
 
-    Ends the program where a recording has no score: a table is of all of them.
+    Ends the program if a recording has no score: a table is over all of them.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ def scores(path, pairs, workers, which=tuple(COLUMNS)):
     results = read(path)
     if results.failed:
         sys.exit(f"{path}: {len(results.failed)} recordings could not be scored; the first, {results.failed[0]['name']}: "
-                 f"{results.failed[0]['error']}. Mend it and delete the file")
+                 f"{results.failed[0]['error']}. Repair it and delete the file")
     return results
 
 
@@ -88,11 +89,11 @@ def read(path):
 def enhanced_and_scored(checkpoint, folder, recordings, workers, which=tuple(COLUMNS), **changes):
     """Results of a checkpoint, with these fields of its config changed, on (name, clean, noisy) recordings.
 
-    Waves and scores are kept in `folder`, under the identity of checkpoint, changes and recordings, and of the metrics
-    `which` where they are others than usual.
+    Waves and scores are kept in `folder`, under the identity of the code, checkpoint, changes and recordings; the file
+    of scores is named after the metrics `which` unless they are the default.
     """
     waves = files(path for _, *pair in recordings for path in pair)
-    folder = folder / identity(sha256(checkpoint), changes, waves, code())
+    folder = folder / identity(code(), sha256(checkpoint), changes, waves)
     outputs = [folder / f"{name}.wav" for name, _, _ in recordings]
     if not all(path.exists() for path in outputs):
         print(f"{checkpoint} {changes or ''}")
@@ -103,13 +104,30 @@ def enhanced_and_scored(checkpoint, folder, recordings, workers, which=tuple(COL
     scored = folder / scores_of(which)
     if not scored.exists():
         for _, clean, out in pairs:
-            if soundfile.info(clean).channels > 1:       # talkers, in any order
+            if soundfile.info(clean).channels > 1:       # speakers, in any order
                 commands.match_talkers(clean, out)
     return scores(scored, pairs, workers, which)
 
 
+def cost(checkpoint, paths, **changes):
+    """(network evaluations for a recording, parameters, CPU seconds for a second of audio, all threads together)."""
+    method, seconds = train.load_checkpoint(checkpoint, **changes), 0
+    waves = [data.load_audio(path)[0] for path in paths]
+    with torch.inference_mode():
+        method.enhance(waves[0])                         # warm
+        method.calls, started = 0, time.process_time()
+        for wave in waves:
+            method.enhance(wave)
+            seconds += wave.shape[1] / data.SAMPLE_RATE
+        used = time.process_time() - started
+    return method.calls // len(waves), sum(p.numel() for p in method.parameters()), used / seconds
+
+
 def mixtures(clean, folder, noise, snr, seed):
-    """(name, clean, noisy) of clean recordings, each in noise(number, samples, rng) at snr(number) dB, in a folder."""
+    """(name, clean, noisy) of clean recordings, each in noise(number, samples, rng) at snr(number) dB, in a folder.
+
+    Every recording has a random generator of its own, by its number and the seed.
+    """
     recordings = []
     for number, path in enumerate(clean):
         noisy = folder / f"{path.stem}.flac"
@@ -123,8 +141,8 @@ def mixtures(clean, folder, noise, snr, seed):
 
 
 def noisy_scored(folder, recordings, workers, which=tuple(COLUMNS), array=False):
-    """Results of the noisy recordings themselves, kept likewise; of an array: of its first microphone."""
-    waves = identity(files(path for _, *pair in recordings for path in pair), code())
+    """Results of the noisy recordings themselves, kept in the same way; of an array: of its first microphone."""
+    waves = identity(code(), files(path for _, *pair in recordings for path in pair))
     scored = folder / f"noisy-{waves}-{scores_of(which)}"
     if array and not scored.exists():
         heard = [(name, clean, folder / f"microphone0-{waves}" / f"{name}.wav") for name, clean, _ in recordings]
@@ -150,17 +168,25 @@ def with_interval(column, values):
 
 
 def line(table, row, results, columns=COLUMNS, **what):
-    """A line of the CSV of all tables: what was scored, the number of recordings, and each score with its interval."""
+    """A line of the CSV of all tables: the KEYS, among them the number of recordings, each score with its interval."""
     found = {"table": table, "row": row, **what, "n": len(results.rows)}
     for column in columns:
         found |= with_interval(column, results.values(column))
     return found
 
 
-def add_lines(path, lines):
-    """Lines into the CSV of all tables: each takes the place of the one with the same KEYS; the others stay.
+def plain(value):
+    """A key as text; the same for equal numbers: "1" for 1, 1.0 and "1.0"."""
+    try:
+        return f"{float(value):.15g}"
+    except ValueError:
+        return str(value)
 
-    path: None if nobody asked for it.
+
+def add_lines(path, lines):
+    """Add lines to the CSV of all tables: each replaces the one with the same KEYS; the others stay.
+
+    path: None if --csv was not given.
     """
     if path is None:
         return
@@ -168,7 +194,8 @@ def add_lines(path, lines):
     if path.exists():
         with open(path, newline="", encoding="utf-8") as file:
             before = list(csv.DictReader(file))
-    every = {tuple(str(one.get(key, "")) for key in KEYS): one for one in [*before, *lines]}.values()
+    lines = [{name: plain(value) if name in KEYS else value for name, value in one.items()} for one in [*before, *lines]]
+    every = {tuple(one.get(key) or "" for key in KEYS): one for one in lines}.values()
     names = dict.fromkeys(name for one in every for name in one)
     with data.atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*(key for key in KEYS if key in names), *(n for n in names if n not in KEYS)])

@@ -1,10 +1,10 @@
-"""Starting point x number of calls as heat maps, with even and with uneven times, before and after CRP.
+"""Starting point x number of steps as heat maps, with even and with uneven times, before and after CRP.
 
     python tutorials/experiments/sensitivity.py --data CORPUS "stage 1=sgmse_stage1" "CRP for 5 calls=sgmse" --every 5
 
-The question that the CRP paper leaves open. Every model runs by Euler-Maruyama steps; its times are even (spacing 1) or
-denser towards the end (spacing 2). With one call there is nothing to space. Scores are kept in --scores under what they
-were computed from, so that a command which was interrupted goes on.
+The CRP paper leaves this question open. Every model is sampled by Euler-Maruyama steps; their times are even (spacing 1)
+or denser towards the end (spacing 2). With one or two steps the spacing has no effect. Scores are kept in --scores, so
+that a command that was interrupted continues.
 """
 
 import argparse
@@ -45,9 +45,9 @@ def main():
             means = np.empty((len(args.starts), len(args.calls), len(COLUMNS)))
             for i, start in enumerate(args.starts):
                 for j, calls in enumerate(args.calls):
-                    uneven = dict(spacing=spacing) if calls > 2 and spacing != 1 else {}
+                    used = spacing if calls > 2 else 1.0                   # two times or one have no spacing
                     results = enhanced_and_scored(checkpoint, args.scores, recordings, args.workers, sampler="em",
-                                                  start=start, N=calls, **uneven)
+                                                  start=start, N=calls, spacing=used)
                     lines.append(line("start and calls", label, results, test="test", calls=calls, start=start,
                                       spacing=f"{spacing:g}"))
                     means[i, j] = [results.mean(column) for column in COLUMNS]
