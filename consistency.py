@@ -1,30 +1,31 @@
-"""Consistency distillation: one network call to where a score model's reverse process ends.
+"""Consistency distillation: one network evaluation to the end of a score model's process.
 
 Papers: Xu, Yan, Kleijn, "Robust One-step Speech Enhancement via Consistency Distillation"
 (ROSE-CD, WASPAA 2025, arXiv 2507.05688); Song, Dhariwal, Chen, Sutskever, "Consistency
 Models" (ICML 2023, arXiv 2303.01469).
 
-The idea: a trained score model, the teacher, moves a state x_t one step down its process.
-The student f is trained to give the same clean estimate before and after that move, at
-every time; at the smallest time f is nearly the identity, so the estimates are tied to the
-clean end. ROSE-CD keeps the noise of the teacher's move ("randomised learning trajectory")
-and adds two losses on the waveform. Then f(x_T, y, T) enhances in one call.
+The idea: a trained score model, the teacher, takes a state x_t one solver step down its
+process. The distilled model f is trained to give the same clean estimate before and after
+that step, at every time; at the smallest time f is nearly the identity, so the estimates
+are tied to the clean end. ROSE-CD keeps the noise of the teacher's step ("randomised
+learning trajectory") and adds two losses on the waveform. Then f(x_T, y, T) enhances in one
+evaluation.
 
-    consistency function  f = c_skip x_t + c_out F      boundary, ConsistencyModel.forward
+    consistency function  f = c_skip x_t + c_out F      sgmse.edm_scaling, ConsistencyModel.forward
     its noise level       std of x_t, or all added      noise_level
     times                 t_i, even from T to t_eps     time_grid
-    teacher's moves       x_(t_i) -> x_(t_(i+1))        pc_move, euler_move, heun_move,
-                                                        mix_move
+    solver steps          x_(t_i) -> x_(t_(i+1))        pc_step, euler_step, heun_step,
+                                                        mix_step
     ... without teacher   x_(t_(i+1)) from x0 itself    renoised
     consistency loss      E w |f(x_t) - f_ema(x_r)|^2   consistency_loss; w: time_weight
-    waveform losses       PESQ disturbance, -SI-SDR     losses.PESQLoss, .si_sdr_loss
+    waveform losses       PESQ disturbance, -SI-SDR     losses.waveform_terms
     sampling              f(y + std z, y, T), refined   multistep, refinement_times
 
 Where we differ. The released code holds two methods: distillation as in the paper, and
-training without a teacher (`--moves renoise`), which gave its released weights. The moves
-along the PF-ODE take the step of the grid, not 1/N. The teacher and the start of the
-student are averaged weights. Refinement re-noises with the mean of the process too, and
-never at t_eps (`multistep`).
+training without a teacher (`--solver renoise`), which gave its released weights. The steps
+along the PF-ODE have the length of the grid, not 1/N. The teacher and the start of the
+distilled model are averaged weights. Refinement adds noise around the mean of the process,
+not around the estimate, and never at t_eps (`multistep`).
 
 Tutorial: tutorials/4_consistency.ipynb
 
@@ -52,10 +53,10 @@ from nets import Count, Positive, Weight
 class Config(nets.NetworkConfig, SpectrogramConfig):
     """Constants of the method; `paper` is ROSE-CD for VoiceBank-DEMAND."""
     teacher: str = ""            # checkpoint of a score model to learn from and to start as
-    moves: Literal["pc", "euler", "heun", "mix", "renoise",
-                   "renoise_shared"] = "pc"  # to the next time: by a teacher; two without
-    move_noise: bool = True          # keep the noise of the teacher's move, as published
-    snr: Weight = 0.5                # r, step length of the corrector in the move pc
+    solver: Literal["pc", "euler", "heun", "mix", "renoise",
+                    "renoise_shared"] = "pc"  # step to the next time; renoise: no teacher
+    stochastic: bool = True          # keep the noise of the solver step, as published
+    snr: Weight = 0.5                # r, step length of the corrector in the step pc
     weight: Literal["1", "snr", "snr+1", "truncated-snr",
                     "karras"] = "1"  # of the consistency loss over time
     consistency_weight: Weight = 1.0  # of the consistency loss
@@ -95,20 +96,8 @@ PRESETS = {
 
 # ----------------------------------------------------------------- the consistency function
 
-def boundary(std, sigma_data=0.1, std_eps=0.0):
-    """(c_skip, c_out) of f = c_skip x_t + c_out F. std: of the noise in x_t, any shape.
-
-    std_eps = 0, as published, takes EDM's coefficients: f is the identity where std = 0,
-    which no time reaches. With the std of the smallest time it is the identity there (the
-    consistency models' own choice, in std instead of t).
-    """
-    c_skip = sigma_data ** 2 / ((std - std_eps) ** 2 + sigma_data ** 2)
-    c_out = (std - std_eps) * sigma_data / (std ** 2 + sigma_data ** 2).sqrt()
-    return c_skip, c_out
-
-
 def noise_level(sde, t):
-    """What `boundary` takes for the std, which has to grow with t: (B,) -> (B,).
+    """The std of the consistency function's scaling, which has to grow with t: (B,) -> (B,).
 
     OUVE: the std of x_t. BBED, whose std falls again towards y: that of all the noise which
     the process has added by then, the root of the integral of g^2 = c k^(2s) from 0 to t.
@@ -130,13 +119,13 @@ def training_times(sde, n, device=None):
     return times[i], times[i + 1]
 
 
-# ------------------------------------------------------------------- moves to the next time
+# ------------------------------------------------------------ solver steps to the next time
 # x, y complex (B, 1, F, T); t, t_next (B,), t_next < t; score: function (x, y, t) ->
 # complex (B, 1, F, T). Each returns x_next, complex (B, 1, F, T).
 
-def pc_move(score, x, y, t, t_next, sde, noise=True, snr=0.5):
+def pc_step(score, x, y, t, t_next, sde, noise=True, snr=0.5):
     """A Langevin step at t, then a step of the reverse SDE: the teacher of the paper. Two
-    calls.
+    evaluations.
 
     `noise` is that of the second step; the Langevin step has its noise in any case, as
     released.
@@ -146,15 +135,16 @@ def pc_move(score, x, y, t, t_next, sde, noise=True, snr=0.5):
     return mean + scale * torch.randn_like(x) if noise else mean
 
 
-def euler_move(score, x, y, t, t_next, sde, noise=True):
-    """An Euler step of the PF-ODE; `noise` adds what a step of the SDE would. One call."""
+def euler_step(score, x, y, t, t_next, sde, noise=True):
+    """An Euler step of the PF-ODE; `noise` adds what a step of the SDE would. One evaluation.
+    """
     dt = per_bin(t - t_next)
     x_next = x - sgmse.flow_velocity(score, x, y, t, sde) * dt
     return with_noise_of_sde(x_next, t, dt, sde) if noise else x_next
 
 
-def heun_move(score, x, y, t, t_next, sde, noise=True):
-    """A Heun step of the PF-ODE; `noise` as in euler_move. Two calls."""
+def heun_step(score, x, y, t, t_next, sde, noise=True):
+    """A Heun step of the PF-ODE; `noise` as in euler_step. Two evaluations."""
     dt = per_bin(t - t_next)
     v = sgmse.flow_velocity(score, x, y, t, sde)
     v = (v + sgmse.flow_velocity(score, x - v * dt, y, t_next, sde)) / 2
@@ -167,9 +157,9 @@ def with_noise_of_sde(x, t, dt, sde):
     return x + per_bin(sde.diffusion(t)) * dt.sqrt() * torch.randn_like(x)
 
 
-def mix_move(score, x, y, t, t_next, sde, noise=True):
+def mix_step(score, x, y, t, t_next, sde, noise=True):
     """Half way between a noisy step of the reverse SDE and an Euler step of the PF-ODE. One
-    call.
+    evaluation.
 
     It always has its noise, as released.
     """
@@ -189,17 +179,17 @@ def renoised(x0, y, t_next, sde, z=None):
 
 # ----------------------------------------------------------------------------------- losses
 
-def consistency_loss(f, f_target, move, x0, y, t, t_next, z, sde, weight=1):
-    """E w |f(x_t, y, t) - f_target(x_next, y, t_next)|^2, mean over bins: (loss, f(x_t, y,
-    t)).
+def consistency_loss(f, f_target, step, x0, y, t, t_next, z, sde, weight=1):
+    """E w |f(x_t, y, t) - f_target(x_next, y, t_next)|^2, mean over bins. Returns the loss
+    and f(x_t, y, t).
 
-    f, f_target: functions (x, y, t) -> complex (B, 1, F, T). move: function (x_t, y, t,
+    f, f_target: functions (x, y, t) -> complex (B, 1, F, T). step: function (x_t, y, t,
     t_next) -> x_next. x0, y, z complex (B, 1, F, T); t, t_next, weight (B,). No gradient
-    reaches f_target or the move.
+    reaches f_target or the step.
     """
     xt = sgmse.diffuse(x0, y, t, z, sde)
     with torch.no_grad():
-        target = f_target(move(xt, y, t, t_next), y, t_next)
+        target = f_target(step(xt, y, t, t_next), y, t_next)
     estimate = f(xt, y, t)
     error = (estimate - target).abs().square().mean((1, 2, 3))             # (B,)
     return (weight * error).mean(), estimate
@@ -226,9 +216,9 @@ def multistep(f, y, sde, N=1):
     the released code leaves out that the mean moves towards y.
     """
     first, *later = refinement_times(sde, N)
-    x_hat = f(sde.prior(y, first), y, sgmse.each(first, y))
+    x_hat = f(sde.prior(y, first), y, sgmse.expand_time(first, y))
     for time in later:
-        t = sgmse.each(time, y)
+        t = sgmse.expand_time(time, y)
         x_hat = f(sgmse.diffuse(x_hat, y, t, torch.randn_like(y), sde), y, t)
     return x_hat
 
@@ -243,9 +233,9 @@ class ConsistencyModel(train.Method):
 
     def __init__(self, config=Config()):
         teacher = None
-        if config.teacher and not train.is_record(config.teacher):
-            if config.moves.startswith("renoise"):
-                raise ValueError(f"--moves {config.moves} needs no --teacher; pc, euler, "
+        if config.teacher and not train.is_fingerprint(config.teacher):
+            if config.solver.startswith("renoise"):
+                raise ValueError(f"--solver {config.solver} needs no --teacher; pc, euler, "
                                  "heun and mix do")
             teacher = train.Teacher(config.teacher, sgmse.ScoreSDE)
             config = from_teacher(teacher.model.config, config)
@@ -258,17 +248,15 @@ class ConsistencyModel(train.Method):
         else:
             self.sde = sgmse.BBED(config.k, config.c, t_eps=config.t_eps)
         self.net = self.network(version=2)
-        self.pesq_loss = losses.PESQLoss()
 
     def forward(self, xt, y, t):
         """f(x_t, y, t), the clean estimate: complex (B, 1, F, T)."""
         self.calls += 1
-        std, sigma_data = per_bin(noise_level(self.sde, t)), self.config.sigma_data
-        std_eps = 0
+        std, std_eps = per_bin(noise_level(self.sde, t)), 0
         if self.config.strict:
             std_eps = noise_level(self.sde, t.new_tensor([self.sde.t_eps]))
-        c_skip, c_out = boundary(std, sigma_data, std_eps)
-        c_in = 1 / (std ** 2 + sigma_data ** 2).sqrt() if self.config.c_in == "edm" else 1
+        c_in, c_skip, c_out = sgmse.edm_scaling(std, self.config.sigma_data, std_eps)
+        c_in = c_in if self.config.c_in == "edm" else 1
         out = self.net(torch.cat([c_in * xt, c_in * y], dim=1), t)       # F of the equation
         if self.config.form == "edm":
             return c_skip * xt + c_out * out
@@ -285,27 +273,27 @@ class ConsistencyModel(train.Method):
 
         Raises ValueError for a teacher that is missing or has changed.
         """
-        if self.config.moves.startswith("renoise"):
+        if self.config.solver.startswith("renoise"):
             self.config = dataclasses.replace(self.config, teacher="")
             return
         if not self.config.teacher:
-            raise ValueError(f"--moves {self.config.moves} needs a --teacher, a checkpoint "
-                             "of sgmse.py; --moves renoise trains without one")
+            raise ValueError(f"--solver {self.config.solver} needs a --teacher, a checkpoint "
+                             "of sgmse.py; --solver renoise trains without one")
         if self.teacher is None:                         # of an earlier training, by its name
             self.teacher = train.Teacher(self.config.teacher, sgmse.ScoreSDE)
         if fresh:
             self.net.load_state_dict(self.teacher.model.net.state_dict())
 
     def solver_step(self, x0, z):
-        """The step (x_t, y, t, t_next) -> x_next that `moves` means, for x_t of x0 and z."""
+        """The function (x_t, y, t, t_next) -> x_next of `solver`, for x_t of x0 and z."""
         config, sde = self.config, self.sde
-        if config.moves.startswith("renoise"):
-            shared = z if config.moves == "renoise_shared" else None
+        if config.solver.startswith("renoise"):
+            shared = z if config.solver == "renoise_shared" else None
             return lambda xt, y, t, t_next: renoised(x0, y, t_next, sde, shared)
-        move = {"pc": functools.partial(pc_move, snr=config.snr), "euler": euler_move,
-                "heun": heun_move, "mix": mix_move}[config.moves]
+        step = {"pc": functools.partial(pc_step, snr=config.snr), "euler": euler_step,
+                "heun": heun_step, "mix": mix_step}[config.solver]
         score = self.teacher.to(x0.device).score
-        return lambda xt, y, t, t_next: move(score, xt, y, t, t_next, sde, config.move_noise)
+        return lambda xt, y, t, t_next: step(score, xt, y, t, t_next, sde, config.stochastic)
 
     def loss(self, batch):
         """batch: clean and noisy waves (B, L) at level 1. Returns (loss, its parts)."""
@@ -315,15 +303,11 @@ class ConsistencyModel(train.Method):
         consistency, estimate = consistency_loss(
             self, self.target, self.solver_step(x0, z), x0, y, t, t_next, z, self.sde,
             time_weight(t, config.weight, config.sigma_data))
-        loss = config.consistency_weight * consistency
-        parts = {"consistency": consistency.detach()}
-        if config.pesq_weight or config.si_sdr_weight:
-            clean, enhanced = self.wave(x0), self.wave(estimate)           # (B, L)
-            pesq = self.pesq_loss(clean, enhanced).mean()
-            si_sdr = losses.si_sdr_loss(clean, enhanced).mean()
-            loss = loss + config.pesq_weight * pesq + config.si_sdr_weight * si_sdr
-            parts |= {"pesq": pesq.detach(), "si_sdr": -si_sdr.detach()}
-        return loss, parts
+        waveform, parts = losses.waveform_terms(
+            self.wave(x0), self.wave(estimate), pesq=config.pesq_weight,
+            si_sdr=config.si_sdr_weight)
+        loss = config.consistency_weight * consistency + waveform
+        return loss, {"consistency": consistency.detach(), **parts}
 
     def sample(self, y):
         """Noisy spectrogram -> clean one, complex (B, 1, F, T)."""

@@ -75,64 +75,59 @@ class SpectrogramConfig:
 class Spectrogram(nn.Module):
     """STFT and amplitude compression c -> factor |c|^exponent e^(i angle c), and back, as in SGMSE+.
 
-    forward: (..., L) -> complex (..., F, T), F = n_fft // 2 + 1, T = 1 + ceil(L / hop_length). inverse: the way back.
-    510 makes F = 256, which the network can halve. exponent 1 only scales; transform "log" is factor log(1 + |c|),
-    "none" neither compresses nor scales. window: "hann" or "sqrthann", both periodic.
+    forward: waves (..., L) -> complex (..., F, T), F = n_fft // 2 + 1, T = 1 + ceil(L / hop_length);
+    510 makes F = 256, which the network can halve. inverse: the way back. stft and istft are the
+    same without compression. transform: "log" is factor log(1 + |c|), "none" only the STFT. window:
+    "hann" or "sqrthann", both periodic.
 
-    The frames are those of torch.stft, and where L is no multiple of the hop one more: behind the centre of the last
-    frame the windows fade to nothing, and the inverse would divide by that.
+    The frames are those of torch.stft, and where L is no multiple of the hop one more: behind the
+    centre of the last frame the windows fade to nothing, and the inverse would divide by that.
     """
 
-    def __init__(self, n_fft=510, hop_length=128, exponent=0.5, factor=0.15, window="hann", transform="exponent"):
+    def __init__(self, n_fft=510, hop_length=128, exponent=0.5, factor=0.15, window="hann",
+                 transform="exponent"):
         super().__init__()
         if transform not in ("exponent", "log", "none") or window not in ("hann", "sqrthann"):
-            raise ValueError(f"transform is exponent, log or none, window hann or sqrthann; got {transform}, {window}")
+            raise ValueError("transform is exponent, log or none, window hann or sqrthann; got "
+                             f"{transform}, {window}")
         if not 1 <= hop_length <= n_fft // 2 + 1:        # or a sample falls between two windows
-            raise ValueError(f"--hop-length: expected at most {n_fft // 2 + 1}, half of --n-fft; got {hop_length}")
-        self.n_fft, self.hop_length, self.exponent, self.factor = n_fft, hop_length, exponent, factor
-        self.transform = transform
+            raise ValueError(f"--hop-length: expected at most {n_fft // 2 + 1}, half of --n-fft; "
+                             f"got {hop_length}")
+        self.n_fft, self.hop_length = n_fft, hop_length
         hann = torch.hann_window(n_fft, periodic=True)
-        self.register_buffer("window", hann.sqrt() if window == "sqrthann" else hann, persistent=False)
+        self.register_buffer("window", hann.sqrt() if window == "sqrthann" else hann,
+                             persistent=False)
 
-    def stft(self, wave):
-        if wave.shape[-1] <= self.n_fft // 2:
-            raise ValueError(f"expected more than {self.n_fft // 2} samples, half a window; got {wave.shape[-1]}")
-        flat = wave.reshape(-1, wave.shape[-1])                            # (N, L)
-        flat = F.pad(flat[:, None], (self.n_fft // 2,) * 2, "reflect")[:, 0]
-        flat = F.pad(flat, (0, -wave.shape[-1] % self.hop_length))
-        spec = torch.stft(flat, self.n_fft, self.hop_length, window=self.window.to(wave.dtype), center=False,
-                          return_complex=True)                             # (N, F, T)
-        return spec.reshape(*wave.shape[:-1], *spec.shape[-2:])
+        def modulus(c):                # bounded: value and gradient are finite at digital silence
+            return c.abs().clamp(min=1e-8)
 
-    def istft(self, spec, length):
-        flat = spec.reshape(-1, *spec.shape[-2:])
-        wave = torch.istft(flat, self.n_fft, self.hop_length, window=self.window.to(spec.real.dtype), center=True,
-                           length=length)
-        return wave.reshape(*spec.shape[:-2], length)
-
-    def compress(self, c):
-        if self.transform == "log":
-            # The bound on |c| keeps value and gradient finite at digital silence, here and below.
-            a = c.abs().clamp(min=1e-8)
-            return self.factor * a.log1p() / a * c
-        if self.transform == "none":
-            return c
-        return self.factor * c.abs().clamp(min=1e-8) ** (self.exponent - 1) * c
-
-    def decompress(self, c):
-        if self.transform == "log":
-            a = c.abs().clamp(min=1e-8)
-            return (a / self.factor).expm1() / a * c
-        if self.transform == "none":
-            return c
-        c = c / self.factor
-        return c if self.exponent == 1 else c.abs().clamp(min=1e-8) ** (1 / self.exponent - 1) * c
+        self.compress, self.decompress = {
+            "exponent": (lambda c: factor * modulus(c) ** (exponent - 1) * c,
+                         lambda c: modulus(c / factor) ** (1 / exponent - 1) * c / factor),
+            "log": (lambda c: factor * modulus(c).log1p() / modulus(c) * c,
+                    lambda c: (modulus(c) / factor).expm1() / modulus(c) * c),
+            "none": (lambda c: c, lambda c: c)}[transform]
 
     def forward(self, wave):
         return self.compress(self.stft(wave))
 
     def inverse(self, spec, length):
         return self.istft(self.decompress(spec), length)
+
+    def stft(self, wave):
+        length, half = wave.shape[-1], self.n_fft // 2
+        if length <= half:
+            raise ValueError(f"expected more than {half} samples, half a window; got {length}")
+        flat = F.pad(wave.reshape(-1, 1, length), (half, half), "reflect")[:, 0]         # (N, L')
+        flat = F.pad(flat, (0, -length % self.hop_length))
+        spec = torch.stft(flat, self.n_fft, self.hop_length, window=self.window.to(wave.dtype),
+                          center=False, return_complex=True)               # (N, F, T)
+        return spec.reshape(*wave.shape[:-1], *spec.shape[-2:])
+
+    def istft(self, spec, length):
+        flat, window = spec.reshape(-1, *spec.shape[-2:]), self.window.to(spec.real.dtype)
+        wave = torch.istft(flat, self.n_fft, self.hop_length, window=window, length=length)
+        return wave.reshape(*spec.shape[:-2], length)
 
     def samples(self, frames):
         """Number of samples of a crop that fills exactly `frames` frames."""
@@ -209,8 +204,9 @@ def riding_gain(wave):
     curve = F.interpolate(levels.log(), levels.shape[-1] * half, mode="linear")
     # Interpolation centres second i at (i + 1/2) half seconds; it is at (i + 1) of them.
     curve = F.pad(curve, (half // 2, wave.shape[-1]), "replicate")
-    curve = F.avg_pool1d(F.pad(curve, (half // 2, half // 2), "replicate"), half + 1, 1)
-    return curve[..., :wave.shape[-1]].exp()
+    curve = F.pad(curve, (half // 2 + 1, half // 2), "replicate").double().cumsum(-1)
+    curve = (curve[..., half + 1:] - curve[..., :-half - 1]) / (half + 1)          # a moving mean
+    return curve[..., :wave.shape[-1]].to(wave).exp()
 
 
 def normalise(wave):

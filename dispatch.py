@@ -262,7 +262,7 @@ class Student(train.Method):
         """
         config = self.config
         if config.distil == "none":
-            if config.teacher and not train.is_record(config.teacher):
+            if config.teacher and not train.is_fingerprint(config.teacher):
                 raise ValueError("--distil none learns from no --teacher")
             self.config = dataclasses.replace(config, teacher="")
         elif not config.teacher:

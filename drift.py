@@ -18,13 +18,14 @@ which clean frame is its own.
                                                            mean_shift_field
     Deng et al., Algorithm 2: the two compete in one
             soft-max; what published systems compute       joint_weights, drifting_field
-    either  for several temperatures, in blocks            multi_temperature_field
+    either  for several temperatures                       multi_temperature_field
+            for many frames, in blocks                     blocked_fields
     scale   mean norm of clean frames, or mean distance    feature_scale
     (9)     E |x - sg(x + V)|^2                            drifting_loss
     latent  layers of a speech encoder, or mel frames      SpeechLatents, mel_frames
     noise   log sigma ~ N(-3, 1.2), truncated              noise_level
-    dagger  PESQ, SI-SDR, spectra, with the clean wave     losses.PESQLoss, ccmse_loss
-            magnitudes (ours)                              magnitude_loss
+    dagger  PESQ, SI-SDR, spectra, with the clean wave     losses.waveform_terms
+            magnitudes (ours)                              losses.magnitude_loss
     level   the loss does not see it; peak as the input's  DriftSE.enhance
 
 Where we differ. The default is the released code's field, feature scale and temperatures,
@@ -118,21 +119,32 @@ def distances(x, references):
     return torch.cdist(x.double(), references.double()).to(x.dtype)
 
 
-def separate_weights(logits, M, columns=None):
-    """Weights by which V = weights @ references is Eq. (7): the mean of the positives,
-    weighted by the kernel, minus that of the negatives.
+@torch.no_grad()
+def drifting_field(x, positives, negatives, temperature, exclude_self=True):
+    """V (N, D) as published systems compute it, Algorithm 2 of Deng et al."""
+    M, references = len(positives), torch.cat([positives, negatives])      # (M + K, D)
+    d = distances(x, references)                         # (N, M + K)
+    if exclude_self:
+        d[:, M:].fill_diagonal_(FAR)
+    return joint_weights(-d / temperature, M) @ references
 
-    logits (N, M + K): -distance / temperature to the positives, then to the negatives.
-    `columns` has no part in it. Returns (N, M + K).
-    """
-    return torch.cat([logits[:, :M].softmax(1), -logits[:, M:].softmax(1)], dim=1)
+
+@torch.no_grad()
+def mean_shift_field(x, positives, negatives, temperature, exclude_self=True):
+    """V (N, D) by Eq. (7): the kernel mean of the positives minus that of the negatives."""
+    M, references = len(positives), torch.cat([positives, negatives])      # (M + K, D)
+    d = distances(x, references)                         # (N, M + K)
+    if exclude_self:
+        d[:, M:].fill_diagonal_(FAR)
+    return separate_weights(-d / temperature, M) @ references
 
 
 def joint_weights(logits, M, columns=None):
-    """The same for the field that the published systems compute: Algorithm 2 of Deng et al.
+    """Weights by which V = weights @ references is the field of Algorithm 2: (N, M + K).
 
     Positives and negatives compete for a query (soft-max of a row), queries compete for a
-    reference (soft-max of a column). columns (M + K,): the logarithm of the sum over all
+    reference (soft-max of a column). logits (N, M + K): -distance / temperature to the
+    positives, then to the negatives. columns (M + K,): the logarithm of the sum over all
     queries of exp(logits), where these rows are not all of them.
 
     Compared with Eq. (7), each reference counts 1 / sqrt(its column's sum of kernels), and
@@ -140,50 +152,45 @@ def joint_weights(logits, M, columns=None):
     one set is much closer than the other.
     """
     columns = logits.logsumexp(0) if columns is None else columns
-    R = logits.softmax(1)                                # (N, M + K), rows sum to 1
-    C = (logits - columns).exp()                         # columns sum to 1
-    A = (R * C).sqrt()
-    S_pos = A[:, :M].sum(1, keepdim=True)                # (N, 1)
-    S_neg = A[:, M:].sum(1, keepdim=True)
+    A = (logits - (logits.logsumexp(1, keepdim=True) + columns) / 2).exp()  # sqrt(row x column)
+    S_pos, S_neg = A[:, :M].sum(1, keepdim=True), A[:, M:].sum(1, keepdim=True)
     return torch.cat([S_neg * A[:, :M], -S_pos * A[:, M:]], dim=1)
 
 
-WEIGHTS = {"joint": joint_weights, "separate": separate_weights}
+def separate_weights(logits, M, columns=None):
+    """The same for the field of Eq. (7). `columns` has no part in it."""
+    return torch.cat([logits[:, :M].softmax(1), -logits[:, M:].softmax(1)], dim=1)
 
 
-def drifting_field(x, positives, negatives, temperature, exclude_self=True):
-    """V (N, D) of one temperature, as published systems compute it."""
-    return field_of(joint_weights, x, positives, negatives, temperature, exclude_self)
-
-
-def mean_shift_field(x, positives, negatives, temperature, exclude_self=True):
-    """V (N, D) of one temperature by Eq. (7)."""
-    return field_of(separate_weights, x, positives, negatives, temperature, exclude_self)
-
-
-@torch.no_grad()
-def field_of(weights, x, positives, negatives, temperature, exclude_self=True):
-    """V = weights(-distances / temperature) @ references, (N, D)."""
-    M, references = len(positives), torch.cat([positives, negatives])      # (M + K, D)
-    d = distances(x, references)                         # (N, M + K)
-    if exclude_self:
-        d[:, M:].fill_diagonal_(FAR)
-    return weights(-d / temperature, M) @ references
-
-
-@torch.no_grad()
 def multi_temperature_field(x, positives, negatives, temperatures=TEMPERATURES["driftse"],
                             exclude_self=True, field="joint", unit_rms=False, block=512):
     """The mean of the fields of several temperatures, or the sum of these fields, each
-    scaled to `unit_rms`: (N, D).
+    scaled to `unit_rms`: (N, D). field: "joint", drifting_field, or "separate",
+    mean_shift_field; more than `block` rows are computed by blocked_fields.
+    """
+    if len(x) <= block:
+        compute = {"joint": drifting_field, "separate": mean_shift_field}[field]
+        fields = [compute(x, positives, negatives, temperature, exclude_self)
+                  for temperature in temperatures]
+    else:
+        fields = blocked_fields(x, positives, negatives, temperatures, exclude_self, field,
+                                block)
+    if unit_rms:
+        return sum(V / V.square().mean().sqrt().clamp(min=1e-4) for V in fields)
+    return sum(fields) / len(fields)
 
-    field: "joint", drifting_field, or "separate", mean_shift_field. Rows are taken `block`
-    at a time, so that memory grows with block x (M + K) and not with N x (M + K). The
-    soft-max over a column needs all of its rows: where there are more, a pass before
-    collects its normaliser.
+
+@torch.no_grad()
+def blocked_fields(x, positives, negatives, temperatures, exclude_self, field, block):
+    """The fields of several temperatures, [(N, D), ...], by `block` rows at a time: memory
+    grows with block x (M + K) and not with N x (M + K).
+
+    The soft-max over a column needs all of its rows: a pass before collects its normaliser.
     """
     M, references = len(positives), torch.cat([positives, negatives])      # (M + K, D)
-    starts = range(0, len(x), block)
+    weights = {"joint": joint_weights, "separate": separate_weights}[field]
+    columns = x.new_full((len(temperatures), len(references)), -math.inf)
+    fields = [torch.empty_like(x) for _ in temperatures]
 
     def block_distances(i):
         d = distances(x[i:i + block], references)        # (n, M + K)
@@ -191,24 +198,15 @@ def multi_temperature_field(x, positives, negatives, temperatures=TEMPERATURES["
             d[:, M + i:].fill_diagonal_(FAR)
         return d
 
-    columns = [None] * len(temperatures)
-    if field == "joint" and len(x) > block:
-        columns = x.new_full((len(temperatures), len(references)), -math.inf)
-        for i in starts:
-            d = block_distances(i)
-            for column, temperature in zip(columns, temperatures):
-                torch.logaddexp(column, (-d / temperature).logsumexp(0), out=column)
-
-    V = x.new_empty(len(temperatures), *x.shape)
-    for i in starts:
+    for i in range(0, len(x) if field == "joint" else 0, block):
         d = block_distances(i)
-        for V_of_one, column, temperature in zip(V, columns, temperatures):
-            weights = WEIGHTS[field](-d / temperature, M, column)          # (n, M + K)
-            V_of_one[i:i + block] = weights @ references
-    if unit_rms:
-        rms = V.square().mean((1, 2), keepdim=True).sqrt()            # (temperatures, 1, 1)
-        return (V / rms.clamp(min=1e-4)).sum(0)
-    return V.mean(0)
+        for column, temperature in zip(columns, temperatures):
+            torch.logaddexp(column, (-d / temperature).logsumexp(0), out=column)
+    for i in range(0, len(x), block):
+        d = block_distances(i)
+        for V, column, temperature in zip(fields, columns, temperatures):
+            V[i:i + block] = weights(-d / temperature, M, column) @ references
+    return fields
 
 
 @torch.no_grad()
@@ -236,7 +234,7 @@ def drifting_loss(x, positives, temperatures=None, scaling="driftse", field="joi
     gradient -2 V / (N D).
 
     x (N, D): generated features, also the negatives; positives (M, D): clean ones.
-    temperatures: default, the recipe's. "driftse": raw drifts, whose loss falls, if not to
+    temperatures: by default those of `scaling`. "driftse": raw drifts, whose loss falls, if not to
     0. "original": unit drifts, whose loss says nothing.
     """
     scale, unit = feature_scale(x, positives, scaling)
@@ -358,7 +356,7 @@ class DriftSE(train.Method):
         self.net = self.network(2 if config.conditional else 1, version=2, num_times=0)
         self.needs_pairs = any((config.pesq_weight, config.si_sdr_weight, config.ccmse_weight,
                                 config.magnitude_weight))
-        self.pesq_loss, self.latents = losses.PESQLoss(), None
+        self.latents = None
         # A loss in a latent space does not see the gain; this brings back that of the input.
         self.sees_gain = bool(config.ccmse_weight or config.magnitude_weight)
         self.register_buffer("gain", torch.ones(()))
@@ -405,25 +403,15 @@ class DriftSE(train.Method):
         drift = sum(drifting_loss(x.flatten(0, 1), p.flatten(0, 1), self.temperatures,
                                   config.scaling, config.field, config.exclude_self)
                     for x, p in zip(self.latents(enhanced[speech]), positives))
-        loss, parts = config.drift_weight * drift, {"drift": drift.detach()}
-        if config.pesq_weight:
-            pesq = self.pesq_loss(clean, enhanced).mean()
-            loss = loss + config.pesq_weight * pesq
-            parts["pesq"] = pesq.detach()
-        if config.si_sdr_weight:
-            si_sdr = losses.si_sdr_loss(clean, enhanced).mean()
-            loss = loss + config.si_sdr_weight * si_sdr
-            parts["si_sdr"] = -si_sdr.detach()
-        if config.ccmse_weight:
-            ccmse = losses.ccmse_loss(clean, enhanced)
-            loss = loss + config.ccmse_weight * ccmse
-            parts["ccmse"] = ccmse.detach()
+        waveform, parts = losses.waveform_terms(clean, enhanced, config.pesq_weight,
+                                                config.si_sdr_weight, config.ccmse_weight)
+        loss = config.drift_weight * drift + waveform
         if config.magnitude_weight:
-            magnitude = losses.magnitude_loss(self.spectrogram(clean),
-                                       self.spectrogram(enhanced))
+            S, S_hat = self.spectrogram(clean), self.spectrogram(enhanced)
+            magnitude = losses.magnitude_loss(S, S_hat)
             loss = loss + config.magnitude_weight * magnitude
             parts["magnitude"] = magnitude.detach()
-        return loss, parts
+        return loss, {"drift": drift.detach(), **parts}
 
     def sample(self, y):
         """Noisy spectrogram -> clean one, complex (B, 1, F, T)."""

@@ -5,6 +5,7 @@
     sa_sdr_loss        negative source-aggregated SDR of the best permutation, in dB
     ccmse_loss         relative squared error of complex spectra at several resolutions
     magnitude_loss     relative squared error of magnitudes
+    waveform_terms     weighted sum of those of waves
     PESQLoss           wide-band PESQ as a differentiable disturbance, 0 (identical) .. 5.89
 
 Imports torch, numpy and scipy, nothing of ours.
@@ -77,6 +78,19 @@ def magnitude_loss(S, S_hat):
     """
     error = (S_hat.abs() - S.abs()).square().mean()
     return error / (S.abs().square().mean() + 1e-5)
+
+
+def waveform_terms(clean, enhanced, pesq=0.0, si_sdr=0.0, ccmse=0.0):
+    """Weighted sum of losses between waves (B, L); a loss of weight 0 is left out.
+
+    pesq, si_sdr, ccmse: the weights. Returns the sum () and {name: mean to log}.
+    """
+    weights = {"pesq": pesq, "si_sdr": si_sdr, "ccmse": ccmse}
+    losses = {"pesq": PESQ, "si_sdr": si_sdr_loss, "ccmse": ccmse_loss}
+    terms = {name: losses[name](clean, enhanced).mean() for name in weights if weights[name]}
+    total = sum((weights[name] * term for name, term in terms.items()), clean.new_zeros(()))
+    return total, {name: -term.detach() if name == "si_sdr" else term.detach()
+                   for name, term in terms.items()}
 
 
 # Of the 49 Bark bands of ITU-T P.862 at 16 kHz, as its reference software lists them: how many of 256 bins, widths
@@ -224,3 +238,6 @@ class PESQLoss:
         for frame in (self.width.sum().sqrt() * norm(difference, dim=-1), norm(difference * asymmetry, 1, dim=-1)):
             blocks = (frame / cover).clamp(max=self.worst).unfold(-1, 20, 10)      # (B, blocks, 20)
             yield norm(norm(blocks, 6, dim=-1), dim=-1) / 20 ** (1 / 6) / blocks.shape[-2] ** 0.5
+
+
+PESQ = PESQLoss()    # has nothing to learn

@@ -258,12 +258,26 @@ def sample(u, s_hat, z, N=1, t_end=0.03, sigma_max=0.487, average=True):
 
 # -------------------------------------------------------------------------------- the model
 
+class Separator(nets.SpatialNet):
+    """MeCo's front end, trained first: SpatialNet between waves, (B, num_mics, L) ->
+    (B, num_speakers, L), the speakers at the reference microphone in an order of its own.
+    """
+
+    def __init__(self, num_mics, num_speakers, **sizes):
+        super().__init__(num_mics, num_speakers, **sizes)
+        self.spectrogram = Spectrogram(512, 256, transform="none")
+
+    def forward(self, mixture):
+        S = super().forward(self.spectrogram(mixture))
+        return self.spectrogram.inverse(S, mixture.shape[-1])
+
+
 class MeanFlowCorrector(train.Method):
     """An average-velocity network and, where asked for, its separator. `calls` counts
     evaluations of both.
 
-    Waves are (B, L), or (B, num_mics, L) in and (B, num_speakers, L) out, the talkers at
-    microphone 0.
+    Waves are (B, L), or (B, num_mics, L) in and (B, num_speakers, L) out, the speakers at
+    the reference microphone, number 0.
     """
 
     Config, presets = Config, PRESETS
@@ -275,23 +289,21 @@ class MeanFlowCorrector(train.Method):
             raise ValueError("several microphones or speakers need a separator: --separator "
                              "train, then frozen")
         self.num_mics, self.num_speakers = config.num_mics, config.num_speakers
-        self.separator = None
+        self.separator, self.mic0 = None, 0
         # The context: s_hat alone, which then is the mixture, or s_hat and the
-        # microphones.
-        context = 1 if config.separator == "none" else 1 + config.num_mics
-        self.mic0 = context - config.num_mics         # where microphone 0 stands among that
-        self.net = self.network(1 + context, num_times=2, version=2)
+        # microphones, the reference microphone at index mic0.
+        if config.separator != "none":
+            self.mic0 = 1
+        self.net = self.network(1 + self.mic0 + config.num_mics, num_times=2, version=2)
         if config.sigma_data:                            # no correction is the start
             nn.init.zeros_(self.net.head.bias)
         if config.separator != "none":
-            self.separator_stft = Spectrogram(512, 256, transform="none")
             sizes = {"small": {}, "compact": nets.COMPACT}[config.separator_size]
-            self.separator = nets.SpatialNet(config.num_mics, config.num_speakers, **sizes)
-            still = self.net if config.separator == "train" else self.separator
-            still.requires_grad_(False)
-        if config.separator != "none":
-            heard = round(config.separator_seconds * SAMPLE_RATE)
-            self.num_samples = max(self.num_samples, heard)
+            self.separator = Separator(config.num_mics, config.num_speakers, **sizes)
+            frozen = self.net if config.separator == "train" else self.separator
+            frozen.requires_grad_(False)
+            excerpt = round(config.separator_seconds * SAMPLE_RATE)
+            self.num_samples = max(self.num_samples, excerpt)
 
     def forward(self, xt, context, r, t):
         """u(x_t, r, t), complex (B, 1, F, T). context: s_hat and, with a separator, the
@@ -317,9 +329,7 @@ class MeanFlowCorrector(train.Method):
     def separate(self, mixture):
         """(B, num_mics, L) -> (B, num_speakers, L), in an order of the separator's own."""
         self.calls += 1
-        Y = self.separator_stft.stft(mixture)
-        S = self.separator(Y)
-        return self.separator_stft.istft(S, mixture.shape[-1])
+        return self.separator(mixture)
 
     def separate_once(self, mixture):
         """`separate`; where training repeats its crops, each is separated once."""

@@ -88,7 +88,7 @@ def consistency_model(checkpoint, changes):
     check_supported(theirs, c_out=("edm",), c_skip=("edm",), network_scaling=("none",), sde=("ouve",))
     shared = {field.name for field in dataclasses.fields(consistency.Config)} - {"N", "snr"}
     config = {name: value for name, value in vars(score_config(theirs)).items() if name in shared}
-    model = consistency.ConsistencyModel(consistency.Config(**config | dict(moves="renoise") | changes))
+    model = consistency.ConsistencyModel(consistency.Config(**config | dict(solver="renoise") | changes))
     model.net = averaged_network(model.net, checkpoint)
     return model
 
@@ -112,7 +112,7 @@ def separator(weights, changes):
     check_supported(sizes, bins=(257,), layers=(8,), width=(96,), hidden=(192,), squeezed=(8,), groups=(8,))
     config = dict(num_mics=sizes["num_mics"], num_speakers=sizes["num_speakers"], separator="train") | changes
     model = meanflow.MeanFlowCorrector(meanflow.Config(**config))
-    model.separator = nets.SpatialNet.from_official(weights, **sizes)
+    model.separator = meanflow.Separator.from_official(weights, **sizes)
     return model
 
 

@@ -40,6 +40,7 @@ Tutorials: tutorials/2_score.ipynb, tutorials/3_crp.ipynb
     python sgmse.py enhance noisy.wav
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -50,7 +51,7 @@ import commands
 import nets
 import train
 from data import SpectrogramConfig, per_bin
-from losses import PESQLoss, half_square
+from losses import PESQ, half_square
 from nets import Count, Positive, Weight
 
 
@@ -128,7 +129,7 @@ PRESETS = {
 # -------------------------------------------------------------------------------- processes
 # x, x0, y: complex (B, 1, F, T); t: (B,).
 
-def each(t, x):
+def expand_time(t, x):
     """The time t for every example of x: a number -> (B,). A tensor (B,) stays as it is."""
     if isinstance(t, torch.Tensor):
         return t
@@ -170,7 +171,7 @@ class OUVE:
         """Start of the reverse process at time t (default T): y plus the noise of that
         time.
         """
-        t = each(self.T if t is None else t, y)
+        t = expand_time(self.T if t is None else t, y)
         return y + per_bin(self.std(t)) * torch.randn_like(y)
 
 
@@ -210,7 +211,7 @@ class BBED:
         """Start of the reverse process at time t (default T): y plus the noise of that
         time.
         """
-        t = each(self.T if t is None else t, y)
+        t = expand_time(self.T if t is None else t, y)
         return y + per_bin(self.std(t)) * torch.randn_like(y)
 
 
@@ -240,7 +241,7 @@ class SBVE:
         """g = sqrt(c) k^t, (B,) -> (B,)."""
         return math.sqrt(self.c) * self.k ** t
 
-    def collected(self, t):
+    def variance_added(self, t):
         """Variance of the noise that the process adds from 0 to t: the integral of g^2."""
         return self.c * (self.k ** (2 * t) - 1) / (2 * math.log(self.k))
 
@@ -248,8 +249,8 @@ class SBVE:
         """(sigma_t, sigma-bar_t): std of the noise added from 0 to t, and from t to T;
         (B,).
         """
-        collected = self.collected(t)
-        return collected.sqrt(), (self.collected(self.T) - collected + self.eps).sqrt()
+        added = self.variance_added(t)
+        return added.sqrt(), (self.variance_added(self.T) - added + self.eps).sqrt()
 
     def mean(self, x0, y, t):
         """Mean of x_t: x0 and y, each weighted by the noise between t and the other."""
@@ -272,47 +273,47 @@ class SBVE:
 # x0, y, z: complex (B, 1, F, T), E|z|^2 = 1; t: (B,). score, denoiser, predict: functions
 # (x_t, y, t) -> complex (B, 1, F, T).
 
-PESQ = PESQLoss()    # has nothing to learn
-
-
 def diffuse(x0, y, t, z, sde):
     """x_t of the forward process: mean(x0, y, t) + std(t) z."""
     return sde.mean(x0, y, t) + per_bin(sde.std(t)) * z
 
 
-def training_pair(x0, y, sde, t=None, z=None):
-    """(x_t, t, z): time uniform from t_eps to T, unit noise, unless they are given."""
+def dsm_loss(score, x0, y, sde, t=None, z=None):
+    """Denoising score matching, SGMSE+ and BBED: E |std s(x_t, y, t) + z|^2 / 2.
+
+    t, z: drawn, time uniform from t_eps to T and unit noise, unless they are given; below too.
+    """
     if t is None:
         t = sde.t_eps + (sde.T - sde.t_eps) * torch.rand(len(x0), device=x0.device)
     z = torch.randn_like(x0) if z is None else z
-    return diffuse(x0, y, t, z, sde), t, z
-
-
-def dsm_loss(score, x0, y, sde, t=None, z=None):
-    """Denoising score matching, SGMSE+ and BBED: E |std s(x_t, y, t) + z|^2 / 2."""
-    xt, t, z = training_pair(x0, y, sde, t, z)
-    return half_square(per_bin(sde.std(t)) * score(xt, y, t) + z)
+    std = per_bin(sde.std(t))                            # (B, 1, 1, 1)
+    xt = sde.mean(x0, y, t) + std * z
+    return half_square(std * score(xt, y, t) + z)
 
 
 def denoising_loss(denoiser, x0, y, sde, weight=torch.ones_like, t=None, z=None):
     """E w(std) |D(x_t, y, t) - mean(x0, y, t)|^2 / 2. The target is the mean of x_t, not
     x0.
     """
-    xt, t, z = training_pair(x0, y, sde, t, z)
-    error = denoiser(xt, y, t) - sde.mean(x0, y, t)
-    return half_square(per_bin(weight(sde.std(t)).sqrt()) * error)
+    if t is None:
+        t = sde.t_eps + (sde.T - sde.t_eps) * torch.rand(len(x0), device=x0.device)
+    z = torch.randn_like(x0) if z is None else z
+    mean, std = sde.mean(x0, y, t), sde.std(t)
+    xt = mean + per_bin(std) * z
+    return half_square(per_bin(weight(std).sqrt()) * (denoiser(xt, y, t) - mean))
 
 
-def edm_scaling(std, sigma_data=0.1):
-    """(c_in, c_skip, c_out) of D = c_skip x_t + c_out F(c_in x_t, c_in y, t), EDM's Table
-    1.
+def edm_scaling(std, sigma_data=0.1, std_eps=0.0):
+    """(c_in, c_skip, c_out) of D = c_skip x_t + c_out F(c_in x_t, c_in y, t), EDM's Table 1.
 
     std, of the noise in x_t, and the three: of any shape. With v = std^2 + sigma_data^2
-    they are 1 / sqrt(v), sigma_data^2 / v and std sigma_data / sqrt(v): F hears and seeks
-    variance 1, and its errors count as little as possible.
+    they are 1 / sqrt(v), sigma_data^2 / v and std sigma_data / sqrt(v): input and target of
+    F have variance 1, and its errors count as little as possible. D is the identity where
+    std = 0; with std_eps, consistency models' own choice, where std = std_eps.
     """
     rms = (std ** 2 + sigma_data ** 2).sqrt()
-    return 1 / rms, sigma_data ** 2 / rms ** 2, std * sigma_data / rms
+    c_skip = sigma_data ** 2 / ((std - std_eps) ** 2 + sigma_data ** 2)
+    return 1 / rms, c_skip, (std - std_eps) * sigma_data / rms
 
 
 def edm_weight(std, sigma_data=0.1):
@@ -326,8 +327,10 @@ def data_prediction_loss(predict, x0, y, sde, wave, l1_weight=0.001, pesq_weight
 
     wave: function, spectrogram -> wave (B, L). a: l1_weight; b: pesq_weight, of PESQLoss.
     """
-    xt, t, z = training_pair(x0, y, sde, t, z)
-    x_hat = predict(xt, y, t)
+    if t is None:
+        t = sde.t_eps + (sde.T - sde.t_eps) * torch.rand(len(x0), device=x0.device)
+    z = torch.randn_like(x0) if z is None else z
+    x_hat = predict(diffuse(x0, y, t, z, sde), y, t)
     enhanced, clean = wave(x_hat), wave(x0)
     loss = half_square(x_hat - x0) / x0[0].numel()
     loss = loss + l1_weight * 0.5 * (enhanced - clean).abs().mean()
@@ -349,7 +352,7 @@ def crp_loss(score, x0, y, sde, N=5, start=0.5, trained="last", spacing=1.0):
             x_mean, noise = reverse_step(score, x, y, t, dt, sde)
             x = x_mean + noise * torch.randn_like(x)
     x_hat, _ = reverse_step(score, x, y, times[j], steps[j], sde)
-    target = sde.mean(x0, y, each(times[j] - steps[j], y))              # after the last: x0
+    target = sde.mean(x0, y, expand_time(times[j] - steps[j], y))              # after the last: x0
     return half_square(x_hat - target)
 
 
@@ -374,7 +377,7 @@ def reverse_step(score, x, y, t, dt, sde):
     x - (f - g^2 s) dt and g sqrt(dt). t, dt: numbers, or (B,) and (B, 1, 1, 1) where the
     examples of a batch are at different times.
     """
-    t = each(t, x)
+    t = expand_time(t, x)
     g = per_bin(sde.diffusion(t))                        # (B, 1, 1, 1)
     return x - (sde.drift(x, y, t) - g ** 2 * score(x, y, t)) * dt, g * dt ** 0.5
 
@@ -394,7 +397,7 @@ def langevin_step(score, x, y, t, sde, snr=0.5):
 
     t: a number or (B,).
     """
-    t = each(t, x)
+    t = expand_time(t, x)
     e = per_bin(2 * (snr * sde.std(t)) ** 2)             # (B, 1, 1, 1)
     return x + e * score(x, y, t) + (2 * e).sqrt() * torch.randn_like(x)
 
@@ -418,7 +421,7 @@ def flow_velocity(score, x, y, t, sde):
     """dx/dt = f - g^2 s / 2 of the probability-flow ODE, Song et al. 2021. t: (B,) or a
     number.
     """
-    t = each(t, x)
+    t = expand_time(t, x)
     return sde.drift(x, y, t) - 0.5 * per_bin(sde.diffusion(t)) ** 2 * score(x, y, t)
 
 
@@ -445,7 +448,7 @@ def posterior_mean(score, x, y, t, sde):
     At T it is what the network makes of the noisy speech without any sampler: the control
     of everything that enhances in one call.
     """
-    t = each(t, x)
+    t = expand_time(t, x)
     mean = x + per_bin(sde.std(t)) ** 2 * score(x, y, t)
     of_y = sde.mean(torch.zeros_like(x), y, t)
     of_one = sde.mean(torch.ones_like(x), torch.zeros_like(y), t)
@@ -473,7 +476,7 @@ def bridge_ode(predict, y, sde, N=50):
     s_T = sde.sigma(torch.tensor([sde.T], dtype=torch.float64))[0].item()
     x, total = y, s_T ** 2 + sde.eps
     for p, q in zip(range(N), range(1, N + 1)):
-        x_hat = predict(x, y, each(times[q].item(), x))
+        x_hat = predict(x, y, expand_time(times[q].item(), x))
         w_x = s[q] * s_bar[q] / (s[p] * s_bar[p] + sde.eps)
         w_hat = (s_bar[q] ** 2 - s_bar[p] * s[q] * s_bar[q] / (s[p] + sde.eps)) / total
         w_y = (s[q] ** 2 - s[p] * s[q] * s_bar[q] / (s_bar[p] + sde.eps)) / total
@@ -491,7 +494,7 @@ def bridge_sde(predict, y, sde, N=50):
     times = bridge_times(N)
     s, x = sde.sigma(times)[0], y
     for p, q in zip(range(N), range(1, N + 1)):
-        x_hat = predict(x, y, each(times[q].item(), x))
+        x_hat = predict(x, y, expand_time(times[q].item(), x))
         rho = (s[q] ** 2 / (s[p] ** 2 + sde.eps)).item()
         x = rho * x + (1 - rho) * x_hat
         if q < N:
@@ -516,6 +519,20 @@ class ScoreSDE(train.Method):
             process = {"bbed": BBED, "sbve": SBVE}[config.sde]
             self.sde = process(config.k, config.c, t_eps=config.t_eps)
         self.net = self.network(version=config.version)
+        self.objective_loss = self.choose_loss()
+
+    def choose_loss(self):
+        """The loss that `objective` and `crp` mean: a function of x0 and y."""
+        config, sde, partial = self.config, self.sde, functools.partial
+        if config.crp != "none":
+            return partial(crp_loss, self.score, sde=sde, N=config.N, start=config.start,
+                           trained=config.crp, spacing=config.spacing)
+        if config.objective == "score_matching":
+            return partial(dsm_loss, self, sde=sde)
+        if config.objective == "data_prediction":
+            return partial(data_prediction_loss, self, sde=sde, wave=self.wave,
+                           l1_weight=config.l1_weight, pesq_weight=config.pesq_weight)
+        return partial(denoising_loss, self, sde=sde, weight=self.weight)
 
     def prepare(self, fresh):
         """Before training. Raises ValueError for what cannot be trained."""
@@ -527,18 +544,29 @@ class ScoreSDE(train.Method):
             raise ValueError("--crp is a second stage: give the weights of the first with "
                              "--init")
 
+    def score(self, xt, y, t):
+        """Gradient of log p_t(x_t | y), whatever the network was trained to predict."""
+        out = self(xt, y, t)
+        if self.config.objective == "score_matching":
+            return out
+        if self.config.objective == "data_prediction":
+            out = self.sde.mean(out, y, t)               # of x_t, whatever its noise
+        return (out - xt) / per_bin(self.sde.std(t)) ** 2
+
     def forward(self, xt, y, t):
         """What the network stands for: the score, the denoised mean or x0, as `objective`
-        says.
-
-        xt, y complex (B, 1, F, T), t (B,) -> complex (B, 1, F, T): c_skip x_t + c_out F; of
-        the objective denoiser F alone, as released.
+        says. xt, y complex (B, 1, F, T), t (B,) -> complex (B, 1, F, T).
         """
-        config = self.config
         self.calls += 1
-        if config.version == 1:
+        if self.config.version == 1:
             return -self.net(torch.cat([xt, y], dim=1), t)
-        std = per_bin(self.sde.std(t))                   # (B, 1, 1, 1)
+        return self.scaled_network(xt, y, t)
+
+    def scaled_network(self, xt, y, t):
+        """c_skip x_t + c_out F(c_in x_t, c_in y, t); of the objective denoiser F alone, as
+        released.
+        """
+        config, std = self.config, per_bin(self.sde.std(t))                # (B, 1, 1, 1)
         edm_in, edm_skip, edm_out = edm_scaling(std, config.sigma_data)
         c_in = edm_in if config.c_in == "edm" else 1
         out = self.net(torch.cat([c_in * xt, c_in * y], dim=1), t)       # F of the equation
@@ -550,28 +578,10 @@ class ScoreSDE(train.Method):
         c_out = {"1": 1, "sigma": std, "1/sigma": 1 / std, "edm": edm_out}[config.c_out]
         return skip + c_out * out
 
-    def score(self, xt, y, t):
-        """Gradient of log p_t(x_t | y), whatever the network was trained to predict."""
-        out = self(xt, y, t)
-        if self.config.objective == "score_matching":
-            return out
-        if self.config.objective == "data_prediction":
-            out = self.sde.mean(out, y, t)               # of x_t, whatever its noise
-        return (out - xt) / per_bin(self.sde.std(t)) ** 2
-
     def loss(self, batch):
         """batch: clean and noisy waves (B, L) at level 1. Returns (loss, what to log)."""
-        config, sde = self.config, self.sde
         x0, y = self.spectra(batch)                      # (B, 1, F, T)
-        if config.crp != "none":
-            return crp_loss(self.score, x0, y, sde, config.N, config.start, config.crp,
-                            config.spacing), {}
-        if config.objective == "score_matching":
-            return dsm_loss(self, x0, y, sde), {}
-        if config.objective == "data_prediction":
-            return data_prediction_loss(self, x0, y, sde, self.wave, config.l1_weight,
-                                        config.pesq_weight), {}
-        return denoising_loss(self, x0, y, sde, self.weight), {}
+        return self.objective_loss(x0, y), {}
 
     def evaluations(self):
         """Network evaluations of a window."""

@@ -455,7 +455,7 @@ def load_checkpoint(path, Method=None, partial=False, **changes):
         content = read_pickle(path)
         try:
             method = released.load(content, **changes).eval()
-            chosen(Method, type(method).__module__, type(method).__name__)
+            resolve_class(Method, type(method).__module__, type(method).__name__)
             return method
         except KeyError as error:
             raise CheckpointError(f"{path}: looks like a released checkpoint, but lacks {error}") from None
@@ -468,7 +468,7 @@ def load_checkpoint(path, Method=None, partial=False, **changes):
         raise CheckpointError(f"{path}: '{broken[0]}' has values that are NaN or infinite")
     module, name = metadata["method"].split(".")
     try:
-        Method = chosen(Method, module, name)
+        Method = resolve_class(Method, module, name)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     known, config = {field.name for field in dataclasses.fields(Method.Config)}, metadata["config"]
@@ -512,7 +512,7 @@ def checkpoint_path(path):
     return path if path.is_file() else shipped
 
 
-def chosen(Method, module, name):
+def resolve_class(Method, module, name):
     """The class `name` of module.py: beside Method, where that is given, which raises ValueError if it is elsewhere."""
     if Method is not None:
         if module != Path(inspect.getfile(Method)).stem:
@@ -569,14 +569,14 @@ class Teacher:
     """
 
     def __init__(self, path, Method=None):
-        name = path[:-17] if is_record(path) else path
+        name = path[:-17] if is_fingerprint(path) else path
         try:
             self.model = load_checkpoint(name, Method).requires_grad_(False)
         except CheckpointError as error:
             raise ValueError(f"--teacher {path}: {error}") from None
         digest = hashlib.sha256(checkpoint_path(name).read_bytes()).hexdigest()[:16]
         self.record = f"{Path(name).name}@{digest}"
-        if is_record(path) and path != self.record:
+        if is_fingerprint(path) and path != self.record:
             raise ValueError(f"the teacher was {path}, and {name} here is {self.record}: "
                              "give its file with --teacher")
 
@@ -585,7 +585,7 @@ class Teacher:
         return self.model.to(device)
 
 
-def is_record(teacher):
+def is_fingerprint(teacher):
     """Whether a config's `teacher` is the record of an earlier training, given by nobody
     now.
     """

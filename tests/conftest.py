@@ -1,4 +1,4 @@
-"""The repository root on the path, two threads, and the marker of the tests that take long."""
+"""The repository root on the path, few threads, and the marker of the tests that take long."""
 
 import os
 import sys
@@ -14,7 +14,8 @@ import torch
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tutorials" / "experiments")]
 import data
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# Beside another process of tests, one thread each is faster.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 
 def pytest_configure(config):

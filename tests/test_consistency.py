@@ -31,10 +31,10 @@ def times(*t):
 
 def test_boundary_at_its_two_ends():
     std = SDE.std(times(1, 0.03))
-    c_skip, c_out = consistency.boundary(std)
+    c_skip, c_out = sgmse.edm_scaling(std)[1:]
     assert c_skip.tolist() == pytest.approx([0.0619934, 0.965757], abs=1e-6)
     assert c_out.tolist() == pytest.approx([0.0968507, 0.0185049], abs=1e-6)
-    c_skip, c_out = consistency.boundary(std, std_eps=std[1])
+    c_skip, c_out = sgmse.edm_scaling(std, std_eps=std[1])[1:]
     assert c_skip.tolist() == [pytest.approx(0.0680212, abs=1e-6), 1] and c_out[1] == 0
     assert c_out[0].item() == pytest.approx(0.0921623, abs=1e-6)
 
@@ -67,7 +67,7 @@ def test_grid_is_even_and_ends_at_the_smallest_time():
     assert SDE.std(t[28]).item() == pytest.approx(0.0278588, abs=1e-6)
 
 
-MOVES = {"pc": consistency.pc_move, "euler": consistency.euler_move, "heun": consistency.heun_move}
+MOVES = {"pc": consistency.pc_step, "euler": consistency.euler_step, "heun": consistency.heun_step}
 
 
 @pytest.mark.parametrize("t, dt, expected", [
@@ -97,14 +97,14 @@ def test_noise_of_the_moves_has_the_size_of_the_sde_s(monkeypatch):
 
     dt = 0.97 / 29
     shrink = 1 + 1.5 * dt                                # the drift, y = 0, in the predictor after the corrector
-    assert response(consistency.pc_move, 1, 0) == pytest.approx(0.388983 * shrink, abs=1e-6)
-    assert response(consistency.pc_move, 0, 1) == pytest.approx(0.1962365, abs=1e-6)
-    assert response(consistency.pc_move, 1, noise=False) == pytest.approx(0.388983 * shrink, abs=1e-6)
-    assert response(consistency.mix_move, 1) == pytest.approx(0.1962365 / 2, abs=1e-6)
+    assert response(consistency.pc_step, 1, 0) == pytest.approx(0.388983 * shrink, abs=1e-6)
+    assert response(consistency.pc_step, 0, 1) == pytest.approx(0.1962365, abs=1e-6)
+    assert response(consistency.pc_step, 1, noise=False) == pytest.approx(0.388983 * shrink, abs=1e-6)
+    assert response(consistency.mix_step, 1) == pytest.approx(0.1962365 / 2, abs=1e-6)
     dt = 1 / 30
-    assert response(consistency.euler_move, 1) == pytest.approx(0.1958990, abs=1e-6)
-    assert response(consistency.heun_move, 1) == pytest.approx(0.1958990, abs=1e-6)
-    assert response(consistency.euler_move, noise=False) == 0
+    assert response(consistency.euler_step, 1) == pytest.approx(0.1958990, abs=1e-6)
+    assert response(consistency.heun_step, 1) == pytest.approx(0.1958990, abs=1e-6)
+    assert response(consistency.euler_step, noise=False) == 0
 
 
 @pytest.mark.parametrize("name", ["euler", "heun"])
@@ -124,7 +124,7 @@ def test_moves_take_a_time_for_each_example(monkeypatch):
     monkeypatch.setattr(torch, "randn_like", torch.ones_like)
     score, x = gaussian_score(SDE), torch.randn(2, 1, 1, 1, dtype=torch.complex128)
     t, t_next = times(0.9, 0.2), times(0.8, 0.1)
-    for move in (*MOVES.values(), consistency.mix_move):
+    for move in (*MOVES.values(), consistency.mix_step):
         together = move(score, x, bins(Y, 2), t, t_next, SDE)
         alone = [move(score, x[i:i + 1], bins(Y), t[i:i + 1], t_next[i:i + 1], SDE) for i in (0, 1)]
         torch.testing.assert_close(together, torch.cat(alone))
@@ -164,9 +164,9 @@ def test_fixed_points_keep_a_known_share_of_the_posterior_s_variance():
     grid = consistency.time_grid(SDE).double().tolist()
     steps = list(zip(grid, grid[1:]))
     keep = lambda move: retained([slope(move, *step) for step in steps], grid)
-    assert keep(consistency.heun_move) == pytest.approx(1, abs=0.01)
+    assert keep(consistency.heun_step) == pytest.approx(1, abs=0.01)
     for noise in (True, False):                          # the mean map is the same
-        pc = lambda *args: consistency.pc_move(*args, noise)
+        pc = lambda *args: consistency.pc_step(*args, noise)
         assert math.log10(keep(pc)) == pytest.approx(math.log10(5.0e-16), abs=0.05)
     # Without a teacher the pair (x_t, x_next) is jointly Gaussian: its covariance over the variance of x_t.
     a = lambda t: math.exp(-SDE.theta * t)
@@ -210,8 +210,8 @@ def test_trained_function_is_the_flow_or_the_conditional_mean(kind):
     for step in range(900):
         opt.param_groups[0]["lr"] = 0.05 * (1 - step / 900)
         x0, z = M + S * torch.randn_like(y), torch.randn_like(y)
-        move = {"heun, mean": lambda *args: consistency.heun_move(score, *args, sde, noise=False),
-                "pc, noise": lambda *args: consistency.pc_move(score, *args, sde),
+        move = {"heun, mean": lambda *args: consistency.heun_step(score, *args, sde, noise=False),
+                "pc, noise": lambda *args: consistency.pc_step(score, *args, sde),
                 "renoise": lambda x, y, t, t_next: consistency.renoised(x0, y, t_next, sde),
                 "renoise_shared": lambda x, y, t, t_next: consistency.renoised(x0, y, t_next, sde, z)}[kind]
         i = torch.randint(7, (1024,))
@@ -241,7 +241,7 @@ def reference_networks():
     weights = {name[2:]: torch.from_numpy(fixture[name]) for name in fixture.files if name.startswith("p/")}
     common = json.loads(str(load("rosecd")["meta_json"]))["common"]
     config = consistency.Config(n_fft=62, hop_length=16, num_frames=72, width=8, channel_mults=tuple(common["ch_mult"]),
-                                num_res_blocks=1, attention_resolutions=(32, 8), moves="renoise", pesq_weight=0,
+                                num_res_blocks=1, attention_resolutions=(32, 8), solver="renoise", pesq_weight=0,
                                 si_sdr_weight=0)
     models = []
     for scale in (1, 0.97):                              # student and target
@@ -364,11 +364,11 @@ def some_batch(model, n=2):
     return torch.rand(n, model.num_samples) - 0.5, torch.rand(n, model.num_samples) - 0.5
 
 
-@pytest.mark.parametrize("moves", ["pc", "euler", "heun", "mix", "renoise", "renoise_shared"])
+@pytest.mark.parametrize("solver", ["pc", "euler", "heun", "mix", "renoise", "renoise_shared"])
 @pytest.mark.parametrize("noise", [True, False])
-def test_every_training_gives_a_finite_loss_and_no_gradient_but_the_student_s(moves, noise, teacher):
-    options = {} if moves.startswith("renoise") else dict(teacher=str(teacher))
-    model = tiny(moves=moves, move_noise=noise, **options)
+def test_every_training_gives_a_finite_loss_and_no_gradient_but_the_student_s(solver, noise, teacher):
+    options = {} if solver.startswith("renoise") else dict(teacher=str(teacher))
+    model = tiny(solver=solver, stochastic=noise, **options)
     model.prepare(fresh=True)
     model.ema = train.EMA(model)
     loss, parts = model.loss(some_batch(model))
@@ -381,7 +381,7 @@ def test_every_training_gives_a_finite_loss_and_no_gradient_but_the_student_s(mo
 
 
 def test_target_has_the_averaged_weights_and_the_student_its_own():
-    model = tiny(moves="renoise")
+    model = tiny(solver="renoise")
     model.ema = train.EMA(model)
     x, y = torch.randn(2, 1, 1, 256, 16, dtype=torch.complex64)
     before = model(x, y, torch.ones(1))
@@ -392,13 +392,13 @@ def test_target_has_the_averaged_weights_and_the_student_its_own():
     assert not torch.allclose(model(x, y, torch.ones(1)), before)
 
 
-@pytest.mark.parametrize("moves", ["renoise_shared", "renoise"])
-def test_loss_is_made_of_the_functions(moves, monkeypatch):
+@pytest.mark.parametrize("solver", ["renoise_shared", "renoise"])
+def test_loss_is_made_of_the_functions(solver, monkeypatch):
     """The total, term by term from the draws that it used: target of the averaged weights, at the next time, with the
     noise of x_t or another; each weight on its own term; disturbance and SI-SDR of the estimate against clean.
     """
-    model, asked = tiny(moves=moves, weight="snr", consistency_weight=2.0, pesq_weight=0.3, si_sdr_weight=0.7), []
-    averaged = tiny(moves=moves)
+    model, asked = tiny(solver=solver, weight="snr", consistency_weight=2.0, pesq_weight=0.3, si_sdr_weight=0.7), []
+    averaged = tiny(solver=solver)
     model.ema = train.EMA(averaged)
     with torch.no_grad():
         for p in model.net.parameters():
@@ -408,13 +408,13 @@ def test_loss_is_made_of_the_functions(moves, monkeypatch):
     clean, noisy = some_batch(model)
     x0, y = (model.spectrogram(wave)[:, None] for wave in (clean, noisy))
     z, other = torch.randn_like(x0), torch.randn_like(x0)
-    replay(monkeypatch, [z] if moves == "renoise_shared" else [z, other])
+    replay(monkeypatch, [z] if solver == "renoise_shared" else [z, other])
     loss, parts = model.loss((clean, noisy))
     assert asked == [(29, (2,))]                         # every interval of the thirty times
     grid, sde = consistency.time_grid(model.sde), model.sde
     t, r = grid[i], grid[i + 1]
     estimate = model(sde.mean(x0, y, t) + sgmse.per_bin(sde.std(t)) * z, y, t)
-    later = z if moves == "renoise_shared" else other
+    later = z if solver == "renoise_shared" else other
     target = averaged(sde.mean(x0, y, r) + sgmse.per_bin(sde.std(r)) * later, y, r)
     error = (t ** -2 * (estimate - target).abs().square().mean((1, 2, 3))).mean()
     reference, enhanced = (model.spectrogram.inverse(s[:, 0], model.num_samples) for s in (x0, estimate))
@@ -449,7 +449,7 @@ def test_student_starts_as_its_teacher_and_does_not_carry_it(teacher, edm_teache
     model.prepare(fresh=True)
     score_model = train.load_checkpoint(teacher)
     level = consistency.noise_level(model.sde, torch.tensor([0.6, 0.03]))
-    c_skip, _ = consistency.boundary(level[0], std_eps=level[1])
+    c_skip, _ = sgmse.edm_scaling(level[0], std_eps=level[1])[1:]
     torch.testing.assert_close(model(x, y, t), c_skip * x + (1 - c_skip) * score_model(x, y, t))
     assert model.state_dict().keys() == {f"net.{name}" for name in model.net.state_dict()} | {
         name for name in model.state_dict() if name.startswith("spectrogram")}
@@ -460,7 +460,7 @@ def test_teacher_that_is_missing_or_not_needed_is_refused(teacher):
     with pytest.raises(ValueError, match="needs a --teacher"):
         tiny().prepare(True)
     with pytest.raises(ValueError, match="needs no --teacher"):
-        tiny(teacher=str(teacher), moves="renoise").prepare(True)
+        tiny(teacher=str(teacher), solver="renoise").prepare(True)
     with pytest.raises(ValueError, match="--teacher nowhere: nowhere: no such file"):
         tiny(teacher="nowhere").prepare(True)
 
@@ -507,7 +507,7 @@ def test_checkpoint_keeps_the_name_and_a_hash_of_its_teacher_and_not_where_it_wa
     train.save_checkpoint(tmp_path / "student.safetensors", model)
     again = train.load_checkpoint(tmp_path / "student.safetensors")
     # Trained on without a teacher: the one of before is nobody's request.
-    free = train.load_checkpoint(tmp_path / "student.safetensors", moves="renoise")
+    free = train.load_checkpoint(tmp_path / "student.safetensors", solver="renoise")
     free.prepare(fresh=False)
     assert free.config.teacher == "" and free.teacher is None
     # Trained on with it: found under its name; where it is not, or is another, the message asks for it.

@@ -25,7 +25,7 @@ METHODS = {
     "score matching": (sgmse.ScoreSDE, dict(objective="score_matching", version=1, c_skip="0")),
     "CRP": (sgmse.ScoreSDE, dict(crp="last", N=3, start=0.5)),
     "bridge": (sgmse.ScoreSDE, dict(sde="sbve", c=0.4, t_eps=1e-4, sampler="bridge_ode", N=3, pesq_weight=0.0)),
-    "consistency": (consistency.ConsistencyModel, dict(moves="renoise")),
+    "consistency": (consistency.ConsistencyModel, dict(solver="renoise")),
     "student": (dispatch.Student, dict(distil="none")),
     "recurrent student": (dispatch.Student, None),
     "MeanFlow": (meanflow.MeanFlowCorrector, dict()),

@@ -32,7 +32,7 @@ SGMSE = NETWORK | SPECTROGRAM | dict(
 SGMSE_LIGHT = dict(sde="bbed", objective="data_prediction", c_skip="y", l1_weight=0.1, pesq_weight=5e-4, sampler="em",
                    start=0.5, version=2, hop_length=256, num_frames=128, fourier_scale=1.0)
 ROSE_CD = NETWORK | SPECTROGRAM | dict(
-    teacher="", moves="pc", move_noise=True, snr=0.5, weight="1", consistency_weight=1.0, pesq_weight=5e-4,
+    teacher="", solver="pc", stochastic=True, snr=0.5, weight="1", consistency_weight=1.0, pesq_weight=5e-4,
     si_sdr_weight=5e-5, form="edm", strict=False, c_in="1", sigma_data=0.1, N=1, sde="ouve", theta=1.5, sigma_min=0.05,
     sigma_max=0.5, k=2.6, c=0.51, t_eps=0.03, fourier_scale=16.0, pad_mode="reflect")
 ROSE_LIGHT = dict(form="data", strict=True, sde="bbed", hop_length=256, num_frames=128, pad_mode="constant",
@@ -116,8 +116,8 @@ def defaults(function):
     (sgmse.SBVE, dict(k=2.6, c=0.4, T=1.0, t_eps=0.03, eps=1e-8)),
     (sgmse.predictor_corrector, dict(N=30, snr=0.5, corrector_steps=1, start=None, spacing=1.0)),
     (sgmse.bridge_ode, dict(N=50)), (sgmse.bridge_sde, dict(N=50)), (sgmse.bridge_times, dict(end=1e-4)),
-    (sgmse.edm_scaling, dict(sigma_data=0.1)), (sgmse.edm_weight, dict(sigma_data=0.1)),
-    (consistency.time_grid, dict(N=30)), (consistency.boundary, dict(sigma_data=0.1, std_eps=0.0)),
+    (sgmse.edm_weight, dict(sigma_data=0.1)),
+    (consistency.time_grid, dict(N=30)), (sgmse.edm_scaling, dict(sigma_data=0.1, std_eps=0.0)),
     (meanflow.sample_times, dict(gamma=1.0, t_eps=0.03, equal=0.1, device=None)),
     (meanflow.path, dict(sigma_max=0.487)), (meanflow.difference_derivative, dict(eps=1e-3)),
     (meanflow.sample, dict(N=1, t_end=0.03, sigma_max=0.487, average=True)),

@@ -114,7 +114,6 @@ def test_training_step_equals_reference(case, monkeypatch):
     model = drift.DriftSE(config)
     state = {name[2:]: torch.from_numpy(weights[name]) for name in weights.files if name.startswith("p/")}
     model.net = nets.NCSNpp.from_official(state, **model.net.config)
-    model.pesq_loss = lambda clean, enhanced: torch.zeros(len(clean))      # these crops are too short for it
 
     def stand_in(wave):
         wave = (wave - wave.mean(1, keepdim=True)) / (wave.std(1, keepdim=True) + 1e-5)
@@ -621,7 +620,7 @@ def test_waveform_losses_are_weighted_as_asked():
 def test_only_losses_with_a_weight_are_computed(name):
     """So that crops too short for PESQ train with the others."""
     model = tiny(num_frames=16, **{f"{name}_weight": 1.0})
-    assert model.num_samples < model.pesq_loss.shortest
+    assert model.num_samples < losses.PESQLoss.shortest
     if name == "pesq":
         with pytest.raises(ValueError, match="PESQ needs"):
             model.loss(some_batch(model))

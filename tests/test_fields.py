@@ -31,7 +31,7 @@ SPECTROGRAM = {"n_fft": ("loss enhance", 126), "hop_length": ("crop enhance", 32
 V2, DATA = dict(version=2), dict(version=2, objective="data_prediction")
 DENOISER = dict(version=2, objective="denoiser")
 BBED, CRP = dict(sde="bbed"), dict(crp="last", sampler="em", start=0.5, N=2)
-RENOISE, PC = dict(moves="renoise", weight="1"), dict(moves="pc")
+RENOISE, PC = dict(solver="renoise", weight="1"), dict(solver="pc")
 ALONE = dict(pesq_weight=0.0, si_sdr_weight=0.0)
 U_NET, SEPARATOR = dict(network="ncsnpp"), dict(separator="train", separator_size="compact")
 EXACT = dict(derivative="exact", derivative_clip=0.0)
@@ -50,7 +50,7 @@ SPECS = {
         "start": ("enhance", 0.5), "spacing": ("enhance", 2.0, dict(N=3)), "version": ("loss enhance", 2), "fourier_scale": ("start", 4.0)},
     "consistency": SIZES | SPECTROGRAM | {
         "teacher": "test_student_starts_as_its_teacher_and_does_not_carry_it",
-        "moves": ("loss", "renoise_shared", RENOISE), "move_noise": ("loss", False, PC), "snr": ("loss", 0.3, PC),
+        "solver": ("loss", "renoise_shared", RENOISE), "stochastic": ("loss", False, PC), "snr": ("loss", 0.3, PC),
         "weight": ("loss", "karras", ALONE), "consistency_weight": ("loss", 2.0), "pesq_weight": ("loss", 1.0, LONG),
         "si_sdr_weight": ("loss", 1.0, LONG), "form": ("loss enhance", "data"), "strict": ("loss enhance", True),
         "c_in": ("loss enhance", "edm"), "sigma_data": ("loss enhance", 0.3), "N": ("enhance", 2),
@@ -177,9 +177,9 @@ def test_field_changes_what_it_is_for(method, field):
     ("sgmse", DENOISER | dict(weighting="edm"), dict(sigma_data=0.3)), ("sgmse", V2, dict(network_scaling="1/t")),
     ("sgmse", V2, dict(c_out="1/sigma")), ("sgmse", V2 | dict(c_out="edm"), dict(sigma_data=0.3)),
     ("sgmse", V2 | dict(c_skip="edm"), dict(sigma_data=0.3)), ("sgmse", V2, dict(c_skip="y")),
-    ("consistency", dict(moves="euler"), dict(move_noise=False)),
-    ("consistency", dict(moves="heun"), dict(move_noise=False)), ("consistency", dict(moves="euler"), dict(moves="heun")),
-    ("consistency", dict(moves="mix"), dict(moves="euler")), ("consistency", dict(weight="snr"), dict(weight="snr+1")),
+    ("consistency", dict(solver="euler"), dict(stochastic=False)),
+    ("consistency", dict(solver="heun"), dict(stochastic=False)), ("consistency", dict(solver="euler"), dict(solver="heun")),
+    ("consistency", dict(solver="mix"), dict(solver="euler")), ("consistency", dict(weight="snr"), dict(weight="snr+1")),
     ("consistency", dict(weight="truncated-snr"), dict(weight="snr+1")),
     ("student", dict(distance="response"), dict(keep=0.3, low=5, exact=False, rule="both")),
     ("meanflow", dict(derivative="exact"), dict(derivative_clip=0.1)), ("drift", {}, dict(sigma_max=0.3)),

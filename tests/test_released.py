@@ -111,7 +111,7 @@ def close(a, b, tolerance):
 def test_student_of_rose_cd_gives_the_reference_s_estimate(files):
     fixture = load("rosecd")
     model = train.load_checkpoint(files["ROSE-CD"])
-    assert (model.config.form, model.config.c_in, model.config.moves, model.config.strict) == ("edm", "1", "renoise", False)
+    assert (model.config.form, model.config.c_in, model.config.solver, model.config.strict) == ("edm", "1", "renoise", False)
     assert model.config.N == 1 and model.config.pesq_weight == 5e-4 and model.config.pad_mode == "reflect"
     close(model(*(torch.from_numpy(fixture[key]) for key in ("x_t", "y", "t"))), torch.from_numpy(fixture["D_student"]), 1e-5)
 

@@ -54,9 +54,9 @@ below("difference of two draws, dB", -agreement, -30)
 #
 # | symbol | meaning | function |
 # |---|---|---|
-# | $f=c_{skip}x_t+c_{out}F$ | consistency function around a network $F$ | `boundary`, `ConsistencyModel.forward` |
+# | $f=c_{skip}x_t+c_{out}F$ | consistency function around a network $F$ | `sgmse.edm_scaling`, `ConsistencyModel.forward` |
 # | $t_0=T>\dots>t_{N-1}=t_\varepsilon$ | times | `time_grid` |
-# | $x_{t_i}\to\hat x_{t_{i+1}}$ | a move of the teacher, or of nobody | `pc_move`, `euler_move`, `heun_move`, `mix_move`; `renoised` |
+# | $x_{t_i}\to\hat x_{t_{i+1}}$ | a move of the teacher, or of nobody | `pc_step`, `euler_step`, `heun_step`, `mix_step`; `renoised` |
 # | $E\,w\,\lvert f(x_{t_i})-f_{ema}(\hat x_{t_{i+1}})\rvert^2$ | consistency loss | `consistency_loss` |
 # | $f(y+\sigma_Tz)$ | one call; then perhaps more | `multistep` |
 #
@@ -67,14 +67,14 @@ below("difference of two draws, dB", -agreement, -30)
 # Published: $\sigma_\varepsilon=0$, so that $f$ is the identity at $\sigma=0$, which no time reaches. Strict: $\sigma_\varepsilon=\sigma(t_\varepsilon)$.
 
 # %%
-show(consistency.boundary)
+show(sgmse.edm_scaling)
 
 # %%
 std = OUVE.std(torch.tensor([1.0, 0.03], dtype=torch.float64))
-c_skip, c_out = consistency.boundary(std)
+_, c_skip, c_out = sgmse.edm_scaling(std)
 for value, known in zip((*c_skip, *c_out), (0.061993, 0.965757, 0.096851, 0.018505)):
     check("published, t = 1 and 0.03", value.item(), known, 1e-6)
-strict = consistency.boundary(std[1], std_eps=std[1])
+strict = sgmse.edm_scaling(std[1], std_eps=std[1])[1:]
 check("strict, t = 0.03: c_skip", strict[0].item(), 1, 0)
 check("strict, t = 0.03: c_out", strict[1].item(), 0, 0)
 x, y = torch.randn(2, 1, 1, 256, 16, dtype=torch.complex64)
@@ -84,7 +84,7 @@ check("the shipped model at t_eps: |f(x) - x|", moved.item(), 0, 1e-6)
 t = torch.linspace(0.03, 1, 100)
 plt.figure(figsize=(4.5, 2.6))
 for label, eps, style in (("published", 0.0, "-"), ("strict", OUVE.std(t[:1]), ":")):
-    for curve, name, color in zip(consistency.boundary(OUVE.std(t), std_eps=eps), ("c_skip", "c_out"),
+    for curve, name, color in zip(sgmse.edm_scaling(OUVE.std(t), std_eps=eps)[1:], ("c_skip", "c_out"),
                                   ("tab:blue", "tab:orange")):
         plt.plot(t.numpy(), curve.numpy(), style, color=color, label=f"{name}, {label}")
 plt.xlabel("t")
@@ -95,13 +95,13 @@ plt.legend();
 #
 # | move | formula | what it is |
 # |---|---|---|
-# | `heun_move`, `euler_move` | $x-(f-\frac12g^2s)\,\Delta$ | the ODE |
-# | `pc_move` | Langevin step, then $x-(f-g^2s)\,\Delta+g\sqrt\Delta\,z$ | the paper's: a step of its sampler, noise kept |
+# | `heun_step`, `euler_step` | $x-(f-\frac12g^2s)\,\Delta$ | the ODE |
+# | `pc_step` | Langevin step, then $x-(f-g^2s)\,\Delta+g\sqrt\Delta\,z$ | the paper's: a step of its sampler, noise kept |
 # | `renoised`, shared | $\mu(x_0,y,t_{i+1})+\sigma z$ with the $z$ of $x_{t_i}$ | no teacher: Song et al. |
 # | `renoised`, fresh | the same with a new $z$ | no teacher: the released weights |
 
 # %%
-show(consistency.pc_move, consistency.heun_move, consistency.renoised)
+show(consistency.pc_step, consistency.heun_step, consistency.renoised)
 
 # %% [markdown]
 # ### What a squared error makes of a random move
@@ -142,9 +142,9 @@ def of_renoised(shared):
 
 
 measured = {}
-for name, slope, known in (("Heun", of(consistency.heun_move), 1.003), ("shared noise", of_renoised(True), 0.920),
-                           ("Euler", of(consistency.euler_move), 0.812), ("mix", of(consistency.mix_move), 0.034),
-                           ("pc", of(consistency.pc_move), 5.0e-16), ("fresh noise", of_renoised(False), 1.5e-60)):
+for name, slope, known in (("Heun", of(consistency.heun_step), 1.003), ("shared noise", of_renoised(True), 0.920),
+                           ("Euler", of(consistency.euler_step), 0.812), ("mix", of(consistency.mix_step), 0.034),
+                           ("pc", of(consistency.pc_step), 5.0e-16), ("fresh noise", of_renoised(False), 1.5e-60)):
     measured[name] = kept(slope)
     check(f"{name}: variance kept", measured[name], known, 0.04 * known)
 plt.figure(figsize=(5.5, 2.4))
@@ -192,8 +192,8 @@ show(toy.learn_consistency)
 # %%
 exact = toy.Exact(OUVE)
 torch.manual_seed(0)
-heun = lambda x, y, t, t_next: consistency.heun_move(exact, x, y, t, t_next, OUVE, noise=False)
-pc = lambda x, y, t, t_next: consistency.pc_move(exact, x, y, t, t_next, OUVE)
+heun = lambda x, y, t, t_next: consistency.heun_step(exact, x, y, t, t_next, OUVE, noise=False)
+pc = lambda x, y, t, t_next: consistency.pc_step(exact, x, y, t, t_next, OUVE)
 start = OUVE.prior(toy.noisy(1000))
 speed = lambda x, t: sgmse.flow_velocity(exact, x, toy.noisy(len(x), torch.complex128), t, OUVE)
 truth = toy.flow(speed, start, [1.0, OUVE.t_eps])[-1]
@@ -286,8 +286,8 @@ torch.manual_seed(0)
 y = toy.noisy(2000)
 ours = consistency.multistep(exact.clean, y, OUVE, 8)
 first, *later = consistency.refinement_times(OUVE, 8)
-released = exact.clean(OUVE.prior(y), y, sgmse.each(first, y))
-for t in (sgmse.each(time, y) for time in later):
+released = exact.clean(OUVE.prior(y), y, sgmse.expand_time(first, y))
+for t in (sgmse.expand_time(time, y) for time in later):
     released = exact.clean(released + sgmse.per_bin(OUVE.std(t)) * torch.randn_like(y), y, t)
 distances = [toy.energy_distance(x, reference) for x in (ours, released)]
 below("energy distance", distances[0], 0.03)
@@ -313,11 +313,11 @@ check("(1, 2, 3, 4) for (1, 2, 3, 5), dB", losses.si_sdr_loss(target, estimate).
 # %% [markdown]
 # ## Train small
 #
-# Without a teacher (`moves="renoise"`), on the three recordings, a quarter of a minute. It shows the loop and a falling loss; a model is `python consistency.py train --data DIR --preset small --teacher sgmse_stage1`.
+# Without a teacher (`solver="renoise"`), on the three recordings, a quarter of a minute. It shows the loop and a falling loss; a model is `python consistency.py train --data DIR --preset small --teacher sgmse_stage1`.
 
 # %%
 torch.manual_seed(0)
-method = tiny(consistency.ConsistencyModel, moves="renoise")
+method = tiny(consistency.ConsistencyModel, solver="renoise")
 logged = train_small(method, fast(35, 4))
 first, last = fifths(logged["consistency"])
 print(f"{sum(p.numel() for p in method.parameters()):,} parameters, consistency {first:.4f} -> {last:.4f}")
@@ -358,11 +358,11 @@ experiment("compare.csv", "robustness", test="test", columns=("pesq", "si_sdr"))
 #
 # ## Exercises
 #
-# **1.** How much variance does a student of `pc_move` keep on 15 times instead of 30?
+# **1.** How much variance does a student of `pc_step` keep on 15 times instead of 30?
 #
 # <details><summary>Solution</summary>
 #
-# `kept(of(consistency.pc_move), 15)`: $1.8\cdot10^{-10}$. Fewer moves average less often.
+# `kept(of(consistency.pc_step), 15)`: $1.8\cdot10^{-10}$. Fewer moves average less often.
 #
 # </details>
 #
@@ -374,7 +374,7 @@ experiment("compare.csv", "robustness", test="test", columns=("pesq", "si_sdr"))
 #
 # </details>
 #
-# **3.** `euler_move` with noise, and without: which keeps more variance?
+# **3.** `euler_step` with noise, and without: which keeps more variance?
 #
 # <details><summary>Solution</summary>
 #
@@ -383,6 +383,6 @@ experiment("compare.csv", "robustness", test="test", columns=("pesq", "si_sdr"))
 # </details>
 
 # %%
-check("exercise 1", kept(of(consistency.pc_move), 15), 1.8e-10, 1e-11)
+check("exercise 1", kept(of(consistency.pc_step), 15), 1.8e-10, 1e-11)
 check("exercise 2, dB", 20 * np.log10(1 - share(0.03)), -27.1, 0.05)
-check("exercise 3", kept(of(consistency.euler_move, noise=False)) / kept(of(consistency.euler_move)), 1, 1e-12)
+check("exercise 3", kept(of(consistency.euler_step, noise=False)) / kept(of(consistency.euler_step)), 1, 1e-12)

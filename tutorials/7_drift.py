@@ -100,7 +100,7 @@ axes[1].legend();
 # The double expectation is the kernel-weighted mean of the clean points minus that of the generated ones, and that is how it is computed.
 
 # %%
-show(drift.distances, drift.separate_weights, drift.field_of, drift.mean_shift_field)
+show(drift.distances, drift.separate_weights, drift.mean_shift_field)
 
 # %%
 x, p, q = torch.randn(3, 40, 2, dtype=torch.float64)

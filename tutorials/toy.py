@@ -220,7 +220,7 @@ def learn_consistency(sde, move, steps=2000, decay=0.9):
 
     def through(net):
         def f(x, y, t):
-            c_skip, c_out = consistency.boundary(per_bin(sde.std(t)), std_eps=std_eps)
+            _, c_skip, c_out = sgmse.edm_scaling(per_bin(sde.std(t)), std_eps=std_eps)
             return c_skip * x + c_out * net(x, t)
         return f
 

@@ -42,8 +42,8 @@ STAGES = {
     "distilled, SI-SDR alone": ("consistency.py train", "--teacher {score} --pesq-weight 0"),
     "distilled, PESQ alone": ("consistency.py train", "--teacher {score} --si-sdr-weight 0"),
     "distilled, neither": ("consistency.py train", "--teacher {score} --pesq-weight 0 --si-sdr-weight 0"),
-    "distilled, no noise": ("consistency.py train", "--teacher {score} --no-move-noise"),
-    "renoised": ("consistency.py train", "--moves renoise"),
+    "distilled, no noise": ("consistency.py train", "--teacher {score} --no-stochastic"),
+    "renoised": ("consistency.py train", "--solver renoise"),
     "MeanFlowSE": ("meanflow.py train", "--no-displacement --endpoint-weight 0 --clip 0.05"),
     "MeanFlowSE, published": ("meanflow.py train", "--no-displacement --endpoint-weight 0 --c 0.5 --derivative difference "
                                                    "--derivative-clip 5 --reduction sum --sigma-data 0 --clip 1"),
