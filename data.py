@@ -94,19 +94,16 @@ class Spectrogram(nn.Module):
             raise ValueError(f"--hop-length: expected at most {n_fft // 2 + 1}, half of --n-fft; "
                              f"got {hop_length}")
         self.n_fft, self.hop_length = n_fft, hop_length
+        self.exponent, self.factor = exponent, factor
         hann = torch.hann_window(n_fft, periodic=True)
         self.register_buffer("window", hann.sqrt() if window == "sqrthann" else hann,
                              persistent=False)
-
-        def modulus(c):                # bounded: value and gradient are finite at digital silence
-            return c.abs().clamp(min=1e-8)
-
-        self.compress, self.decompress = {
-            "exponent": (lambda c: factor * modulus(c) ** (exponent - 1) * c,
-                         lambda c: modulus(c / factor) ** (1 / exponent - 1) * c / factor),
-            "log": (lambda c: factor * modulus(c).log1p() / modulus(c) * c,
-                    lambda c: (modulus(c) / factor).expm1() / modulus(c) * c),
-            "none": (lambda c: c, lambda c: c)}[transform]
+        if transform == "log":
+            self.compress = lambda c: factor * c.abs().clamp(1e-8).log1p() / c.abs().clamp(1e-8) * c
+            self.decompress = lambda c: (
+                (c.abs().clamp(1e-8) / factor).expm1() / c.abs().clamp(1e-8) * c)
+        if transform == "none":
+            self.compress = self.decompress = lambda c: c
 
     def forward(self, wave):
         return self.compress(self.stft(wave))
@@ -128,6 +125,15 @@ class Spectrogram(nn.Module):
         flat, window = spec.reshape(-1, *spec.shape[-2:]), self.window.to(spec.real.dtype)
         wave = torch.istft(flat, self.n_fft, self.hop_length, window=window, length=length)
         return wave.reshape(*spec.shape[:-2], length)
+
+    # The bound on |c| keeps value and gradient finite at digital silence.
+
+    def compress(self, c):
+        return self.factor * c.abs().clamp(min=1e-8) ** (self.exponent - 1) * c
+
+    def decompress(self, c):
+        c = c / self.factor
+        return c.abs().clamp(min=1e-8) ** (1 / self.exponent - 1) * c
 
     def samples(self, frames):
         """Number of samples of a crop that fills exactly `frames` frames."""
@@ -324,6 +330,8 @@ SUFFIXES = (".wav", ".wave", ".w64", ".rf64", ".au", ".snd", ".caf", ".aif", ".a
 # What is written: the format of a suffix where it is not the suffix itself.
 FORMATS = {".wave": "WAV", ".aif": "AIFF", ".aifc": "AIFF", ".snd": "AU", ".opus": "OGG",
            ".oga": "OGG"}
+# What FFmpeg may take a file for: its other formats include playlists, which open further files.
+DEMUXERS = "wav,w64,au,caf,aiff,flac,ogg,mp3,aac,mov,matroska"
 LOSSLESS = ("WAV", "W64", "RF64", "AU", "CAF", "AIFF", "FLAC")
 CODEC_FRAME = 2304       # samples that a lossy file may lack: two frames of MP3
 SLACK = 64               # bytes that the header of a WAV may state too many: some count themselves
@@ -392,8 +400,11 @@ def audio_stream(path):
     """
     try:
         # Without the prefix FFmpeg would take a name with a colon for a protocol.
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        with av.open(f"file:{path}", metadata_errors="replace",
+                     options={"format_whitelist": DEMUXERS}) as container:
             stream = container.streams.audio[0]
+            if not stream.codec_context.sample_rate:
+                raise ValueError("its header is incomplete")
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
             yield stream
     except AudioError:

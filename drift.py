@@ -253,34 +253,6 @@ FLOORS = (1.0, 0.1, 0.01)    # of mel_frames: 0, 10 and 20 dB below the mean pow
 MEL = *((floor, 640, 64) for floor in FLOORS), (0.1, 320, 32), (0.1, 1280, 96)
 
 
-def mel_frames(wave, floor, window=640, bands=64, hop=320, context=6):
-    """Log-mel frames every 20 ms with their neighbours: wave (B, L) -> (B, L // 320, bands
-    (2 context + 1)).
-
-    wave: of unit variance. White noise has power 1 in each band, and `floor` is the power
-    from which on a band counts: high, noise hides little of the speech that is left, and a
-    noisy frame finds the clean one of its time; low, the noise itself is felt. The context,
-    0.12 s to both sides, tells frames of one sound apart.
-    """
-    frames = wave.shape[1] // hop
-    hann = torch.hann_window(window, device=wave.device, dtype=wave.dtype)
-    spec = torch.stft(wave, window, hop, window=hann, return_complex=True)
-    power = spec.abs().square()                          # (B, bins, 1 + frames)
-    filters = torch.from_numpy(metrics.mel_filters(bands, window)).to(wave)  # (bands, bins)
-    width = filters.sum(1, keepdim=True).clamp(min=1e-8)                       # (bands, 1)
-    filters = filters / (width * hann.square().sum())
-    mel = (filters @ power / floor).log1p()[..., :frames]               # (B, bands, frames)
-    neighbours = F.pad(mel, (context, context)).unfold(2, 2 * context + 1, 1)
-    return neighbours.transpose(1, 2).flatten(2)        # (B, frames, bands (2 context + 1))
-
-
-def standardised(wave):
-    """Waves (B, L) of zero mean and unit variance each, as released: the features do not
-    see the level.
-    """
-    return (wave - wave.mean(1, keepdim=True)) / (wave.std(1, keepdim=True) + 1e-5)
-
-
 class SpeechLatents:
     """Frozen features of speech: waves (B, L) at 16 kHz -> one tensor (B, T', D) for each
     of `layers`.
@@ -325,6 +297,34 @@ class SpeechLatents:
         # after.
         states = *out.hidden_states[:-1], out.last_hidden_state
         return [states[layer] for layer in self.layers]
+
+
+def mel_frames(wave, floor, window=640, bands=64, hop=320, context=6):
+    """Log-mel frames every 20 ms with their neighbours: wave (B, L) -> (B, L // 320, bands
+    (2 context + 1)).
+
+    wave: of unit variance. White noise has power 1 in each band, and `floor` is the power
+    from which on a band counts: high, noise hides little of the speech that is left, and a
+    noisy frame finds the clean one of its time; low, the noise itself is felt. The context,
+    0.12 s to both sides, tells frames of one sound apart.
+    """
+    frames = wave.shape[1] // hop
+    hann = torch.hann_window(window, device=wave.device, dtype=wave.dtype)
+    spec = torch.stft(wave, window, hop, window=hann, return_complex=True)
+    power = spec.abs().square()                          # (B, bins, 1 + frames)
+    filters = torch.from_numpy(metrics.mel_filters(bands, window)).to(wave)  # (bands, bins)
+    width = filters.sum(1, keepdim=True).clamp(min=1e-8)                       # (bands, 1)
+    filters = filters / (width * hann.square().sum())
+    mel = (filters @ power / floor).log1p()[..., :frames]               # (B, bands, frames)
+    neighbours = F.pad(mel, (context, context)).unfold(2, 2 * context + 1, 1)
+    return neighbours.transpose(1, 2).flatten(2)        # (B, frames, bands (2 context + 1))
+
+
+def standardised(wave):
+    """Waves (B, L) of zero mean and unit variance each, as released: the features do not
+    see the level.
+    """
+    return (wave - wave.mean(1, keepdim=True)) / (wave.std(1, keepdim=True) + 1e-5)
 
 
 # ---------------------------------------------------------------------- noise, other losses

@@ -26,6 +26,19 @@ def half_square(error):
     return 0.5 * error.abs().square().sum((1, 2, 3)).mean()
 
 
+def waveform_terms(clean, enhanced, pesq=0.0, si_sdr=0.0, ccmse=0.0):
+    """Weighted sum of losses between waves (B, L); a loss of weight 0 is left out.
+
+    pesq, si_sdr, ccmse: the weights. Returns the sum () and {name: mean to log}.
+    """
+    weights = {"pesq": pesq, "si_sdr": si_sdr, "ccmse": ccmse}
+    losses = {"pesq": PESQ, "si_sdr": si_sdr_loss, "ccmse": ccmse_loss}
+    terms = {name: losses[name](clean, enhanced).mean() for name in weights if weights[name]}
+    total = sum((weights[name] * term for name, term in terms.items()), clean.new_zeros(()))
+    return total, {name: -term.detach() if name == "si_sdr" else term.detach()
+                   for name, term in terms.items()}
+
+
 def si_sdr_loss(clean, enhanced, eps=1e-8):
     """Negative SI-SDR in dB of tensors (B, L), freed of their means: (B,).
 
@@ -78,19 +91,6 @@ def magnitude_loss(S, S_hat):
     """
     error = (S_hat.abs() - S.abs()).square().mean()
     return error / (S.abs().square().mean() + 1e-5)
-
-
-def waveform_terms(clean, enhanced, pesq=0.0, si_sdr=0.0, ccmse=0.0):
-    """Weighted sum of losses between waves (B, L); a loss of weight 0 is left out.
-
-    pesq, si_sdr, ccmse: the weights. Returns the sum () and {name: mean to log}.
-    """
-    weights = {"pesq": pesq, "si_sdr": si_sdr, "ccmse": ccmse}
-    losses = {"pesq": PESQ, "si_sdr": si_sdr_loss, "ccmse": ccmse_loss}
-    terms = {name: losses[name](clean, enhanced).mean() for name in weights if weights[name]}
-    total = sum((weights[name] * term for name, term in terms.items()), clean.new_zeros(()))
-    return total, {name: -term.detach() if name == "si_sdr" else term.detach()
-                   for name, term in terms.items()}
 
 
 # Of the 49 Bark bands of ITU-T P.862 at 16 kHz, as its reference software lists them: how many of 256 bins, widths
@@ -158,19 +158,6 @@ class PESQLoss:
             "bark": bark, "width": width, "threshold": 10 ** (threshold_db / 10),
             "exponent": 0.23 * np.clip(6 / (centre + 2), 1, 2) ** 0.15}                 # [P] Zwicker's, up below 4 Bark
 
-    def to(self, device):
-        """Makes the tables tensors on this device: self.bark, ... Calls do it for themselves."""
-        if device != self.device:
-            with torch.inference_mode(False):      # what is made in inference mode would be of no use in training
-                vars(self).update({name: torch.tensor(x, device=device) for name, x in self.tables.items()})
-            self.device = device
-        return self
-
-    @staticmethod
-    def mos(loss):
-        """MOS-LQO of a loss: numbers, arrays or tensors of any shape. [W] The map of the raw score 4.5 - loss."""
-        return 0.999 + 4 / (1 + np.e ** (3.8224 - 1.3669 * (4.5 - loss)))
-
     def __call__(self, clean, enhanced):
         if clean.shape != enhanced.shape or not (clean.is_floating_point() and enhanced.is_floating_point()):
             raise ValueError(f"expected two signals (B, L) or (L,) of floating point; got clean {clean.dtype} "
@@ -200,10 +187,6 @@ class PESQLoss:
         spectrum = torch.fft.rfft(x.unfold(-1, 512, 256) * self.window)[..., :256]
         return (spectrum.real.square() + spectrum.imag.square()) @ self.bark
 
-    def audible(self, B, factor):
-        """Power (B, frames, 49), 0 where not above so many times the threshold of hearing."""
-        return B * (B > factor * self.threshold)
-
     def compensated(self, R, G):
         """Both spectra (B, frames, 49) without what a fixed filter (given to R) and changing gain (taken from G) do.
 
@@ -215,11 +198,6 @@ class PESQLoss:
         gain = (self.audible(R, 1).sum(-1, keepdim=True) + 5000) / (self.audible(G, 1).sum(-1, keepdim=True) + 5000)
         gain = torch.cat([gain[..., :1, :], 0.8 * gain[..., 1:, :] + 0.2 * gain[..., :-1, :]], dim=-2)
         return R, G * gain.clamp(3e-4, 5)
-
-    def loudness(self, B):
-        """Zwicker's law, power -> sone per Bark, (B, frames, 49); 0 up to the threshold of hearing. [P] Both."""
-        ratio = (B / self.threshold).clamp(min=1)
-        return 0.1866055 * (2 * self.threshold) ** self.exponent * ((0.5 + 0.5 * ratio) ** self.exponent - 1)
 
     def disturbances(self, R, G):
         """Yields the symmetric and the asymmetric disturbance (B,), 0 .. 45, of compensated spectra (B, frames, 49).
@@ -238,6 +216,28 @@ class PESQLoss:
         for frame in (self.width.sum().sqrt() * norm(difference, dim=-1), norm(difference * asymmetry, 1, dim=-1)):
             blocks = (frame / cover).clamp(max=self.worst).unfold(-1, 20, 10)      # (B, blocks, 20)
             yield norm(norm(blocks, 6, dim=-1), dim=-1) / 20 ** (1 / 6) / blocks.shape[-2] ** 0.5
+
+    def loudness(self, B):
+        """Zwicker's law, power -> sone per Bark, (B, frames, 49); 0 up to the threshold of hearing. [P] Both."""
+        ratio = (B / self.threshold).clamp(min=1)
+        return 0.1866055 * (2 * self.threshold) ** self.exponent * ((0.5 + 0.5 * ratio) ** self.exponent - 1)
+
+    def audible(self, B, factor):
+        """Power (B, frames, 49), 0 where not above so many times the threshold of hearing."""
+        return B * (B > factor * self.threshold)
+
+    def to(self, device):
+        """Makes the tables tensors on this device: self.bark, ... Calls do it for themselves."""
+        if device != self.device:
+            with torch.inference_mode(False):      # what is made in inference mode would be of no use in training
+                vars(self).update({name: torch.tensor(x, device=device) for name, x in self.tables.items()})
+            self.device = device
+        return self
+
+    @staticmethod
+    def mos(loss):
+        """MOS-LQO of a loss: numbers, arrays or tensors of any shape. [W] The map of the raw score 4.5 - loss."""
+        return 0.999 + 4 / (1 + np.e ** (3.8224 - 1.3669 * (4.5 - loss)))
 
 
 PESQ = PESQLoss()    # has nothing to learn

@@ -129,13 +129,6 @@ PRESETS = {
 # -------------------------------------------------------------------------------- processes
 # x, x0, y: complex (B, 1, F, T); t: (B,).
 
-def expand_time(t, x):
-    """The time t for every example of x: a number -> (B,). A tensor (B,) stays as it is."""
-    if isinstance(t, torch.Tensor):
-        return t
-    return torch.full((len(x),), t, device=x.device, dtype=x.real.dtype)
-
-
 @dataclass(frozen=True)
 class OUVE:
     """Ornstein-Uhlenbeck process with exploding variance, the process of SGMSE+."""
@@ -267,6 +260,13 @@ class SBVE:
     def prior(self, y, t=None):
         """Start of the reverse process: y itself."""
         return y
+
+
+def expand_time(t, x):
+    """The time t for every example of x: a number -> (B,). A tensor (B,) stays as it is."""
+    if isinstance(t, torch.Tensor):
+        return t
+    return torch.full((len(x),), t, device=x.device, dtype=x.real.dtype)
 
 
 # ----------------------------------------------------------------------------------- losses

@@ -90,7 +90,7 @@ def test_each_loss_runs_alone(name):
 def test_processes_losses_and_samplers_run_alone():
     sgmse = alone(section("sgmse.py", "processes", "the model"),
                   "import math\nfrom dataclasses import dataclass\nimport torch\n"
-                  "from losses import PESQLoss, half_square\nfrom data import per_bin")
+                  "from losses import PESQ, half_square\nfrom data import per_bin")
     x0, y = spectrograms()
     for process in (sgmse.OUVE(), sgmse.BBED()):
         sgmse.dsm_loss(lambda x, y, t: -x, x0, y, process).backward()

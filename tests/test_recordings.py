@@ -249,10 +249,19 @@ def broken(path, count=200):
     return path
 
 
+def playlist(folder):
+    """A file that FFmpeg would take for a list of others to open."""
+    os.rename(write(folder / "part.flac", sound(N)), folder / "part.bin")
+    (folder / "bad.wav").write_text("ffconcat version 1.0\nfile 'part.bin'\n")
+    return folder / "bad.wav"
+
+
 # What is wrong -> (a file of that kind, a word of the message)
 BAD = {
     "empty": (lambda d: (d / "bad.wav", (d / "bad.wav").touch())[0], "empty"),
     "text": (lambda d: (d / "bad.wav", (d / "bad.wav").write_text("not sound at all" * 50))[0], "not a readable"),
+    "empty flac": (lambda d: (d / "bad.flac", (d / "bad.flac").touch())[0], "empty"),
+    "playlist": (playlist, "not a readable"),
     "no samples": (lambda d: write(d / "bad.wav", sound(0)), "no samples"),
     "broken flac": (lambda d: broken(write(d / "bad.flac", sound(48123))), "damaged"),
     "cut mp3": (lambda d: cut(write(d / "bad.mp3", sound(4 * N))), "truncated"),

@@ -452,7 +452,7 @@ def test_names_beyond_ascii_cost_an_ascii_terminal_nothing(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "metrics.py", tmp_path / "clean", tmp_path / "enhanced", "--metrics",
                            "si_sdr", "--csv", tmp_path / "s.csv"], env=environment, capture_output=True)
     assert done.returncode == 1 and b"Traceback" not in done.stderr
-    assert b"\\u97f3: enhanced is silent" in done.stdout or b"\\u97f3: clean is silent" in done.stdout
+    assert b"\\u97f3: si_sdr: clean is silent" in done.stdout
     assert "gr\u00fc\u00df" in (tmp_path / "s.csv").read_text(encoding="utf-8")
     done = subprocess.run([sys.executable, ROOT / "sgmse.py", "enhance", tmp_path / "gr\u00fc\u00df.wav", "--out",
                            tmp_path / "out"], env=environment, capture_output=True)
