@@ -34,18 +34,20 @@ import data
 import metrics
 import nets
 import rooms
-from train import (HERE, TrainConfig, check_method, comments, fit, load_checkpoint, pick_device, progress_of, read_metadata,
+from train import (HERE, TrainConfig, check_method, comments, fit, load_checkpoint, pick_device,
+                   progress_of, read_metadata,
                    read_pickle, refuse_changes, save_checkpoint, seed_everything)
 
 
 # -------------------------------------------------------------------------------------- enhancement
 
 def windowed(enhance, blocks, window, context, fade):
-    """Enhance a stream in overlapping windows: yields consecutive pieces of the output, float32 (C, n).
+    """Enhance a stream in overlapping windows; yields pieces of the output, float32 (C, n).
 
-    enhance: function (C, n) -> (C, n), n <= window. blocks: iterator of (C, n) arrays. Of each window, `context`
-    samples at an inner edge are thrown away, since there the network sees only one side; the next `fade` samples
-    cross-fade with the neighbour. A stream of at most `window` samples is enhanced whole.
+    enhance: function (C, n) -> (C, n), n <= window. blocks: iterator of (C, n) arrays. Of each
+    window, `context` samples at an inner edge are thrown away, since there the network sees only
+    one side; the next `fade` samples cross-fade with the neighbour. A stream of at most `window`
+    samples is enhanced whole.
     """
     ramp = np.linspace(0, 1, fade + 2, dtype=np.float32)[1:-1]
     buffer, tail, last = next(blocks), None, False
@@ -66,31 +68,34 @@ def windowed(enhance, blocks, window, context, fade):
 def enhance_file(method, path, out, seed=0, window=30.0, progress=None, strict=False):
     """Enhance a recording: same sample rate, length, channels and, for WAV and FLAC, sample format.
 
-    Every channel is enhanced by itself, with the same noise; where the method hears several microphones or separates
-    talkers, the channels are the microphones and `out` has one for each talker. window: seconds enhanced at once;
-    memory does not grow with the length beyond it. progress: function called with the seconds of audio done. strict:
-    whether a recording that lacks samples is refused, see data.read_blocks. Returns
-    the seconds of audio. Raises AudioError for an input that cannot be used; then, and when killed, `out` stays as it
-    was.
+    Every channel is enhanced by itself, with the same noise; where the method hears several
+    microphones or separates talkers, the channels are the microphones and `out` has one for each
+    talker. window: seconds enhanced at once; memory does not grow with the length beyond it.
+    progress: function called with the seconds of audio done. strict: whether a recording that lacks
+    samples is refused, see data.read_blocks. Returns the seconds of audio. Raises AudioError for an
+    input that cannot be used; then, and when killed, `out` stays as it was.
     """
     path, out = Path(path), Path(out)
     info = data.audio_info(path)
     mics, talkers = (method.num_mics, method.num_speakers)
     array = (mics, talkers) != (1, 1)
     if array and info.channels != mics:
-        raise data.AudioError(f"{path}: has {info.channels} channel(s), and this checkpoint wants one for each of its "
-                              f"{mics} microphone(s); use one that was trained for {info.channels}")
+        raise data.AudioError(f"{path}: has {info.channels} channel(s); this checkpoint takes one "
+                              f"for each of its {mics} microphone(s). Use a checkpoint trained for "
+                              f"{info.channels}")
     channels_out = talkers if array else info.channels
     if out.exists() and out.samefile(path):
-        raise data.AudioError(f"{path}: the output would overwrite the recording; choose another --out")
-    peak = np.zeros(info.channels, np.float32)           # of the whole file, before anything is written
+        raise data.AudioError(f"{path}: the output would overwrite the recording; choose another "
+                              "--out")
+    peak = np.zeros(info.channels, np.float32)  # of the whole file, before anything is written
     samples = 0
     for block in data.read_blocks(path, strict=strict):
         peak = np.maximum(peak, np.abs(block).max(0, initial=0))
         samples += len(block)
     shortest = method.spectrogram.n_fft
     if samples < shortest:
-        raise data.AudioError(f"{path}: {samples} samples at 16 kHz, shorter than one frame of {shortest}")
+        raise data.AudioError(f"{path}: {samples} samples at 16 kHz, shorter than one frame of "
+                              f"{shortest}")
 
     device = next(method.parameters()).device
     peaks = torch.from_numpy(peak).to(device)[:, None]
@@ -115,21 +120,24 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None, strict=F
 
     second = data.SAMPLE_RATE
     size = int(window * second)
-    # The network's norms take in the whole window, so that two windows never quite agree on a second: fade slowly.
+    # The network's norms take in the whole window, so that two windows never quite agree on a
+    # second: fade slowly.
     context = fade = min(second, size // 8)
-    pieces = windowed(enhance, (block.T for block in data.read_blocks(path, strict=strict)), size, context, fade)
+    pieces = windowed(enhance, (block.T for block in data.read_blocks(path, strict=strict)), size,
+                      context, fade)
     back = None
     if info.samplerate != second:
-        back = soxr.ResampleStream(second, info.samplerate, channels_out, dtype="float32", quality="HQ")
+        back = soxr.ResampleStream(second, info.samplerate, channels_out, dtype="float32",
+                                   quality="HQ")
     format = data.FORMATS.get(out.suffix.lower(), out.suffix[1:].upper())
     lossless = info.format in (*data.LOSSLESS, "WAVEX") and format in data.LOSSLESS
     subtype = data.written_subtype(info, format) if lossless else None
     frames = math.ceil(samples * info.samplerate / second)
-    if abs(info.frames - frames) <= info.samplerate / second + 1:          # else the header does not know
+    if abs(info.frames - frames) <= info.samplerate / second + 1:  # else the header does not know
         frames = info.frames
     left = frames
     with data.audio_writer(out, info.samplerate, channels_out, subtype, left) as writer:
-        beyond = 0                                       # samples that a file of integers cannot hold
+        beyond = 0  # samples that a file of integers cannot hold
         for piece in pieces:
             if progress:
                 progress(piece.shape[1] / second)
@@ -142,28 +150,32 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None, strict=F
             piece = back.resample_chunk(np.zeros((0, channels_out), np.float32), last=True)[:left]
             writer.write(piece)
             left -= len(piece)
-        writer.write(np.zeros((left, channels_out), np.float32))           # a resampler may end a sample early
+        # a resampler may end a sample early
+        writer.write(np.zeros((left, channels_out), np.float32))
         share = beyond / (frames * channels_out)
         if share > 0.01 and writer.subtype not in ("FLOAT", "DOUBLE"):
-            warnings.warn(f"{out}: {share:.0%} of the samples were beyond full scale and are clipped. Unless the "
-                          "recording is as loud, look at the checkpoint and its number of calls")
+            warnings.warn(f"{out}: {share:.0%} of the samples were beyond full scale and are "
+                          "clipped. If the recording is not as loud, look at the checkpoint and "
+                          "its number of network evaluations")
     return frames / info.samplerate
 
 
 def in_order(reference, talkers):
-    """The rows of `talkers` (S, L) in the order most like `reference` (S, L'), by correlation over what both have."""
+    """The rows of `speakers` (S, L) in the order that correlates most with `reference` (S, L')."""
     length = min(reference.shape[1], talkers.shape[1])
     unit = lambda x: x[:, :length] / x[:, :length].norm(dim=1, keepdim=True).clamp(min=1e-8)
     likeness = unit(reference) @ unit(talkers).T         # (S, S)
     orders = itertools.permutations(range(len(talkers)))
-    return talkers[list(max(orders, key=lambda order: sum(row[k] for row, k in zip(likeness, order))))]
+    return talkers[list(max(orders,
+                            key=lambda order: sum(row[k] for row, k in zip(likeness, order))))]
 
 
 def output_paths(inputs, folder):
-    """Pairs (recording, where its enhanced version goes); folders keep their structure below `folder`.
+    """Pairs (recording, output path); folders keep their structure below `folder`.
 
-    WAV, FLAC and other formats without loss are kept; others become FLAC. Raises FileNotFoundError for what does not
-    exist, ValueError where an output would fall on an input or two would share a name.
+    WAV, FLAC and other formats without loss are kept; others become FLAC. Raises FileNotFoundError
+    for what does not exist, ValueError where an output would fall on an input or two would share a
+    name.
     """
     folder, pairs = Path(folder), []
     for given in map(Path, inputs):
@@ -171,7 +183,8 @@ def output_paths(inputs, folder):
             if folder.resolve() == given.resolve():
                 raise ValueError(f"--out {folder} is the input folder itself; choose another")
             root = folder if len(inputs) == 1 else folder / given.resolve().name
-            inside = [p for p in data.list_audio(given) if folder.resolve() not in p.resolve().parents]
+            inside = [p for p in data.list_audio(given)
+                      if folder.resolve() not in p.resolve().parents]
             pairs += [(p, root / p.relative_to(given)) for p in inside]
         elif given.is_file():
             pairs.append((given, folder / given.name))
@@ -179,13 +192,15 @@ def output_paths(inputs, folder):
             raise FileNotFoundError(f"no file or folder {given}")
     lossy = (".mp3", ".ogg", ".oga", ".opus")
     keep = [suffix for suffix in data.SUFFIXES if suffix not in lossy]
-    pairs = [(p, out if out.suffix.lower() in keep else out.with_suffix(".flac")) for p, out in pairs]
+    pairs = [(p, out if out.suffix.lower() in keep else out.with_suffix(".flac"))
+             for p, out in pairs]
     sources, seen = {p.resolve() for p, _ in pairs}, {}
     for p, out in pairs:
         if out.resolve() in sources:
             raise ValueError(f"{out} is one of the inputs; choose another --out")
         if seen.setdefault(out, p) != p:
-            raise ValueError(f"{seen[out]} and {p} would both be written to {out}; enhance them in two runs")
+            raise ValueError(f"{seen[out]} and {p} would both be written to {out}; enhance them "
+                             "in two runs")
     return pairs
 
 
@@ -194,12 +209,13 @@ def output_paths(inputs, folder):
 def add_flags(parser, cls, only=None, defaults=None, shown=None):
     """One flag per dataclass field, the inherited ones last; the comment on its line is the help.
 
-    A Literal offers its choices and no others. only: names of the fields to offer. defaults: an object of the class,
-    whose values the help shows. shown: names on the help page; default: all. Only flags that are given reach the
-    result.
+    A Literal offers its choices and no others. only: names of the fields to offer. defaults: an
+    object of the class, whose values the help shows. shown: names on the help page; default: all.
+    Only flags that are given reach the result.
     """
     hints = typing.get_type_hints(cls)
-    for field in sorted(dataclasses.fields(cls), key=lambda field: field.name not in cls.__annotations__):
+    for field in sorted(dataclasses.fields(cls),
+                        key=lambda field: field.name not in cls.__annotations__):
         if only is not None and field.name not in only:
             continue
         text, kind = comments(cls)[field.name], type(field.default)
@@ -218,7 +234,8 @@ def add_flags(parser, cls, only=None, defaults=None, shown=None):
             options |= dict(type=kind, choices=typing.get_args(hints[field.name]))
         else:
             options |= dict(type=kind, metavar=kind.__name__.upper())
-        names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))     # in order, each once
+        # in order, each once
+        names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))
         parser.add_argument(*names, **options)
 
 
@@ -256,12 +273,14 @@ def train_command(Method, args):
 
     size = sum(p.numel() for p in method.parameters() if p.requires_grad)
     start = f"from {config.init}" if config.init else f"preset {args.preset}"
-    say(f"{type(method).__name__}, {start}: {size:,} trainable parameters on {device}, {config.precision}; "
-        f"{len(dataset)} recordings; {config.batch_size * config.accumulate * world} crops a step -> {config.out}")
+    say(f"{type(method).__name__}, {start}: {size:,} trainable parameters on {device}, "
+        f"{config.precision}; {len(dataset)} recordings; "
+        f"{config.batch_size * config.accumulate * world} crops a step -> {config.out}")
     if done:
         say(f"continues at step {done}")
     log = open_log(out, done) if rank == 0 else None
-    batches = data.batches(dataset, config.batch_size, done * config.accumulate, rank, world, config.workers,
+    batches = data.batches(dataset, config.batch_size, done * config.accumulate, rank, world,
+                           config.workers,
                            config.num_crops)
     # What ends the run is what the bar counts.
     total, unit = (round(60 * config.minutes), "s") if config.minutes else (config.steps, "step")
@@ -292,11 +311,12 @@ def train_command(Method, args):
 
 
 def left_out(problems, named=5):
-    """What a training could not use, a line for each of the most frequent: a Counter of problems, as note keeps it."""
+    """Lines about the most frequent problems of a Counter, as Crops.note keeps it."""
     first, others = problems.most_common(named), problems.most_common()[named:]
     lines = [f"left out {count} x {problem}" for problem, count in first]
     if others:
-        lines.append(f"left out {sum(count for _, count in others)} x {len(others)} others, each named when it came")
+        lines.append(f"left out {sum(count for _, count in others)} x {len(others)} others, each "
+                     "named when it came")
     return lines
 
 
@@ -309,7 +329,8 @@ def join_processes(config):
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
         # The others wait while rank 0 validates.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=1))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
+                                timeout=datetime.timedelta(days=1))
     if config.precision == "auto":
         config.precision = "bf16" if device.type == "cuda" else "fp32"
     torch.set_float32_matmul_precision("high")
@@ -323,15 +344,17 @@ def build(Method, config, device, preset, changes):
     else:
         method = Method(Method.Config(**(Method.presets[preset] | changes)))
     if config.unpaired and method.needs_pairs:
-        raise ValueError("--unpaired: these losses compare with the clean recording of the same speech. Of the methods "
-                         "here only drift.py can do without; its pesq, si_sdr, ccmse and magnitude weights must be 0")
+        raise ValueError("--unpaired: these losses need the clean reference of each crop. Of the "
+                         "methods here only drift.py can do without, if its pesq, si_sdr, ccmse "
+                         "and magnitude weights are 0")
     if hasattr(method, "prepare"):
         method.prepare(fresh=not config.init)
     method.store = Path(config.out).parent / "store" if config.num_crops else None
     if config.compile:
-        method.net.compile(dynamic=False)                # changing shapes break inductor in some releases
+        method.net.compile(dynamic=False)  # changing shapes break inductor in some releases
     # Tensor cores want channels last; the backward pass of a CPU is a quarter slower with it.
-    return method.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
+    return method.to(device, memory_format=torch.channels_last if device.type == "cuda"
+                     else torch.contiguous_format)
 
 
 def open_datasets(method, config, device):
@@ -340,8 +363,9 @@ def open_datasets(method, config, device):
     num_rooms = config.rooms or 200 * ((mics, talkers) != (1, 1))
     options = dict(snrs=config.snrs, corpora=Path(config.out).parent / "corpora", seed=config.seed,
                    num_samples=method.num_samples, device=device,
-                   augmentation=data.Augmentation(**{field.name: getattr(config, field.name)
-                                                     for field in dataclasses.fields(data.Augmentation)}))
+                   augmentation=data.Augmentation(**{
+                       field.name: getattr(config, field.name)
+                       for field in dataclasses.fields(data.Augmentation)}))
     level = dict(normalize=method.config.normalize)
     if num_rooms:
         options |= dict(config=rooms.RoomConfig(mics, talkers),
@@ -366,7 +390,7 @@ VALID_SEED = 0    # of mixtures and noise in validation, whatever the seed of th
 
 
 def validate_and_keep(method, valid, config, step, log, say, best):
-    """Score the averaged weights; the best of the run become best.safetensors. Returns the best score so far."""
+    """Validate; the best weights become best.safetensors. Returns the best score so far."""
     with method.ema.applied(), nets.in_precision(method, None):
         method.eval()
         scores, noisy, audio, note = validate(method, valid, config)
@@ -383,17 +407,17 @@ def in_words(scores):
 
 
 def selection_score(scores):
-    """One number to choose a checkpoint by: 0.1 PESQ count as much as 0.02 ESTOI and 1 dB of SI-SDR."""
+    """The score by which a checkpoint is chosen: PESQ + 5 ESTOI + 0.1 SI-SDR."""
     return scores["pesq"] + 5 * scores["estoi"] + 0.1 * scores["si_sdr"]
 
 
 def best_score(path):
-    """selection_score of the best checkpoint of a resumed run. Raises CheckpointError for a damaged file."""
+    """selection_score of a run's best checkpoint. Raises CheckpointError for a damaged file."""
     return selection_score(read_metadata(path)["extra"]) if path.is_file() else -float("inf")
 
 
 def open_log(folder, step=0):
-    """Function (step, scalars, waves by name) that appends to FOLDER/log.jsonl, and to TensorBoard if installed.
+    """Function (step, scalars, waves) that appends to log.jsonl, and to TensorBoard if installed.
 
     Lines of steps after `step`, which a resumed run repeats, are removed.
     """
@@ -401,7 +425,8 @@ def open_log(folder, step=0):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "log.jsonl"
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]     # a kill can leave half a line
+        # a kill can leave half a line
+        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
         found = [re.match(r'{"step": (\d+)', line) for line in lines]
         kept = [line for line, match in zip(lines, found) if not match or int(match[1]) <= step]
         with data.atomic_write(path) as part:
@@ -413,7 +438,8 @@ def open_log(folder, step=0):
         board = None
 
     def log(step, scalars, waves=()):
-        values = {name: value if np.isfinite(value) else None for name, value in scalars.items()}  # JSON has no NaN
+        # JSON has no NaN
+        values = {name: value if np.isfinite(value) else None for name, value in scalars.items()}
         with open(path, "a") as file:
             file.write(json.dumps({"step": step, "time": round(time.time()), **values}) + "\n")
         if board:
@@ -425,7 +451,7 @@ def open_log(folder, step=0):
 
 
 def validate(method, dataset, config):
-    """Enhance a few recordings, evenly spaced: (mean scores, those of the noisy side, waves by name, what failed)."""
+    """Enhance and score some recordings: (means, means of the noisy side, waves, note)."""
     device = next(method.parameters()).device
     numbers = np.linspace(0, len(dataset) - 1, min(config.valid_files, len(dataset))).astype(int)
     names, rows, waves = ("pesq", "estoi", "si_sdr"), [], {}
@@ -439,15 +465,19 @@ def validate(method, dataset, config):
         rows.append((f"{number} {name}", clean, enhanced, noisy))
         waves = waves or {name: wave if wave.ndim == 1 else wave[0] for name, wave in
                           (("clean", clean), ("noisy", noisy), ("enhanced", enhanced))}
-    results, before = (metrics.evaluate([(name, clean, x) for name, clean, x in side], names, progress=False)
-                       for side in ([row[:3] for row in rows], [(*row[:2], row[3]) for row in rows]))
-    note = f"  n {len(rows)}" + "".join(f"; no score: {row['name']}: {row['error']}" for row in results.failed)
+    results, before = (metrics.evaluate([(name, clean, x) for name, clean, x in side], names,
+                                        progress=False)
+                       for side in ([row[:3] for row in rows],
+                                    [(*row[:2], row[3]) for row in rows]))
+    note = f"  n {len(rows)}" + "".join(f"; no score: {row['name']}: {row['error']}"
+                                        for row in results.failed)
     return *({name: side.mean(name) for name in names} for side in (results, before)), waves, note
 
 
 def load_for_use(Method, args):
     """The method of --checkpoint on --device."""
-    return load_checkpoint(args.checkpoint, Method, **explicit_flags(args, Method.Config)).to(pick_device(args.device))
+    return load_checkpoint(args.checkpoint, Method,
+                           **explicit_flags(args, Method.Config)).to(pick_device(args.device))
 
 
 def enhance_command(Method, args):
@@ -460,7 +490,8 @@ def enhance_command(Method, args):
 
 
 def enhance_all(method, pairs, seed, window, strict=False):
-    """Enhance (recording, output) pairs; returns the number of recordings that could not be; strict: see enhance_file."""
+    """Enhance (recording, output) pairs; returns the number of failures. strict: see enhance_file.
+    """
     if not 1 <= window < float("inf"):
         raise ValueError(f"--window is in seconds, 1 or more; got {window}")
     failures, seconds, calls, started = [], 0.0, method.calls, time.monotonic()
@@ -472,7 +503,8 @@ def enhance_all(method, pairs, seed, window, strict=False):
     bar = tqdm(total=total, desc="enhancing", mininterval=1,
                bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]")
 
-    print(f"{type(method).__name__}: {method.evaluations()} network evaluation(s) for each window of {window:g} s")
+    print(f"{type(method).__name__}: {method.evaluations()} network evaluation(s) for each window "
+          f"of {window:g} s")
 
     def progress(done):
         bar.update(min(done, total - bar.n))             # rounding must not pass the total
@@ -482,12 +514,14 @@ def enhance_all(method, pairs, seed, window, strict=False):
             with torch.inference_mode():
                 seconds += enhance_file(method, path, out, seed, window, progress, strict)
         except (data.AudioError, OSError, soundfile.LibsndfileError) as error:
-            failures.append(f"{path} -> {out}: {error}" if str(path) not in str(error) else str(error))
+            failures.append(f"{path} -> {out}: {error}" if str(path) not in str(error)
+                            else str(error))
     bar.close()
     elapsed = time.monotonic() - started
     if seconds:
-        print(f"{len(pairs) - len(failures)} recordings, {seconds:.1f} s of audio in {elapsed:.1f} s: real-time factor "
-              f"{elapsed / seconds:.3f}, {method.calls - calls} network calls")
+        print(f"{len(pairs) - len(failures)} recordings, {seconds:.1f} s of audio in "
+              f"{elapsed:.1f} s: real-time factor {elapsed / seconds:.3f}, "
+              f"{method.calls - calls} network evaluations")
     for failure in failures:
         print(f"not enhanced: {failure}", file=sys.stderr)
     return len(failures)
@@ -496,18 +530,20 @@ def enhance_all(method, pairs, seed, window, strict=False):
 def evaluate_command(Method, args):
     which = metrics.known(args.metrics.split(","))
     if args.every < 1 or args.first < 0:
-        raise ValueError(f"--every is 1 or more, --first 0 or more; got {args.every} and {args.first}")
+        raise ValueError(f"--every is 1 or more, --first 0 or more; got {args.every} and "
+                         f"{args.first}")
     try:
         clean, noisy = data.paired_paths(args.data, args.split)
     except FileNotFoundError:
         try:
             dataset = data.open_data(args.data, args.split)
-        except FileNotFoundError as error:               # recordings alone, as in the blind set of the DNS challenge
+        except FileNotFoundError as error:  # without references, as the DNS challenge's blind set
             noisy = data.list_audio(data.real_recordings(args.data))
             clean, which = noisy, metrics.without_reference(which)
             print(f"{error}. So {len(noisy)} recordings are enhanced and scored without clean ones")
-        else:                                            # speech and noise: mixed as for validation in training
-            clean, noisy = data.write_mixtures(dataset, Path(args.out) / "mixtures", args.first, args.every)
+        else:  # speech and noise: mixed as for validation in training
+            clean, noisy = data.write_mixtures(dataset, Path(args.out) / "mixtures", args.first,
+                                               args.every)
     alone = clean is noisy
     method = load_for_use(Method, args)
     if args.first >= len(clean):
@@ -517,47 +553,53 @@ def evaluate_command(Method, args):
     out, folder = Path(args.out), os.path.commonpath([path.parent for path in noisy])
     names = [str(path.relative_to(folder).with_suffix("")) for path in noisy]
     enhanced = [out / "enhanced" / f"{name}.wav" for name in names]
-    for path in enhanced:                                # of another checkpoint, they would be scored as this one's
+    for path in enhanced:  # of another checkpoint, they would be scored as this one's
         path.unlink(missing_ok=True)
     failed = enhance_all(method, list(zip(noisy, enhanced)), args.seed, args.window, strict=True)
     if (method.num_mics, method.num_speakers) != (1, 1) and not alone:
         heard = [out / "microphone0" / f"{name}.wav" for name in names]
         for *paths, out_path in zip(clean, noisy, heard, enhanced):
-            if out_path.is_file():                       # what could not be enhanced is left to the scoring to name
+            if out_path.is_file():  # what could not be enhanced is left to the scoring to name
                 microphone_0(*paths)
                 match_talkers(paths[0], out_path)
         noisy = heard
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in method.named_children()}
+    sizes = {name: sum(p.numel() for p in part.parameters())
+             for name, part in method.named_children()}
     print("parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size))
     print(f"{len(names)} recordings of {args.data}, {args.split}")
     references = [None] * len(names) if alone else clean
     before = metrics.evaluate(zip(names, references, noisy, noisy), which, args.workers)
     after = metrics.evaluate(zip(names, references, enhanced, noisy), which, args.workers)
     after.save_csv(out / "scores.csv")
-    for title, results in (("noisy", before), ("enhanced", after), ("enhanced - noisy", after.compare(before))):
+    for title, results in (("noisy", before), ("enhanced", after),
+                           ("enhanced - noisy", after.compare(before))):
         print(f"\n{title}\n{results.table()}")
     return failed + len(after.failed)
 
 
 def microphone_0(clean, noisy, out):
-    """What the first microphone of an array hears, once for each talker of `clean`, written to `out`; all are paths."""
+    """Write the reference microphone once for each speaker of `clean`; all are paths."""
     talkers, heard = (data.load_audio(path)[0] for path in (clean, noisy))
     data.save_audio(out, heard[:1].expand(len(talkers), -1), data.SAMPLE_RATE)
 
 
 def match_talkers(clean, enhanced):
     """Puts the talkers of the file `enhanced` in the order of `clean`."""
-    data.save_audio(enhanced, in_order(*(data.load_audio(path)[0] for path in (clean, enhanced))), data.SAMPLE_RATE)
+    data.save_audio(enhanced,
+                    in_order(*(data.load_audio(path)[0]
+                               for path in (clean, enhanced))), data.SAMPLE_RATE)
 
 
 # --------------------------------------------------------------------------------- the command line
 
 def add_train(commands, Method):
     help = "train on a folder of recordings; continues a run that was interrupted"
-    sub = commands.add_parser("train", help=help, description=help, usage="%(prog)s --data DIR [options]", add_help=False)
+    sub = commands.add_parser("train", help=help, description=help,
+                              usage="%(prog)s --data DIR [options]", add_help=False)
     everything = "--help-all" in sys.argv
     sub.add_argument("-h", "--help", action="help", help="what most trainings need")
-    sub.add_argument("--help-all", action="help", help="every constant of the method and the training")
+    sub.add_argument("--help-all", action="help", help="every constant of the method and the "
+                                                       "training")
     sub.add_argument("--preset", choices=tuple(Method.presets), default="paper",
                      help="values of the method's constants (default: paper)")
     values = TrainConfig(out=f"runs/{stem(Method)}", **Method.training.get("paper", {}))
@@ -568,7 +610,8 @@ def add_train(commands, Method):
 
 
 # The flags of train on its short help page.
-COMMON = ("data", "out", "init", "steps", "minutes", "batch_size", "lr", "clip", "seed", "device", "precision")
+COMMON = ("data", "out", "init", "steps", "minutes", "batch_size", "lr", "clip", "seed", "device",
+          "precision")
 
 
 def add_use(sub, Method, out):
@@ -576,12 +619,15 @@ def add_use(sub, Method, out):
     shipped = shipped_checkpoints(stem(Method))
     default = stem(Method) if stem(Method) in shipped else f"runs/{stem(Method)}/best.safetensors"
     sub.add_argument("--out", default=out, help=f"folder to write to (default: {out})")
-    sub.add_argument("--checkpoint", default=default, help="weights: a file, or the name of one in pretrained/: "
-                     f"{', '.join(shipped)} (default: {default})")
-    sub.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: cuda if available)")
+    sub.add_argument("--checkpoint", default=default, help="weights: a file, or the name of one "
+                     f"in pretrained/: {', '.join(shipped)} (default: {default})")
+    sub.add_argument("--device", default="auto",
+                     help="cpu, cuda or cuda:1 (default: cuda if available)")
     sub.add_argument("--seed", type=int, default=0, help="of the noise that is drawn (default: 0)")
-    sub.add_argument("--window", type=float, default=30, help="seconds enhanced at once (default: 30)")
-    add_flags(sub.add_argument_group("method (defaults of the checkpoint)"), Method.Config, Method.inference)
+    sub.add_argument("--window", type=float, default=30,
+                     help="seconds enhanced at once (default: 30)")
+    add_flags(sub.add_argument_group("method (defaults of the checkpoint)"), Method.Config,
+              Method.inference)
 
 
 def stem(Method):
@@ -596,13 +642,14 @@ def shipped_checkpoints(module):
 
 
 def keep_memory():
-    """Have the C library keep what tensors free, where it is glibc: otherwise the system clears pages at every layer.
+    """Keep freed memory in the process (glibc); else the system clears its pages at every layer.
 
-    A quarter of a forward pass of the paper's network on two CPU cores. What is kept serves the next tensors.
+    A quarter of a forward pass of the paper's network on two CPU cores. What is kept serves the
+    next tensors.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)                              # M_MMAP_MAX: no block that goes back when it is freed
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block that goes back when it is freed
         libc.mallopt(-1, -1)                             # M_TRIM_THRESHOLD: nor the end of the heap
 
 
@@ -611,7 +658,7 @@ def main(Method):
 
     Exits 1 where a recording failed, 2 for a request that cannot be met, 130 after Ctrl-C.
     """
-    for stream in (sys.stdout, sys.stderr):              # a file's name may be anything, a terminal ASCII alone
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be anything, a terminal ASCII alone
         stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     keep_memory()
@@ -624,19 +671,24 @@ def main(Method):
 
     sub = commands.add_parser("enhance", help="clean recordings")
     sub.add_argument("inputs", nargs="*", metavar="FILE_OR_FOLDER",
-                     help="recordings: WAV, FLAC, OGG, MP3, any rate, any channels (default: tutorials/audio/noisy)")
+                     help="recordings of any common format, rate and number of channels, or folders "
+                     "of them (default: tutorials/audio/noisy)")
     add_use(sub, Method, "enhanced")
     sub.set_defaults(run=functools.partial(enhance_command, Method))
 
     sub = commands.add_parser("evaluate", help="enhance a test set and score it")
-    sub.add_argument("--data", required=True, help="folder with clean and noisy files, or speech and noise to mix, "
-                     "as for train; or of noisy recordings alone, for scores without reference; for several "
-                     "microphones or speakers, see python rooms.py --help")
-    sub.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
+    sub.add_argument("--data", required=True, help="folder with clean and noisy files, or speech "
+                     "and noise to mix, as for train; or of noisy recordings alone, for scores "
+                     "without reference; for several microphones or speakers, see python rooms.py "
+                     "--help")
+    sub.add_argument("--split", default="test", choices=("train", "valid", "test"),
+                     help="(default: test)")
     sub.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     sub.add_argument("--first", type=int, default=0, help="number of the first file (default: 0)")
-    sub.add_argument("--metrics", default="pesq,estoi,si_sdr", help="(default: pesq,estoi,si_sdr); see metrics.py")
-    sub.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that score (default: all cores)")
+    sub.add_argument("--metrics", default="pesq,estoi,si_sdr",
+                     help="(default: pesq,estoi,si_sdr); see metrics.py")
+    sub.add_argument("--workers", type=int, default=os.cpu_count(),
+                     help="processes that score (default: all cores)")
     add_use(sub, Method, f"evaluated/{stem(Method)}")
     sub.set_defaults(run=functools.partial(evaluate_command, Method))
 
@@ -647,7 +699,8 @@ def main(Method):
         print(f"{parser.prog}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"\n{parser.prog}: interrupted" + "; the same command continues" * (args.command == "train"),
+        print(f"\n{parser.prog}: interrupted" + "; the same command "
+                                                "continues" * (args.command == "train"),
               file=sys.stderr)
         sys.exit(130)
     sys.exit(1 if failed else 0)

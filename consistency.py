@@ -11,7 +11,8 @@ are tied to the clean end. ROSE-CD keeps the noise of the teacher's step ("rando
 learning trajectory") and adds two losses on the waveform. Then f(x_T, y, T) enhances in one
 evaluation.
 
-    consistency function  f = c_skip x_t + c_out F      sgmse.edm_scaling, ConsistencyModel.forward
+    consistency function  f = c_skip x_t + c_out F      sgmse.edm_scaling
+                                                        ConsistencyModel.forward
     its noise level       std of x_t, or all added      noise_level
     times                 t_i, even from T to t_eps     time_grid
     solver steps          x_(t_i) -> x_(t_(i+1))        pc_step, euler_step, heun_step,
@@ -66,7 +67,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     strict: bool = False             # boundary f(x, y, t_eps) = x; published: nearly
     c_in: Literal["1", "edm"] = "1"  # input scale; published: 1
     sigma_data: Positive = 0.1       # rms of a clean bin
-    N: Count = 1                     # network calls at inference
+    N: Count = 1                     # network evaluations
     sde: Literal["ouve", "bbed"] = "ouve"  # forward process
     theta: Positive = 1.5            # OUVE: stiffness
     sigma_min: Positive = 0.05       # OUVE: noise scale at t = 0
@@ -80,8 +81,8 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.k == 1:
-            raise ValueError("--k: expected another number than 1, with which the diffusion "
-                             "would not change over time")
+            raise ValueError("--k: expected another number than 1, which makes the "
+                             "diffusion constant")
 
 
 # For teachers that predict x0 as y + F, as the presets small and tiny of sgmse.py do.
@@ -97,7 +98,7 @@ PRESETS = {
 # ----------------------------------------------------------------- the consistency function
 
 def noise_level(sde, t):
-    """The std of the consistency function's scaling, which has to grow with t: (B,) -> (B,).
+    """The std by which f is scaled, which has to grow with t: (B,) -> (B,).
 
     OUVE: the std of x_t. BBED, whose std falls again towards y: that of all the noise which
     the process has added by then, the root of the integral of g^2 = c k^(2s) from 0 to t.
@@ -107,11 +108,6 @@ def noise_level(sde, t):
     return sde.std(t)
 
 
-def time_grid(sde, N=30):
-    """t_0 = T down to t_(N-1) = t_eps, evenly: (N,)."""
-    return torch.linspace(sde.T, sde.t_eps, N)
-
-
 def training_times(sde, n, device=None):
     """(t, t_next): n random neighbours of the grid, each (n,)."""
     times = time_grid(sde).to(device)
@@ -119,13 +115,17 @@ def training_times(sde, n, device=None):
     return times[i], times[i + 1]
 
 
+def time_grid(sde, N=30):
+    """t_0 = T down to t_(N-1) = t_eps, evenly: (N,)."""
+    return torch.linspace(sde.T, sde.t_eps, N)
+
+
 # ------------------------------------------------------------ solver steps to the next time
 # x, y complex (B, 1, F, T); t, t_next (B,), t_next < t; score: function (x, y, t) ->
 # complex (B, 1, F, T). Each returns x_next, complex (B, 1, F, T).
 
 def pc_step(score, x, y, t, t_next, sde, noise=True, snr=0.5):
-    """A Langevin step at t, then a step of the reverse SDE: the teacher of the paper. Two
-    evaluations.
+    """A Langevin step at t, then a reverse step: the paper's teacher. Two evaluations.
 
     `noise` is that of the second step; the Langevin step has its noise in any case, as
     released.
@@ -136,8 +136,7 @@ def pc_step(score, x, y, t, t_next, sde, noise=True, snr=0.5):
 
 
 def euler_step(score, x, y, t, t_next, sde, noise=True):
-    """An Euler step of the PF-ODE; `noise` adds what a step of the SDE would. One evaluation.
-    """
+    """An Euler step of the PF-ODE; `noise` adds that of the SDE. One evaluation."""
     dt = per_bin(t - t_next)
     x_next = x - sgmse.flow_velocity(score, x, y, t, sde) * dt
     return with_noise_of_sde(x_next, t, dt, sde) if noise else x_next
@@ -158,8 +157,7 @@ def with_noise_of_sde(x, t, dt, sde):
 
 
 def mix_step(score, x, y, t, t_next, sde, noise=True):
-    """Half way between a noisy step of the reverse SDE and an Euler step of the PF-ODE. One
-    evaluation.
+    """The mean of a reverse SDE step and an Euler step of the PF-ODE. One evaluation.
 
     It always has its noise, as released.
     """
@@ -180,8 +178,7 @@ def renoised(x0, y, t_next, sde, z=None):
 # ----------------------------------------------------------------------------------- losses
 
 def consistency_loss(f, f_target, step, x0, y, t, t_next, z, sde, weight=1):
-    """E w |f(x_t, y, t) - f_target(x_next, y, t_next)|^2, mean over bins. Returns the loss
-    and f(x_t, y, t).
+    """E w |f(x_t, y, t) - f_target(x_next, y, t_next)|^2, mean over bins: (loss, f(x_t)).
 
     f, f_target: functions (x, y, t) -> complex (B, 1, F, T). step: function (x_t, y, t,
     t_next) -> x_next. x0, y, z complex (B, 1, F, T); t, t_next, weight (B,). No gradient
@@ -249,6 +246,48 @@ class ConsistencyModel(train.Method):
             self.sde = sgmse.BBED(config.k, config.c, t_eps=config.t_eps)
         self.net = self.network(version=2)
 
+    def prepare(self, fresh):
+        """Before training. A `fresh` model starts from its teacher's weights.
+
+        Raises ValueError for a teacher that is missing or has changed.
+        """
+        if self.config.solver.startswith("renoise"):
+            self.config = dataclasses.replace(self.config, teacher="")
+            return
+        if not self.config.teacher:
+            raise ValueError(f"--solver {self.config.solver} needs a --teacher, a checkpoint of"
+                             " sgmse.py; --solver renoise trains without one")
+        if self.teacher is None:  # of an earlier training, by its name
+            self.teacher = train.Teacher(self.config.teacher, sgmse.ScoreSDE)
+        if fresh:
+            self.net.load_state_dict(self.teacher.model.net.state_dict())
+
+    def loss(self, batch):
+        """batch: clean and noisy waves (B, L) at level 1. Returns (loss, its parts)."""
+        config, (x0, y) = self.config, self.spectra(batch)                 # (B, 1, F, T)
+        t, t_next = training_times(self.sde, len(x0), x0.device)
+        z = torch.randn_like(x0)
+        consistency, estimate = consistency_loss(
+            self, self.target, self.solver_step(x0, z), x0, y, t, t_next, z, self.sde,
+            time_weight(t, config.weight, config.sigma_data))
+        waveform, parts = losses.waveform_terms(
+            self.wave(x0), self.wave(estimate), pesq=config.pesq_weight,
+            si_sdr=config.si_sdr_weight)
+        loss = config.consistency_weight * consistency + waveform
+        return loss, {"consistency": consistency.detach(), **parts}
+
+    def solver_step(self, x0, z):
+        """The function (x_t, y, t, t_next) -> x_next of `solver`, for x_t of x0 and z."""
+        config, sde = self.config, self.sde
+        if config.solver.startswith("renoise"):
+            shared = z if config.solver == "renoise_shared" else None
+            return lambda xt, y, t, t_next: renoised(x0, y, t_next, sde, shared)
+        step = {"pc": functools.partial(pc_step, snr=config.snr), "euler": euler_step,
+                "heun": heun_step, "mix": mix_step}[config.solver]
+        score = self.teacher.to(x0.device).score
+        return lambda xt, y, t, t_next: step(score, xt, y, t, t_next, sde,
+                                             config.stochastic)
+
     def forward(self, xt, y, t):
         """f(x_t, y, t), the clean estimate: complex (B, 1, F, T)."""
         self.calls += 1
@@ -268,47 +307,6 @@ class ConsistencyModel(train.Method):
             return self(xt, y, t)
         return torch.func.functional_call(self, self.ema.shadow, (xt, y, t))
 
-    def prepare(self, fresh):
-        """Before training. A `fresh` model starts from its teacher's weights.
-
-        Raises ValueError for a teacher that is missing or has changed.
-        """
-        if self.config.solver.startswith("renoise"):
-            self.config = dataclasses.replace(self.config, teacher="")
-            return
-        if not self.config.teacher:
-            raise ValueError(f"--solver {self.config.solver} needs a --teacher, a checkpoint "
-                             "of sgmse.py; --solver renoise trains without one")
-        if self.teacher is None:                         # of an earlier training, by its name
-            self.teacher = train.Teacher(self.config.teacher, sgmse.ScoreSDE)
-        if fresh:
-            self.net.load_state_dict(self.teacher.model.net.state_dict())
-
-    def solver_step(self, x0, z):
-        """The function (x_t, y, t, t_next) -> x_next of `solver`, for x_t of x0 and z."""
-        config, sde = self.config, self.sde
-        if config.solver.startswith("renoise"):
-            shared = z if config.solver == "renoise_shared" else None
-            return lambda xt, y, t, t_next: renoised(x0, y, t_next, sde, shared)
-        step = {"pc": functools.partial(pc_step, snr=config.snr), "euler": euler_step,
-                "heun": heun_step, "mix": mix_step}[config.solver]
-        score = self.teacher.to(x0.device).score
-        return lambda xt, y, t, t_next: step(score, xt, y, t, t_next, sde, config.stochastic)
-
-    def loss(self, batch):
-        """batch: clean and noisy waves (B, L) at level 1. Returns (loss, its parts)."""
-        config, (x0, y) = self.config, self.spectra(batch)                 # (B, 1, F, T)
-        t, t_next = training_times(self.sde, len(x0), x0.device)
-        z = torch.randn_like(x0)
-        consistency, estimate = consistency_loss(
-            self, self.target, self.solver_step(x0, z), x0, y, t, t_next, z, self.sde,
-            time_weight(t, config.weight, config.sigma_data))
-        waveform, parts = losses.waveform_terms(
-            self.wave(x0), self.wave(estimate), pesq=config.pesq_weight,
-            si_sdr=config.si_sdr_weight)
-        loss = config.consistency_weight * consistency + waveform
-        return loss, {"consistency": consistency.detach(), **parts}
-
     def sample(self, y):
         """Noisy spectrogram -> clean one, complex (B, 1, F, T)."""
         return multistep(self, y, self.sde, self.config.N)
@@ -323,9 +321,9 @@ def from_teacher(theirs, ours):
     form = {("precond_denoiser", "edm", "edm", "none"): "edm",
             ("data_prediction", "y", "1", "none"): "data"}.get(scaling)
     if theirs.version != 2 or form is None or theirs.sde == "sbve":
-        raise ValueError(f"the teacher has --sde {theirs.sde} --objective {theirs.objective}"
-                         f" --c-skip {theirs.c_skip} --c-out {theirs.c_out}; expected one "
-                         "of the presets edm, small or tiny of sgmse.py")
+        raise ValueError("expected a teacher of the presets edm, small or tiny of sgmse.py; it "
+                         f"has --sde {theirs.sde} --objective {theirs.objective} "
+                         f"--c-skip {theirs.c_skip} --c-out {theirs.c_out}")
     shared = {field.name for field in dataclasses.fields(ours)} & {
         field.name for field in dataclasses.fields(theirs)}
     own = {"num_frames", "pad_mode", "N", "snr", "pesq_weight"}

@@ -55,30 +55,31 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 SAMPLE_RATE = 16000                                      # Hz, of everything inside
-SILENT_PEAK = 8 / 32768                                  # 8 LSB of 16 bits: what stays below is silence
+SILENT_PEAK = 8 / 32768  # 8 LSB of 16 bits: what stays below is silence
 
 
-# ------------------------------------------------------------------------------------------------ spectrogram
+# -------------------------------------------------------------------------------- spectrogram
+
 
 @dataclass(frozen=True)
 class SpectrogramConfig:
-    """Constants of the spectrogram, part of every method's Config; the defaults are those of SGMSE+."""
+    """Constants of the spectrogram, part of every method's Config; defaults of SGMSE+."""
     n_fft: Annotated[int, "[1, inf)"] = 510        # STFT window, samples
     hop_length: Annotated[int, "[1, inf)"] = 128   # samples
     num_frames: Annotated[int, "[1, inf)"] = 256   # frames of a training crop
     exponent: Annotated[float, "(0, inf)"] = 0.5   # amplitude compression of the spectrogram
     factor: Annotated[float, "(0, inf)"] = 0.15    # its scale
-    pad_mode: Literal["constant", "reflect"] = "constant"  # frames added up to what the network can halve: zeros or not
-    normalize: Literal["peak", "robust"] = "peak"  # level 1: the peak (published), or one that no click moves (ours)
+    pad_mode: Literal["constant", "reflect"] = "constant"  # of added frames
+    normalize: Literal["peak", "robust"] = "peak"  # gain: by the peak (published), or robust (ours)
 
 
 class Spectrogram(nn.Module):
-    """STFT and amplitude compression c -> factor |c|^exponent e^(i angle c), and back, as in SGMSE+.
+    """STFT with amplitude compression c -> factor |c|^exponent e^(i angle c), as in SGMSE+.
 
-    forward: waves (..., L) -> complex (..., F, T), F = n_fft // 2 + 1, T = 1 + ceil(L / hop_length);
-    510 makes F = 256, which the network can halve. inverse: the way back. stft and istft are the
-    same without compression. transform: "log" is factor log(1 + |c|), "none" only the STFT. window:
-    "hann" or "sqrthann", both periodic.
+    forward: waves (..., L) -> complex (..., F, T), F = n_fft // 2 + 1, T = 1 + ceil(L /
+    hop_length); 510 makes F = 256, which the network can halve. inverse: the way back. stft and
+    istft are the same without compression. transform: "log" is factor log(1 + |c|), "none" only the
+    STFT. window: "hann" or "sqrthann", both periodic.
 
     The frames are those of torch.stft, and where L is no multiple of the hop one more: behind the
     centre of the last frame the windows fade to nothing, and the inverse would divide by that.
@@ -141,7 +142,7 @@ class Spectrogram(nn.Module):
 
 
 def pad_frames(spec, multiple, mode="constant"):
-    """(..., F, T) -> (..., F, T'), T' the next multiple of `multiple`; added on the right, zeros or "reflect"."""
+    """Pad (..., F, T) on the right to a multiple of frames, with zeros or by "reflect"."""
     missing = -spec.shape[-1] % multiple
     if mode == "reflect" and missing < spec.shape[-1]:   # else there is not enough to reflect
         return torch.cat([spec, spec[..., -1 - missing:-1].flip(-1)], dim=-1)
@@ -154,7 +155,7 @@ def per_bin(a):
 
 
 def mix_at_snr(speech, noise, snr_db):
-    """speech + g noise, with g such that their mean powers differ by snr_db. (..., L), (..., L), dB -> (..., L)."""
+    """speech + g noise, both (..., L), with g such that their mean powers differ by snr_db."""
     snr_db = torch.as_tensor(snr_db, dtype=speech.dtype, device=speech.device)
     power_ratio = speech.square().mean(-1) / noise.square().mean(-1)
     gain = (power_ratio / 10 ** (snr_db / 10)).sqrt()
@@ -162,9 +163,10 @@ def mix_at_snr(speech, noise, snr_db):
 
 
 def in_spectrogram(enhance, wave, spectrogram, multiple=1, pad_mode="constant"):
-    """Transform and padding around a function of spectrograms: waves (B, L) or (B, C, L) -> wave (B, L).
+    """Transform and padding around a function of spectrograms: (B, L) or (B, C, L) -> (B, L).
 
-    enhance: function, complex (B, C, F, T) with T a multiple of `multiple` -> complex (B, 1, F, T); C is 1 for (B, L).
+    enhance: function, complex (B, C, F, T) with T a multiple of `multiple` -> complex (B, 1, F, T);
+    C is 1 for (B, L).
     """
     y = spectrogram(wave if wave.ndim == 3 else wave[:, None])             # (B, C, F, T)
     x = enhance(pad_frames(y, multiple, pad_mode))[..., :y.shape[-1]]      # (B, 1, F, T)
@@ -173,7 +175,7 @@ def in_spectrogram(enhance, wave, spectrogram, multiple=1, pad_mode="constant"):
 
 # --------------------------------------------------------------------------------- gain and pauses
 
-LOUDEST = 0.002      # fraction of the samples of a second that does not count towards its level: 2 ms
+LOUDEST = 0.002  # fraction of the samples of a second that does not count towards its level: 2 ms
 TO_PEAK = 1.33       # from there to the peak, on average over noisy crops of 1 and 2 s
 LIMIT = 1.5          # samples beyond this multiple of the level are clipped to it: clicks
 FLOOR = 1e-3         # the gain never exceeds that of the loudest second by more: 60 dB
@@ -269,7 +271,9 @@ def enhance_active(enhance, wave):
             fade = F.avg_pool1d(inner, FRAME + 1, 1, FRAME // 2, count_include_pad=False)[0]
             parts = y.new_zeros(2, *y.shape[:-1], wave.shape[-1])
             parts[0][..., speech] = y
-            parts[1][..., pause] = still[:, :1].expand(-1, y.shape[1], -1) if still.shape[1] != y.shape[1] else still
+            if still.shape[1] != y.shape[1]:
+                still = still[:, :1].expand(-1, y.shape[1], -1)
+            parts[1][..., pause] = still
             y = fade * parts[0] + (1 - fade) * parts[1]
         for row, piece in zip(rows.tolist(), y):
             outputs[row] = piece
@@ -902,11 +906,11 @@ class Augmentation:
     """How often MixedAudio varies a crop: probabilities, each drawn by itself. Ours."""
     babble: Fraction = 0.0              # the noise is six speakers of the speech folder at once
     second_noise: Fraction = 0.0        # another recorded noise joins, up to 10 dB below
-    synthetic_noise: Fraction = 0.0     # rumble, hum, wind or a band of noise joins the recorded one or replaces it
+    synthetic_noise: Fraction = 0.0     # rumble, hum, wind or a band joins or replaces the noise
     hiss: Fraction = 0.0                # hiss or hum of -70 to -45 dB joins the mixture
     speech_dropout: Fraction = 0.0      # the speech pauses for a while and the noise goes on
     no_speech: Fraction = 0.0           # noise alone: the target is silence
-    quiet_part: Fraction = 0.0          # a part of the crop is up to 30 dB quieter, as another speaker would be
+    quiet_part: Fraction = 0.0          # a part of the crop is up to 30 dB quieter
     speed: Fraction = 0.0               # speech and noise play 0.8 to 1.25 times as fast
     random_eq: Fraction = 0.0           # speech and noise pass a random equaliser each
 
@@ -992,16 +996,21 @@ def augment(speech, noise, second, how, rng):
     """Speech and noise (L,), varied as the Augmentation `how` says; second: another noise."""
     length = len(speech)
     if rng.random() < how.speed:
-        speech, noise = at_speed(speech, rng.uniform(0.8, 1.25)), at_speed(noise, rng.uniform(0.8, 1.25), loop=True)
+        speech = at_speed(speech, rng.uniform(0.8, 1.25))
+        noise = at_speed(noise, rng.uniform(0.8, 1.25), loop=True)
     if rng.random() < how.second_noise and noise.any() and second.any():
         noise = mix_at_snr(noise, second, rng.uniform(0, 10))
     if rng.random() < how.synthetic_noise:
         synthetic = torch.from_numpy(synthetic_noise(length, rng)).to(noise)
-        noise = synthetic if rng.random() < 0.5 else mix_at_snr(noise, synthetic, rng.uniform(0, 10))
+        if rng.random() < 0.5:
+            noise = synthetic
+        else:
+            noise = mix_at_snr(noise, synthetic, rng.uniform(0, 10))
     if rng.random() < how.speech_dropout:
         gain = torch.ones(length)
         gain[slice(*random_span(length, rng))] = 0
-        if click_robust_peak(gain * speech) > QUIET * click_robust_peak(speech):      # some speech is left
+        # some speech is left
+        if click_robust_peak(gain * speech) > QUIET * click_robust_peak(speech):
             speech = gain * speech
     if rng.random() < how.random_eq:
         speech, noise = equalised(speech, rng), equalised(noise, rng)
@@ -1022,24 +1031,25 @@ def random_span(length, rng):
 
 
 def at_speed(wave, factor, loop=False):
-    """A wave (L,) played `factor` times as fast, as long as before: its repetition or silence follows."""
+    """A wave (L,) played `factor` times as fast, repeated or padded to its length."""
     x = soxr.resample(wave.numpy(), SAMPLE_RATE * factor, SAMPLE_RATE, quality="MQ")
     x = np.resize(x, len(wave)) if loop else np.pad(x, (0, max(0, len(wave) - len(x))))[:len(wave)]
     return torch.from_numpy(x.astype(np.float32))
 
 
 def hiss(wave, seed, probability):
-    """Hiss or hum, 45 to 70 dB below full scale where the wave's level is -12 dB: (L,) -> (L,), or silence."""
+    """Hiss or hum (L,), 33 to 58 dB below the wave's level, or silence."""
     rng = np.random.default_rng([seed, 6])
     if rng.random() >= probability:
         return torch.zeros_like(wave)
-    noise = rng.standard_normal(len(wave)) if rng.random() < 0.5 else synthetic_noise(len(wave), rng)
+    make = (lambda n, rng: rng.standard_normal(n)) if rng.random() < 0.5 else synthetic_noise
+    noise = make(len(wave), rng)
     gain = click_robust_peak(wave).item() * 10 ** (rng.uniform(-58, -33) / 20)
     return gain * torch.from_numpy(noise).to(wave)
 
 
 def equalised(wave, rng, decibels=5):
-    """A wave (L,) through a random smooth equaliser: gains of that standard deviation at 8 frequencies, in octaves."""
+    """A wave (L,) through a random equaliser: normal gains in dB at 8 octaves."""
     hertz = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
     gain = np.interp(np.log2(hertz.clip(62.5)), np.arange(6, 14), rng.normal(0, decibels, 8))
     response = torch.from_numpy(10 ** (gain / 20)).to(wave)
@@ -1049,8 +1059,8 @@ def equalised(wave, rng, decibels=5):
 def synthetic_noise(length, rng):
     """Synthetic noise of streets, cars and rooms: float32 (length,) of unit power.
 
-    Broad-band noise whose level falls by 0 to 8 dB an octave; a band of it; hum or an engine with harmonics; wind in
-    gusts. Levels wander slowly.
+    Broad-band noise whose level falls by 0 to 8 dB an octave; a band of it; hum or an engine with
+    harmonics; wind in gusts. Levels wander slowly.
     """
     def wandering(hertz):
         """Unit-variance noise that changes so often a second."""
@@ -1070,10 +1080,12 @@ def synthetic_noise(length, rng):
     noise = noise / noise.std() * np.exp((0.8 if kind == 3 else rng.uniform(0, 0.4)) * wandering(2))
     if kind == 2:
         base = 2 ** rng.uniform(np.log2(40), np.log2(250))                 # Hz
-        phase = 2 * np.pi * np.cumsum(base * (1 + rng.uniform(0, 0.03) * wandering(1))) / SAMPLE_RATE
+        pitch = base * (1 + rng.uniform(0, 0.03) * wandering(1))           # Hz
+        phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
         order = np.arange(1, min(24, int(7000 / base)) + 1)[:, None]
         waves = np.sin(order * phase + rng.uniform(0, 2 * np.pi, order.shape))
-        hum = (order ** -rng.uniform(0.5, 2) * waves).sum(0) * np.exp(rng.uniform(0, 0.3) * wandering(1))
+        hum = (order ** -rng.uniform(0.5, 2) * waves).sum(0)
+        hum = hum * np.exp(rng.uniform(0, 0.3) * wandering(1))
         noise = hum / hum.std() + 10 ** (rng.uniform(-30, -6) / 20) * noise / noise.std()
     return (noise / noise.std()).astype(np.float32)
 
@@ -1222,7 +1234,7 @@ def speech_and_noise(root, split, noise=True):
 
 
 def open_data(root, split, snrs=(0, 5, 10, 15), augmentation=Augmentation(), **options):
-    """MixedAudio where `root` has SPLIT/speech and SPLIT/noise, or speech and noise; or PairedAudio.
+    """MixedAudio of SPLIT/speech and SPLIT/noise, or of speech and noise; else PairedAudio.
 
     A folder without splits serves training and test, and no validation; but where `speech` holds
     the clean files of VoiceBank, in its folders or by its names, these have its splits.

@@ -44,16 +44,14 @@ from nets import Count, Fraction, Positive, Weight
 
 @dataclass(frozen=True)
 class Config(nets.NetworkConfig, SpectrogramConfig):
-    """Constants of selective-patch distillation; `paper` is the published loss, here with a
-    compact student.
-    """
+    """Constants of the method; `paper` is the published loss with our compact student."""
     distil: Literal["selective", "random", "all", "none"] = "selective"  # patches
     teacher: str = ""                # checkpoint of any method
     distance: Literal["frequency", "response",
                       "feature"] = "frequency"  # DFKD's, of magnitudes, of GRU states
     distil_weight: Weight = 5.0      # of the distillation
     task: Literal["si_sdr", "mse"] = "si_sdr"  # -SI-SDR in dB, or error of the spectrogram
-    warmup: Annotated[int, "[0, inf)"] = 0  # steps of the task alone, before patches are ranked
+    warmup: Annotated[int, "[0, inf)"] = 0  # steps of the task alone before patches
     keep: Annotated[float, "(0, 1]"] = 0.8  # share of the patches that is distilled
     rule: Literal["top_k", "positive", "both"] = "top_k"  # see select
     low: Count = 20                  # bins of a patch
@@ -72,81 +70,6 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
 # ------------------------------------------------------------------------ selective patches
 # Spectra of waves: student S, teacher T and clean Y, complex (B, F, frames). A patch is
 # `size` bins of one frame.
-
-def patches(x, size):
-    """(B, F, frames) -> (B, bands, size, frames), bands = ceil(F / size); zeros above the
-    top bin fill the last.
-    """
-    x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[1] % size))
-    return x.unflatten(1, (-1, size))
-
-
-def patch_mean(error, size, inside=None):
-    """Mean of an error per bin (B, F, frames) over each patch: (B, bands, frames).
-
-    inside: the bins that count, bool (B, F, frames); None: all, and the zeros that fill the
-    last band, as released.
-    """
-    if inside is None:
-        return patches(error, size).mean(2)
-    return patches(error * inside, size).sum(2) / patches(inside, size).sum(2).clamp(min=1)
-
-
-def magnitude_error(a, b):
-    """(|a| - |b|)^2 of each bin."""
-    return (a.abs() - b.abs()).square()
-
-
-def cosine_distance(a, b, size, eps=1e-8):
-    """1 - Re <a, b> / (|a| |b|) of each patch of complex spectra: (B, bands, frames) in [0,
-    2].
-
-    It sees the phase.
-    """
-    def inner(a, b):                                        # Re <a, b> of each patch
-        return patches(a.real * b.real + a.imag * b.imag, size).sum(2)
-
-    norm_a, norm_b = ((inner(x, x) + eps).sqrt() for x in (a, b))
-    return 1 - inner(a, b) / (norm_a * norm_b + eps)
-
-
-def knowledge_gap_score(student_error, teacher_error):
-    """Errors against clean, per patch: positive where the teacher is closer."""
-    return student_error - teacher_error
-
-
-def select(score, keep=0.8, rule="top_k", candidates=None):
-    """The patches to distil, bool like `score` (B, bands, frames); chosen within each
-    utterance, without gradient.
-
-    top_k, as released: the share `keep` with the highest score and all that tie with the
-    last, whatever their sign. positive: where the teacher is better. both: the first of the
-    second. random: as many as top_k, drawn blindly, the control. candidates: bool, those
-    that take part.
-    """
-    score = score.detach()
-    if candidates is None:
-        candidates = torch.ones_like(score, dtype=torch.bool)
-    if rule == "positive":
-        return candidates & (score > 0)
-    ranked = torch.rand_like(score) if rule == "random" else score
-    mask = torch.zeros_like(candidates)
-    for i in range(len(score)):
-        among = ranked[i][candidates[i]]
-        if len(among):
-            threshold = among.topk(max(int(keep * len(among)), 1)).values[-1]
-            mask[i] = candidates[i] & (ranked[i] >= threshold)
-    return mask & (score > 0) if rule == "both" else mask
-
-
-def selected_mean(error, mask, denominator=None):
-    """Mean of a patch error over the selected patches of each utterance, averaged over the
-    batch, 0 where none is; or its sum over all of them divided by the `denominator`.
-    """
-    if denominator is not None:
-        return (error * mask).sum() / denominator
-    return ((error * mask).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)).mean()
-
 
 def selective_patch_loss(S, T, Y, size=20, keep=0.8, rule="top_k", exact=True):
     """Response distillation, (|S| - |T|)^2, on the patches that `select` picks.
@@ -167,18 +90,10 @@ def selective_patch_loss(S, T, Y, size=20, keep=0.8, rule="top_k", exact=True):
     return selected_mean(error(S, T), mask, keep * gap.numel() if nominal else None)
 
 
-def band_split(T):
-    """The bin where the teacher's running maximum over frequency rises most, relatively,
-    per frame: (B, frames).
-    """
-    highest = T.abs().cummax(1).values                                     # (B, F, frames)
-    return ((highest[:, 1:] - highest[:, :-1]) / (highest[:, :-1] + 1e-8)).argmax(1)
-
-
 def selective_frequency_loss(S, T, Y, low=10, high=40, keep=0.8, beta=0.5, rule="top_k",
                              exact=True):
-    """Frequency-dependent distillation (DFKD) on selected patches, of `low` bins below the
-    split and `high` above.
+    """Frequency-dependent distillation (DFKD) on patches of `low` bins below, `high` above
+    the split.
 
     Below: the complex cosine distance. Above: beta of it and (1 - beta) of the magnitude
     error. low = high is DISPatch without its multi-scale patches. exact: as released, the
@@ -231,6 +146,85 @@ def selective_feature_loss(h_S, h_T, S, T, Y, size=20, keep=0.8, rule="top_k"):
     return ((w * difference).sum((1, 2)) / w.sum((1, 2)).clamp(min=1e-8)).mean()
 
 
+def patches(x, size):
+    """(B, F, frames) -> (B, bands, size, frames), bands = ceil(F / size), padded with
+    zeros.
+    """
+    x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[1] % size))
+    return x.unflatten(1, (-1, size))
+
+
+def patch_mean(error, size, inside=None):
+    """Mean of an error per bin (B, F, frames) over each patch: (B, bands, frames).
+
+    inside: the bins that count, bool (B, F, frames); None: all, and the zeros that fill the
+    last band, as released.
+    """
+    if inside is None:
+        return patches(error, size).mean(2)
+    return patches(error * inside, size).sum(2) / patches(inside, size).sum(2).clamp(min=1)
+
+
+def magnitude_error(a, b):
+    """(|a| - |b|)^2 of each bin."""
+    return (a.abs() - b.abs()).square()
+
+
+def cosine_distance(a, b, size, eps=1e-8):
+    """1 - Re <a, b> / (|a| |b|) of each complex patch: (B, bands, frames) in [0, 2].
+
+    It sees the phase.
+    """
+    def inner(a, b):                                        # Re <a, b> of each patch
+        return patches(a.real * b.real + a.imag * b.imag, size).sum(2)
+
+    norm_a, norm_b = ((inner(x, x) + eps).sqrt() for x in (a, b))
+    return 1 - inner(a, b) / (norm_a * norm_b + eps)
+
+
+def knowledge_gap_score(student_error, teacher_error):
+    """Errors against clean, per patch: positive where the teacher is closer."""
+    return student_error - teacher_error
+
+
+def select(score, keep=0.8, rule="top_k", candidates=None):
+    """The patches to distil in each utterance, bool like `score` (B, bands, frames).
+
+    top_k, as released: the share `keep` with the highest score and all that tie with the
+    last, whatever their sign. positive: where the teacher is better. both: the first of the
+    second. random: as many as top_k, drawn blindly, the control. candidates: bool, those
+    that take part.
+    """
+    score = score.detach()
+    if candidates is None:
+        candidates = torch.ones_like(score, dtype=torch.bool)
+    if rule == "positive":
+        return candidates & (score > 0)
+    ranked = torch.rand_like(score) if rule == "random" else score
+    mask = torch.zeros_like(candidates)
+    for i in range(len(score)):
+        among = ranked[i][candidates[i]]
+        if len(among):
+            threshold = among.topk(max(int(keep * len(among)), 1)).values[-1]
+            mask[i] = candidates[i] & (ranked[i] >= threshold)
+    return mask & (score > 0) if rule == "both" else mask
+
+
+def selected_mean(error, mask, denominator=None):
+    """Mean of a patch error over the selected patches of each utterance, averaged over the
+    batch, 0 where none is; or its sum over all of them divided by the `denominator`.
+    """
+    if denominator is not None:
+        return (error * mask).sum() / denominator
+    return ((error * mask).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)).mean()
+
+
+def band_split(T):
+    """The bin where the running maximum of |T| over frequency rises most: (B, frames)."""
+    highest = T.abs().cummax(1).values                                     # (B, F, frames)
+    return ((highest[:, 1:] - highest[:, :-1]) / (highest[:, :-1] + 1e-8)).argmax(1)
+
+
 # -------------------------------------------------------------------------------- the model
 
 class Student(train.Method):
@@ -253,13 +247,12 @@ class Student(train.Method):
             self.net = nets.MaskGRU(config.n_fft // 2 + 1, config.hidden, config.layers)
         else:
             self.net = self.network(1, version=2, num_times=0)
-        # SI-SDR leaves the gain of a U-Net open; this is what brings it back to clean speech.
+        # SI-SDR leaves the gain of a U-Net open; this is what brings it back to clean
+        # speech.
         self.register_buffer("gain", torch.ones(()))
 
     def prepare(self, fresh):
-        """Before training: load the teacher. Raises ValueError where it is missing or not
-        needed.
-        """
+        """Load the teacher. Raises ValueError if it is missing or not needed."""
         config = self.config
         if config.distil == "none":
             if config.teacher and not train.is_fingerprint(config.teacher):
@@ -284,49 +277,8 @@ class Student(train.Method):
                                          f"--hop-length {hop}; the {name} has none")
             self.config = dataclasses.replace(config, teacher=self.teacher.record)
 
-    def sample(self, y):
-        """Noisy spectrogram -> clean one, complex (B, 1, F, T)."""
-        self.calls += 1
-        return self.net(y) if self.config.network == "mask" else y + self.net(y)
-
-    def enhance_wave(self, wave):
-        """Waves of level 1, (B, L) -> (B, L)."""
-        return self.gain * super().enhance_wave(wave)
-
-    def features(self, wave):
-        """What the recurrent network knows at each frame: (B, L) -> (B, frames, hidden)."""
-        return self.net.features(self.spectrogram(wave)[:, None])
-
-    def teacher_output(self, what, noisy):
-        """The teacher's method `what` of waves (B, L), kept where crops come again."""
-        function = getattr(self.teacher.to(noisy.device), what)
-        if self.store is None:
-            return function(noisy)
-        return cached_rows(function, noisy, self.store, f"{self.teacher.record}-{what}")
-
-    def distillation(self, S, T, Y, noisy=None):
-        """Distillation loss between spectra of student, teacher and clean, complex (B, F,
-        frames). noisy: the waves (B, L) they were made of, for features.
-        """
-        config = self.config
-        low, high, keep, rule = config.low, config.high, config.keep, config.rule
-        if config.distil == "random":
-            rule = "random"
-        if config.distil == "all":                 # one patch a band, and every one of them
-            low, high, keep, rule = S.shape[1], S.shape[1], 1.0, "top_k"
-        if config.distance == "feature":
-            theirs = self.teacher_output("features", noisy)
-            return selective_feature_loss(self.features(noisy), theirs, S, T, Y, low, keep,
-                                          rule)
-        if config.distance == "response":
-            return selective_patch_loss(S, T, Y, low, keep, rule, config.exact)
-        return selective_frequency_loss(S, T, Y, low, high, keep, config.beta, rule,
-                                        config.exact)
-
     def loss(self, batch):
-        """batch: clean and noisy waves (B, L), divided by the noisy peak. Returns (loss,
-        its parts).
-        """
+        """batch: clean and noisy waves (B, L) at level 1. Returns (loss, its parts)."""
         clean, noisy = batch
         enhanced = self.enhance_wave(noisy)
         if self.config.task == "si_sdr" and self.config.network == "ncsnpp":
@@ -348,6 +300,45 @@ class Student(train.Method):
         distilled = self.distillation(S, T, Y, noisy)
         loss = task + self.config.distil_weight * distilled
         return loss, parts | {"distilled": distilled.detach()}
+
+    def distillation(self, S, T, Y, noisy=None):
+        """Distillation loss between spectra of student, teacher and clean, complex (B, F,
+        frames). noisy: the waves (B, L) they were made of, for features.
+        """
+        config = self.config
+        low, high, keep, rule = config.low, config.high, config.keep, config.rule
+        if config.distil == "random":
+            rule = "random"
+        if config.distil == "all":                 # one patch a band, and every one of them
+            low, high, keep, rule = S.shape[1], S.shape[1], 1.0, "top_k"
+        if config.distance == "feature":
+            theirs = self.teacher_output("features", noisy)
+            return selective_feature_loss(self.features(noisy), theirs, S, T, Y, low, keep,
+                                          rule)
+        if config.distance == "response":
+            return selective_patch_loss(S, T, Y, low, keep, rule, config.exact)
+        return selective_frequency_loss(S, T, Y, low, high, keep, config.beta, rule,
+                                        config.exact)
+
+    def teacher_output(self, what, noisy):
+        """The teacher's method `what` of waves (B, L), kept where crops come again."""
+        function = getattr(self.teacher.to(noisy.device), what)
+        if self.store is None:
+            return function(noisy)
+        return cached_rows(function, noisy, self.store, f"{self.teacher.record}-{what}")
+
+    def features(self, wave):
+        """What the recurrent network knows at each frame: (B, L) -> (B, frames, hidden)."""
+        return self.net.features(self.spectrogram(wave)[:, None])
+
+    def enhance_wave(self, wave):
+        """Waves of level 1, (B, L) -> (B, L)."""
+        return self.gain * super().enhance_wave(wave)
+
+    def sample(self, y):
+        """Noisy spectrogram -> clean one, complex (B, 1, F, T)."""
+        self.calls += 1
+        return self.net(y) if self.config.network == "mask" else y + self.net(y)
 
 
 if __name__ == "__main__":

@@ -63,10 +63,10 @@ from nets import Weight
 class Config(nets.NetworkConfig, SpectrogramConfig):
     """Constants of the method; `paper` has DistilHuBERT, for VoiceBank-DEMAND."""
     encoder: str = "ntu-spml/distilhubert"  # hub name, folder, or mel: no model
-    layers: Annotated[tuple, "[0, inf)"] = (0, 1, 2)  # hidden states; large encoders: 6 12 24; mel: 0 ... 4
+    layers: Annotated[tuple, "[0, inf)"] = (0, 1, 2)  # hidden states; mel: 0 ... 4
     field: Literal["joint", "separate"] = "joint"  # of published systems, or Eq. (7)
     scaling: Literal["driftse", "original"] = "driftse"  # scales of features and drift
-    temperatures: Annotated[tuple, "[0, inf)"] = (0.0,)  # kernel widths, of the feature scale; 0: --scaling's
+    temperatures: Annotated[tuple, "[0, inf)"] = (0.0,)  # kernel widths; 0: scaling's
     exclude_self: bool = True        # a generated frame does not repel itself
     sigma_max: Weight = 0.3          # largest std of the noise added to y; 0: none
     sigma: Weight = 0.0              # std of the noise added to y at inference
@@ -152,7 +152,8 @@ def joint_weights(logits, M, columns=None):
     one set is much closer than the other.
     """
     columns = logits.logsumexp(0) if columns is None else columns
-    A = (logits - (logits.logsumexp(1, keepdim=True) + columns) / 2).exp()  # sqrt(row x column)
+    # sqrt(row x column)
+    A = (logits - (logits.logsumexp(1, keepdim=True) + columns) / 2).exp()
     S_pos, S_neg = A[:, :M].sum(1, keepdim=True), A[:, M:].sum(1, keepdim=True)
     return torch.cat([S_neg * A[:, :M], -S_pos * A[:, M:]], dim=1)
 
@@ -211,8 +212,8 @@ def blocked_fields(x, positives, negatives, temperatures, exclude_self, field, b
 
 @torch.no_grad()
 def feature_scale(x, positives, scaling="driftse", block=512):
-    """(what features are divided by, the unit of temperatures after that): a scalar tensor,
-    a number.
+    """(the divisor of features, a scalar tensor; the unit of temperatures after it, a
+    number).
 
     x (N, D) generated, positives (M, D) clean. driftse: the mean norm of the clean frames;
     temperatures count in it.
@@ -230,12 +231,11 @@ def feature_scale(x, positives, scaling="driftse", block=512):
 
 def drifting_loss(x, positives, temperatures=None, scaling="driftse", field="joint",
                   exclude_self=True):
-    """mean |x - sg(x + V)|^2 over entries of scaled features, Eq. (9): value mean V^2,
-    gradient -2 V / (N D).
+    """mean |x - sg(x + V)|^2 of scaled features, Eq. (9): gradient -2 V / (N D).
 
     x (N, D): generated features, also the negatives; positives (M, D): clean ones.
-    temperatures: by default those of `scaling`. "driftse": raw drifts, whose loss falls, if not to
-    0. "original": unit drifts, whose loss says nothing.
+    temperatures: by default those of `scaling`. "driftse": raw drifts, whose loss falls, if
+    not to 0. "original": unit drifts, whose loss says nothing.
     """
     scale, unit = feature_scale(x, positives, scaling)
     x, positives = x / scale, positives / scale
@@ -254,8 +254,7 @@ MEL = *((floor, 640, 64) for floor in FLOORS), (0.1, 320, 32), (0.1, 1280, 96)
 
 
 class SpeechLatents:
-    """Frozen features of speech: waves (B, L) at 16 kHz -> one tensor (B, T', D) for each
-    of `layers`.
+    """Frozen features of speech: waves (B, L) at 16 kHz -> a tensor (B, T', D) per layer.
 
     encoder: hub name or local folder of a model of the `transformers` package that takes
     raw waveforms (DistilHuBERT, HuBERT, WavLM), or one of its configs, which gives random
@@ -300,8 +299,7 @@ class SpeechLatents:
 
 
 def mel_frames(wave, floor, window=640, bands=64, hop=320, context=6):
-    """Log-mel frames every 20 ms with their neighbours: wave (B, L) -> (B, L // 320, bands
-    (2 context + 1)).
+    """Log-mel frames with their neighbours: (B, L) -> (B, L // hop, bands (2 context + 1)).
 
     wave: of unit variance. White noise has power 1 in each band, and `floor` is the power
     from which on a band counts: high, noise hides little of the speech that is left, and a
@@ -321,8 +319,7 @@ def mel_frames(wave, floor, window=640, bands=64, hop=320, context=6):
 
 
 def standardised(wave):
-    """Waves (B, L) of zero mean and unit variance each, as released: the features do not
-    see the level.
+    """Waves (B, L) of zero mean and unit variance, as released: features ignore the gain.
     """
     return (wave - wave.mean(1, keepdim=True)) / (wave.std(1, keepdim=True) + 1e-5)
 
@@ -330,9 +327,7 @@ def standardised(wave):
 # ---------------------------------------------------------------------- noise, other losses
 
 def noise_level(n, sigma_max=0.3, sigma_min=0.01, mean=-3.0, std=1.2, device=None):
-    """n draws of sigma, log sigma normal and truncated to [log sigma_min, log sigma_max]:
-    (n,).
-    """
+    """n draws of sigma, (n,): log-normal, truncated to [sigma_min, sigma_max]."""
     low, high = ((math.log(sigma) - mean) / std for sigma in (sigma_min, sigma_max))
     low, high = torch.special.ndtr(torch.tensor([low, high], dtype=torch.float64)).tolist()
     u = torch.rand(n, device=device, dtype=torch.float64)
@@ -343,7 +338,7 @@ def noise_level(n, sigma_max=0.3, sigma_min=0.01, mean=-3.0, std=1.2, device=Non
 # -------------------------------------------------------------------------------- the model
 
 class DriftSE(train.Method):
-    """A network that maps noisy to clean in one evaluation; in training, its latent space."""
+    """A network that maps noisy to clean speech; in training, its latent space."""
 
     Config, presets, training = Config, PRESETS, TRAINING
     inference = ("sigma",)
@@ -354,10 +349,12 @@ class DriftSE(train.Method):
         if config.temperatures == (0.0,):
             self.temperatures = TEMPERATURES[config.scaling]
         self.net = self.network(2 if config.conditional else 1, version=2, num_times=0)
-        self.needs_pairs = any((config.pesq_weight, config.si_sdr_weight, config.ccmse_weight,
+        self.needs_pairs = any((config.pesq_weight, config.si_sdr_weight,
+                                config.ccmse_weight,
                                 config.magnitude_weight))
         self.latents = None
-        # A loss in a latent space does not see the gain; this brings back that of the input.
+        # A loss in a latent space does not see the gain; this brings back that of the
+        # input.
         self.sees_gain = bool(config.ccmse_weight or config.magnitude_weight)
         self.register_buffer("gain", torch.ones(()))
 
@@ -366,8 +363,7 @@ class DriftSE(train.Method):
         self.latents = SpeechLatents(self.config.encoder, self.config.layers)
 
     def forward(self, y, sigma):
-        """The enhanced spectrogram: y complex (B, 1, F, T), sigma (B,) -> complex (B, 1, F,
-        T).
+        """The enhanced spectrogram: y complex (B, 1, F, T), sigma (B,) -> like y.
 
         Direct: f(y + sigma noise). Conditional: f(noise, y) with unit noise; sigma has no
         part in it.
@@ -382,9 +378,7 @@ class DriftSE(train.Method):
         return 2 * out.real.sigmoid() * y if self.config.mask else out
 
     def loss(self, batch):
-        """batch: clean and noisy waves (B, L), divided by the noisy peak. Returns (loss,
-        its parts).
-        """
+        """batch: clean and noisy waves (B, L) at level 1. Returns (loss, its parts)."""
         config, (clean, noisy) = self.config, batch
         device = noisy.device
         y = self.spectrogram(noisy)[:, None]

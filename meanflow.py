@@ -69,19 +69,18 @@ import commands
 import losses
 import nets
 import train
-from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, click_robust_peak, cached_rows,
+from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, click_robust_peak,
+                  cached_rows,
                   enhance_normalised, fingerprint, in_spectrogram, per_bin)
 from nets import Count, Positive, Weight
 
 
 @dataclass(frozen=True)
 class Config(nets.NetworkConfig, SpectrogramConfig):
-    """Constants of the method; `paper` is MeCo, here from the noisy speech unless a
-    separator is asked for.
-    """
+    """Constants of the method; `paper` is MeCo, by default without a separator."""
     separator: Literal["none", "train", "frozen"] = "none"  # none: start at y
     separator_size: Literal["small", "compact"] = "small"  # of SpatialNet
-    separator_seconds: Positive = 4.0  # of the excerpt it hears; the corrector learns a part
+    separator_seconds: Positive = 4.0  # of its excerpt; the corrector learns from a part
     num_mics: Count = 1              # microphones of the mixture
     num_speakers: Count = 1          # talkers in it
     sigma_max: Weight = 0.487        # std of the noise at t = 1, per complex bin
@@ -93,8 +92,8 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     displacement: bool = True        # weight (t - r)^2: the x_r-loss; MeanFlowSE: none
     endpoint_weight: Weight = 1.0    # of the Endpoint loss, per dB; MeanFlowSE: 0
     reduction: Literal["sum", "mean"] = "sum"  # of the loss over an example's bins
-    schedule: Annotated[int, "[0, inf)"] = 0  # updates of the schedules; 0: the whole training
-    N: Count = 1                     # network calls at inference
+    schedule: Annotated[int, "[0, inf)"] = 0  # updates of the schedules; 0: all
+    N: Count = 1                     # network evaluations
     t_end: Annotated[float, "[0, 1)"] = 0.03  # process time at which inference stops
     sigma_data: Weight = 0.0         # rms of x0 - s_hat over |mixture|; > 0: as in EDM
     fourier_scale: Positive = 16.0   # std of the random frequencies of the times
@@ -130,8 +129,7 @@ def conditional_velocity(x0, s_hat, z, sigma_max=0.487):
 
 
 def preconditioning(t, sigma_data, sigma_max=0.487):
-    """(c_in, c_skip, c_out): in v = c_skip d + c_out net(c_in d), d = x_t - s_hat, net
-    hears and seeks variance 1.
+    """(c_in, c_skip, c_out) of v = c_skip d + c_out net(c_in d) with d = x_t - s_hat.
 
     Ours, after EDM (arXiv 2206.00364). sigma_data: std of x0 - s_hat around 0, a number or
     one for each bin. Then c_skip d is the best linear guess of v, and c_out the std of what
@@ -145,8 +143,8 @@ def preconditioning(t, sigma_data, sigma_max=0.487):
 
 
 def sample_times(n, gamma=1.0, t_eps=0.03, equal=0.1, device=None):
-    """(r, t), each (n,): t uniform in (t_eps, 1], r = t - U^gamma (t - t_eps), and r = t
-    for a share `equal`.
+    """(r, t), each (n,): t uniform in (t_eps, 1], r = t - U^gamma (t - t_eps); a fraction
+    has r = t.
     """
     t = 1 - (1 - t_eps) * torch.rand(n, device=device)
     r = t - torch.rand(n, device=device) ** gamma * (t - t_eps)
@@ -159,27 +157,12 @@ def interval_exponent(progress):
 
 
 def average_weight(progress):
-    """Share of the average velocity in the loss: rises to 1/4 over the first half of
-    training.
-    """
+    """Weight of the average velocity in the loss: rises to 1/4 over half the training."""
     return 0.25 * min(1, progress / 0.5)
 
 
 # ------------------------------------------------------------------------- average velocity
 # u: function (x, r, t) -> complex (B, 1, F, T), the network with its condition.
-
-@contextlib.contextmanager
-def full_float32():
-    """All digits of float32: no TF32, in which 90 % of a difference are left."""
-    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark,
-                         deterministic=cudnn.deterministic, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
 
 def exact_derivative(u, x, r, t, v):
     """du/dt along the flow with r held fixed: tangents (v, 0, 1), one forward-mode pass."""
@@ -188,19 +171,12 @@ def exact_derivative(u, x, r, t, v):
 
 
 def difference_derivative(u, x, r, t, v, eps=1e-3):
-    """The same by a central difference, as published; its step is relative to the example's
-    mean magnitudes.
+    """The same by a central difference, as published; its step follows the mean magnitudes.
     """
     magnitude = x.abs().mean((1, 2, 3)) + v.abs().mean((1, 2, 3))          # (B,)
     step = eps * magnitude.clamp(min=1e-6)
     ahead, behind = (u(x + per_bin(s) * v, r, t + s) for s in (step, -step))
     return (ahead - behind) / per_bin(2 * step)
-
-
-def clip_norm(x, largest):
-    """Scale down the examples whose norm over all bins exceeds `largest`."""
-    norm = x.flatten(1).norm(dim=1)                      # (B,)
-    return x * per_bin((largest / norm.clamp(min=1e-12)).clamp(max=1))
 
 
 def average_velocity_target(u, xt, r, t, v, c=1.0, derivative=exact_derivative,
@@ -218,18 +194,34 @@ def average_velocity_target(u, xt, r, t, v, c=1.0, derivative=exact_derivative,
         return v - c * per_bin(t - r) * clip_norm(dudt, clip)
 
 
+@contextlib.contextmanager
+def full_float32():
+    """All digits of float32: no TF32, in which 90 % of a difference are left."""
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark,
+                         deterministic=cudnn.deterministic, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def clip_norm(x, largest):
+    """Scale down the examples whose norm over all bins exceeds `largest`."""
+    norm = x.flatten(1).norm(dim=1)                      # (B,)
+    return x * per_bin((largest / norm.clamp(min=1e-12)).clamp(max=1))
+
+
 # ----------------------------------------------------------------------------------- losses
 
 def displacement_loss(u, u_target, r, t):
-    """The x_r-loss: error of the point x_t - (t - r) u that the jump reaches, so velocities
-    count by (t - r)^2.
-    """
+    """The x_r-loss: squared error of the point x_t - (t - r) u that the jump reaches."""
     return losses.half_square(per_bin(t - r) * (u - u_target))
 
 
 def endpoint_si_sdr_loss(u, x0, s_hat, z, spectrogram, t_end=0.03, sigma_max=0.487):
-    """Negative SI-SDR in dB of the one-step output's wave against that of x0: (B,).
-    Gradients pass through all of it.
+    """Negative SI-SDR of the one-step output's wave, in dB: (B,), with gradient.
 
     The output is that of time t_end, the reference clean, as published.
     """
@@ -242,8 +234,7 @@ def endpoint_si_sdr_loss(u, x0, s_hat, z, spectrogram, t_end=0.03, sigma_max=0.4
 # -------------------------------------------------------------------------------- inference
 
 def sample(u, s_hat, z, N=1, t_end=0.03, sigma_max=0.487, average=True):
-    """From s_hat + sigma_max z at t = 1 down to t_end by N equal jumps: one with N = 1,
-    MeCo's inference.
+    """From s_hat + sigma_max z at t = 1 to t_end by N equal jumps; MeCo's N is 1.
 
     average: each jump takes u(x, r, t); otherwise u(x, t, t), an Euler step of the
     instantaneous velocity.
@@ -273,8 +264,7 @@ class Separator(nets.SpatialNet):
 
 
 class MeanFlowCorrector(train.Method):
-    """An average-velocity network and, where asked for, its separator. `calls` counts
-    evaluations of both.
+    """An average-velocity network and, where asked for, its separator.
 
     Waves are (B, L), or (B, num_mics, L) in and (B, num_speakers, L) out, the speakers at
     the reference microphone, number 0.
@@ -286,8 +276,8 @@ class MeanFlowCorrector(train.Method):
     def __init__(self, config=Config()):
         super().__init__(config)
         if config.separator == "none" and (config.num_mics, config.num_speakers) != (1, 1):
-            raise ValueError("several microphones or speakers need a separator: --separator "
-                             "train, then frozen")
+            raise ValueError("several microphones or speakers need a separator: --separator"
+                             " train, then frozen")
         self.num_mics, self.num_speakers = config.num_mics, config.num_speakers
         self.separator, self.mic0 = None, 0
         # The context: s_hat alone, which then is the mixture, or s_hat and the
@@ -305,68 +295,6 @@ class MeanFlowCorrector(train.Method):
             excerpt = round(config.separator_seconds * SAMPLE_RATE)
             self.num_samples = max(self.num_samples, excerpt)
 
-    def forward(self, xt, context, r, t):
-        """u(x_t, r, t), complex (B, 1, F, T). context: s_hat and, with a separator, the
-        microphones, complex (B, C, F, T).
-        """
-        self.calls += 1
-        config = self.config
-
-        def network(*signals):                          # as released, u is minus its output
-            return -self.net(torch.cat(signals, dim=1), t, (t - r).clamp(min=0))
-
-        if not config.sigma_data:
-            return network(xt, context)
-        # Each bin relative to the level and phase of the mixture at microphone 0.
-        d = xt - context[:, :1]
-        mixture = context[:, self.mic0, None]            # (B, 1, F, T)
-        phase = mixture / mixture.abs().clamp(min=1e-8)
-        sigma_data = config.sigma_data * mixture.abs() + 0.01             # not 0 in silence
-        c_in, c_skip, c_out = preconditioning(t, sigma_data, config.sigma_max)
-        out = network(phase.conj() * c_in * d, phase.conj() * context / config.factor)
-        return c_skip * d + c_out * phase * out
-
-    def separate(self, mixture):
-        """(B, num_mics, L) -> (B, num_speakers, L), in an order of the separator's own."""
-        self.calls += 1
-        return self.separator(mixture)
-
-    def separate_once(self, mixture):
-        """`separate`; where training repeats its crops, each is separated once."""
-        if self.store is None:
-            return self.separate(mixture)
-        weights = nn.utils.parameters_to_vector(self.separator.parameters())
-        return cached_rows(self.separate, mixture, self.store, fingerprint(weights))
-
-    @torch.no_grad()
-    def contexts(self, mixture, clean=None):
-        """What the flow of each talker starts from and sees: waves (B S, C, L), s_hat
-        first.
-
-        mixture: (B, num_mics, L). With clean waves (B, S, L) the talkers come in their
-        order.
-        """
-        if self.separator is None:
-            return mixture
-        if clean is None:
-            estimate = self.separate(mixture)
-        else:
-            estimate = losses.sa_sdr_loss(clean, self.separate_once(mixture))[1]
-        mixture = mixture.repeat_interleave(estimate.shape[1], dim=0)      # (B S, M, L)
-        return torch.cat([estimate.flatten(0, 1)[:, None], mixture], dim=1)
-
-    def level_of_estimate(self, waves):
-        """Level of s_hat, but at least 0.05 times that of the mixture at microphone 0:
-        (B S, C, L) -> (B S, 1, 1). Without a separator both are one, at level 1 already.
-        """
-        if self.separator is None:
-            return waves.new_ones(1, 1, 1)
-        s_hat, mixture = waves[:, :1], waves[:, self.mic0, None]
-        loudest = torch.maximum(s_hat.abs(), 0.05 * mixture.abs())
-        if self.config.normalize == "robust":
-            return click_robust_peak(loudest).clamp(min=1e-8)
-        return loudest.amax(-1, keepdim=True).clamp(min=1e-8)
-
     def evaluations(self):
         """Evaluations of separator and corrector for a window."""
         steps = 0 if self.config.separator == "train" else self.config.N
@@ -379,9 +307,7 @@ class MeanFlowCorrector(train.Method):
                              "train")
 
     def loss(self, batch):
-        """batch: clean waves and their mixture, divided by the mixture's peak. Returns
-        (loss, its parts).
-        """
+        """batch: clean waves and their mixture at level 1. Returns (loss, its parts)."""
         clean, mixture = (wave if wave.ndim == 3 else wave[:, None] for wave in batch)
         if self.config.separator == "train":
             loss = losses.sa_sdr_loss(clean, self.separate(mixture))[0].mean()
@@ -442,6 +368,67 @@ class MeanFlowCorrector(train.Method):
         # The mean of the squares; the Endpoint loss shrinks with them and keeps its weight.
         return loss / x0[0].numel() if config.reduction == "mean" else loss, parts
 
+    @torch.no_grad()
+    def contexts(self, mixture, clean=None):
+        """Estimate and condition of each speaker's flow: waves (B S, C, L), s_hat first.
+
+        mixture: (B, num_mics, L). With clean waves (B, S, L) the talkers come in their
+        order.
+        """
+        if self.separator is None:
+            return mixture
+        if clean is None:
+            estimate = self.separate(mixture)
+        else:
+            estimate = losses.sa_sdr_loss(clean, self.separate_once(mixture))[1]
+        mixture = mixture.repeat_interleave(estimate.shape[1], dim=0)      # (B S, M, L)
+        return torch.cat([estimate.flatten(0, 1)[:, None], mixture], dim=1)
+
+    def separate_once(self, mixture):
+        """`separate`; where training repeats its crops, each is separated once."""
+        if self.store is None:
+            return self.separate(mixture)
+        weights = nn.utils.parameters_to_vector(self.separator.parameters())
+        return cached_rows(self.separate, mixture, self.store, fingerprint(weights))
+
+    def separate(self, mixture):
+        """(B, num_mics, L) -> (B, num_speakers, L), in an order of the separator's own."""
+        self.calls += 1
+        return self.separator(mixture)
+
+    def level_of_estimate(self, waves):
+        """Level of s_hat, but at least 0.05 times that of the mixture at microphone 0:
+        (B S, C, L) -> (B S, 1, 1). Without a separator both are one, at level 1 already.
+        """
+        if self.separator is None:
+            return waves.new_ones(1, 1, 1)
+        s_hat, mixture = waves[:, :1], waves[:, self.mic0, None]
+        loudest = torch.maximum(s_hat.abs(), 0.05 * mixture.abs())
+        if self.config.normalize == "robust":
+            return click_robust_peak(loudest).clamp(min=1e-8)
+        return loudest.amax(-1, keepdim=True).clamp(min=1e-8)
+
+    def forward(self, xt, context, r, t):
+        """u(x_t, r, t), complex (B, 1, F, T); context: s_hat [and microphones] (B, C, F,
+        T).
+        """
+        self.calls += 1
+        config = self.config
+
+        def network(*signals):                          # as released, u is minus its output
+            return -self.net(torch.cat(signals, dim=1), t, (t - r).clamp(min=0))
+
+        if not config.sigma_data:
+            return network(xt, context)
+        # Each bin relative to the level and phase of the mixture at microphone 0.
+        d = xt - context[:, :1]
+        mixture = context[:, self.mic0, None]            # (B, 1, F, T)
+        phase = mixture / mixture.abs().clamp(min=1e-8)
+        sigma_data = config.sigma_data * mixture.abs() + 0.01             # not 0 in silence
+        c_in, c_skip, c_out = preconditioning(t, sigma_data, config.sigma_max)
+        out = network(phase.conj() * c_in * d, phase.conj() * context / config.factor)
+        return c_skip * d + c_out * phase * out
+
     def sample(self, context):
         """Context spectrograms (B, C, F, T), s_hat first -> clean (B, 1, F, T)."""
         config, s_hat = self.config, context[:, :1]
@@ -453,8 +440,8 @@ class MeanFlowCorrector(train.Method):
 
     @torch.no_grad()
     def enhance(self, wave, peak=None):
-        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L), see data.enhance_normalised;
-        (B, M, L) -> (B, S, L).
+        """Noisy (B, L) in [-1, 1] at 16 kHz -> enhanced (B, L), see
+        data.enhance_normalised; (B, M, L) -> (B, S, L).
         """
         mixture = wave if wave.ndim == 3 else wave[:, None]                # (B, M, L)
         out = enhance_normalised(self.enhance_at_level_1, mixture, self.config.normalize,

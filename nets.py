@@ -94,8 +94,7 @@ def without_time(network):
 
 
 def fan_average_(layer, scale=1.0):
-    """Uniform weights of variance `scale` over the mean of fan-in and fan-out, and zero
-    biases, in place.
+    """In place: uniform weights of variance scale / mean fan, and zero biases.
 
     Scale 0 stands for 1e-10, as in the reference: branches that start with it add nothing
     at first.
@@ -115,9 +114,7 @@ def conv(in_channels, out_channels, kernel_size, scale=1.0):
 
 
 def group_norm(channels):
-    """At least four channels a group, 32 groups at most, as in the reference; fewer where
-    32 do not divide them.
-    """
+    """GroupNorm as in the reference: at most 32 groups of at least four channels."""
     most = max(min(channels // 4, 32), 1)
     groups = next(g for g in range(most, 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels, eps=1e-6)
@@ -140,8 +137,7 @@ class TimeEmbedding(nn.Module):
 
 
 class Resample(nn.Module):
-    """Low-pass with the outer product of [1, 3, 3, 1] and change both axes by a factor of
-    two; zeros outside.
+    """Low-pass by the outer product of [1, 3, 3, 1] and resample by two; zeros outside.
 
     (B, C, F, T) -> (B, C, F/2, T/2), or (B, C, 2F, 2T) when `up`. A constant filter:
     nothing to learn or store.
@@ -161,9 +157,7 @@ class Resample(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """(B, in, F, T) and embedding (B, E) -> (B, out, F', T'); F', T' as `resample` makes
-    them.
-    """
+    """(B, in, F, T) and embedding (B, E) -> (B, out, F', T'), resampled."""
 
     def __init__(self, in_channels, out_channels, emb_channels, resample=None):
         super().__init__()
@@ -218,9 +212,7 @@ class Attention(nn.Module):
 
 
 class Encoder(nn.Module):
-    """One resolution on the way down: its skips, and the features of the next resolution
-    (None at the last).
-    """
+    """One resolution on the way down: (its skips, features of the next or None)."""
 
     def __init__(self, in_channels, channels, num_blocks, attention, image_channels,
                  emb_channels, last):
@@ -248,9 +240,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """One resolution on the way up: consumes its skips and adds its part to the growing
-    output image.
-    """
+    """One resolution on the way up: consumes its skips and adds to the output image."""
 
     def __init__(self, in_channels, skip_channels, channels, attention, image_channels,
                  emb_channels, last):
@@ -357,9 +347,7 @@ class NCSNpp(nn.Module):
         return as_complex(x[..., :bins, :frames])
 
     def unet(self, x, *times):
-        """The network on real channels: (B, 2 in_channels, F, T) -> (B, 2 out_channels, F,
-        T).
-        """
+        """The network on real channels: (B, 2 in_channels, F, T) -> (B, 2 out, F, T)."""
         emb = None
         if times:
             emb = self.times[0](times[0].clamp(min=1e-4).log())
@@ -387,11 +375,11 @@ class NCSNpp(nn.Module):
     def from_official(cls, state_dict, **kwargs):
         """The network of a released checkpoint, with the same outputs.
 
-        state_dict: tensors by their official names (`all_modules.4.Conv_0.weight`, ...),
-        with or without the prefixes `module.` and `dnn.`; entries that belong to no network (a PESQ loss)
-        are ignored. kwargs: those of the constructor, as far as the checkpoint's differ
-        from its defaults. For averaged weights, which are stored as a list without names,
-        see `official_names`. Raises ValueError where the two do not fit.
+        state_dict: tensors by their official names (`all_modules.4.Conv_0.weight`, ...), with or
+        without the prefixes `module.` and `dnn.`; entries that belong to no network (a PESQ loss)
+        are ignored. kwargs: those of the constructor, as far as the checkpoint's differ from its
+        defaults. For averaged weights, which are stored as a list without names, see
+        `official_names`. Raises ValueError where the two do not fit.
         """
         net = cls(**kwargs)
         weights = {name.removeprefix("module.").removeprefix("dnn."): tensor
@@ -419,9 +407,7 @@ class NCSNpp(nn.Module):
         return net
 
     def official_names(self):
-        """Pairs (official name, our name) in the order in which released checkpoints list
-        their tensors.
-        """
+        """Pairs (official name, our name) in the order of released checkpoints."""
         ours = {id(p): name for name, p in self.named_parameters()}
         in_block = (("GroupNorm_0", "norm0"), ("Conv_0", "conv0"), ("Dense_0", "dense"),
                     ("GroupNorm_1", "norm1"), ("Conv_1", "conv1"), ("Conv_2", "shortcut"))
@@ -450,9 +436,7 @@ class NCSNpp(nn.Module):
             yield from pairs(f"all_modules.{number}{suffix}", layer)
 
     def official_order(self):
-        """Pairs (suffix, layer): the layers as the reference numbers them in its list
-        `all_modules`.
-        """
+        """Pairs (suffix, layer) in the order of the reference's list `all_modules`."""
         if len(self.times):
             time = self.times[0]
             yield from ((".W", time.frequencies), ("", time.dense0), ("", time.dense1))
@@ -500,9 +484,7 @@ def in_precision(model, dtype):
 
 
 def as_real(x):
-    """complex (B, C, F, T) -> real (B, 2C, F, T), real and imaginary part of each signal
-    side by side.
-    """
+    """complex (B, C, F, T) -> real (B, 2C, F, T), real and imaginary parts alternating."""
     return torch.view_as_real(x).movedim(-1, 2).flatten(1, 2)
 
 
@@ -513,9 +495,7 @@ def as_complex(x):
 
 
 def at_least_float32(x):
-    """Half precision has no complex numbers, and sums of dozens of blocks lose their last
-    digits in it.
-    """
+    """Half precision has no complex numbers, and long sums lose their last digits in it."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -540,9 +520,7 @@ class FrequencyConv(nn.Module):
 
 
 class FullBand(nn.Module):
-    """All frequencies of each frame, one dense F -> F map for each channel: (B, F, T, C) ->
-    the same.
-    """
+    """A dense F -> F map for each channel of (B, F, T, C)."""
 
     def __init__(self, channels, bins):
         super().__init__()
@@ -576,9 +554,7 @@ class FeedForward(nn.Module):
 
 
 class SpatialLayer(nn.Module):
-    """Three updates across frequency, two along time, each added to its input: (B, F, T, H)
-    -> the same.
-    """
+    """Three residual updates across frequency, two along time, of (B, F, T, H)."""
 
     def __init__(self, width, hidden, heads, squeezed, groups):
         super().__init__()
@@ -615,8 +591,7 @@ class SpatialLayer(nn.Module):
 
 
 class SpatialNet(nn.Module):
-    """Separates talkers in complex spectrograms of several microphones, or cleans those of
-    one.
+    """Separates speakers in complex spectrograms of one or several microphones.
 
     Quan and Li, "SpatialNet: Extensively Learning Spatial Information for Multichannel
     Joint Speech Separation, Denoising and Dereverberation" (TASLP 2024, arXiv 2307.16516).
@@ -668,8 +643,7 @@ class SpatialNet(nn.Module):
 
     @classmethod
     def from_official(cls, state_dict, **sizes):
-        """The network of a checkpoint of NBSS, SpatialNet's own program, with the same
-        outputs.
+        """The network of a checkpoint of NBSS, SpatialNet's own program.
 
         state_dict: tensors by their official names (`layers.0.fconv1.1.weight`, ...), with
         or without the prefix `arch.`. sizes: the constructor's arguments, as far as the
@@ -700,9 +674,7 @@ class SpatialNet(nn.Module):
 
     @staticmethod
     def official_sizes(state_dict):
-        """The constructor's arguments but `heads`, from the shapes of a checkpoint's
-        tensors.
-        """
+        """The constructor's arguments but `heads`, read from a checkpoint's shapes."""
         shapes = {name.removeprefix("module.").removeprefix("arch."): p.shape
                   for name, p in state_dict.items()}
         width, inputs, _ = shapes["encoder.weight"]
@@ -733,8 +705,7 @@ OFFICIAL_PARTS = {
 # ------------------------------------------------------------------------------------- mask
 
 class MaskGRU(nn.Module):
-    """A real mask from a recurrent network: log-magnitude, dense layer, GRU along time,
-    dense layer, sigmoid.
+    """A real mask: log-magnitude, dense layer, GRU along time, dense layer, sigmoid.
 
     forward(y): complex (B, 1, F, T), F = bins, not compressed -> each bin times a number in
     (0, 1). A frame depends on itself and earlier ones alone. Parameters at 257 bins: 39

@@ -1,6 +1,7 @@
-"""The checkpoints that the papers' authors released: which method a file belongs to, and how its names translate to ours.
+"""The checkpoints that the papers' authors released: which method a file belongs to, and how its
+names translate to ours.
 
-    load               the model of a file's content; train.load_checkpoint calls it for a file that is not ours
+    load               the model of a file's content, for train.load_checkpoint
 
 Covers sgmse, sgmse-bbed, sgmse_crp, ROSE-CD, MeanFlowSE, DriftSE and NBSS (SpatialNet).
 """
@@ -23,8 +24,9 @@ SPECTROGRAM = dict(n_fft="n_fft", hop_length="hop_length", num_frames="num_frame
 def load(content, **changes):
     """The model of a released checkpoint, with its averaged weights.
 
-    content: the file as train.read_pickle gives it. changes: config fields to override. Raises CheckpointError for a
-    hyper-parameter that is not covered, ValueError for a file of another program.
+    content: the file as train.read_pickle gives it. changes: config fields to override. Raises
+    CheckpointError for a hyper-parameter that is not covered, ValueError for a file of another
+    program.
     """
     theirs = (content.get("hyper_parameters") or {}) if isinstance(content, dict) else {}
     keys = content.keys() if isinstance(content, dict) else ()
@@ -41,9 +43,10 @@ def load(content, **changes):
     if any(str(name).endswith("layers.0.full.weight") for name in weights):
         return separator(weights, changes)
     if {"model", "optimizer", "step"} <= set(keys):
-        raise ValueError("the state of a training; use best.safetensors or last.safetensors beside it")
-    raise ValueError("not a checkpoint of a supported program: sgmse, sgmse-bbed, sgmse_crp, ROSE-CD, MeanFlowSE, "
-                     "DriftSE, NBSS")
+        raise ValueError("the state of a training; use best.safetensors or last.safetensors "
+                         "beside it")
+    raise ValueError("not a checkpoint of a supported program: sgmse, sgmse-bbed, sgmse_crp, "
+                     "ROSE-CD, MeanFlowSE, DriftSE, NBSS")
 
 
 def score_sde(checkpoint, changes):
@@ -54,16 +57,19 @@ def score_sde(checkpoint, changes):
 
 
 def score_config(theirs, **changes):
-    """sgmse.Config of a released checkpoint's hyper-parameters, whose keys changed over the years."""
+    """sgmse.Config of a released checkpoint's hyper-parameters, of any of their versions."""
     check_supported(theirs, backbone=("ncsnpp", "ncsnpp_v2"), output_scale=("time",), sr=(16000,),
                     sde=("ouve", "bbed", "bbve", "sbve"), T_sampling=(0.999,), window=("hann",),
                     transform_type=("exponent",), normalize=("noisy",), centered=(True,))
     version = {"ncsnpp": 1, "ncsnpp_v2": 2}[theirs["backbone"]]
-    names = NETWORK | SPECTROGRAM | {name: name for name in ("t_eps", "N", "fourier_scale", "l1_weight", "pesq_weight")}
+    names = NETWORK | SPECTROGRAM | {name: name
+                                     for name in ("t_eps", "N", "fourier_scale", "l1_weight",
+                                                  "pesq_weight")}
     ours = dict(sde=theirs["sde"], version=version)
     if version == 2:
         names |= dict(objective="loss_type", weighting="loss_weighting")
-        names |= {name: name for name in ("network_scaling", "c_in", "c_out", "c_skip", "sigma_data")}
+        names |= {name: name
+                  for name in ("network_scaling", "c_in", "c_out", "c_skip", "sigma_data")}
         ours |= dict(pad_mode="reflect")
     # Older files also have an `sde_n`, which never was the number of steps of a sampler.
     if theirs["sde"] == "ouve":
@@ -85,10 +91,12 @@ def score_config(theirs, **changes):
 def consistency_model(checkpoint, changes):
     """The distilled model of ROSE-CD."""
     theirs = checkpoint["hyper_parameters"]
-    check_supported(theirs, c_out=("edm",), c_skip=("edm",), network_scaling=("none",), sde=("ouve",))
+    check_supported(theirs, c_out=("edm",), c_skip=("edm",), network_scaling=("none",),
+                    sde=("ouve",))
     shared = {field.name for field in dataclasses.fields(consistency.Config)} - {"N", "snr"}
     config = {name: value for name, value in vars(score_config(theirs)).items() if name in shared}
-    model = consistency.ConsistencyModel(consistency.Config(**config | dict(solver="renoise") | changes))
+    config = config | dict(solver="renoise") | changes
+    model = consistency.ConsistencyModel(consistency.Config(**config))
     model.net = averaged_network(model.net, checkpoint)
     return model
 
@@ -96,9 +104,11 @@ def consistency_model(checkpoint, changes):
 def mean_flow_se(checkpoint, changes):
     """MeanFlowSE."""
     theirs = checkpoint["hyper_parameters"]
-    check_supported(theirs, ode=("flowmatching",), backbone=("ncsnpp",), sr=(16000,), sigma_min=(0.0,),
+    check_supported(theirs, ode=("flowmatching",), backbone=("ncsnpp",), sr=(16000,),
+                    sigma_min=(0.0,),
                     window=("hann",), transform_type=("exponent",), normalize=("noisy",))
-    names = NETWORK | SPECTROGRAM | dict(sigma_max="sigma_max", t_eps="t_eps", c="mf_first_order_coef",
+    names = NETWORK | SPECTROGRAM | dict(sigma_max="sigma_max", t_eps="t_eps",
+                                         c="mf_first_order_coef",
                                          fourier_scale="fourier_scale")
     config = meanflow.PRESETS["meanflowse"] | renamed(theirs, names) | changes
     model = meanflow.MeanFlowCorrector(meanflow.Config(**config))
@@ -109,8 +119,10 @@ def mean_flow_se(checkpoint, changes):
 def separator(weights, changes):
     """SpatialNet of NBSS, which is then the whole model."""
     sizes = nets.SpatialNet.official_sizes(weights)
-    check_supported(sizes, bins=(257,), layers=(8,), width=(96,), hidden=(192,), squeezed=(8,), groups=(8,))
-    config = dict(num_mics=sizes["num_mics"], num_speakers=sizes["num_speakers"], separator="train") | changes
+    check_supported(sizes, bins=(257,), layers=(8,), width=(96,), hidden=(192,), squeezed=(8,),
+                    groups=(8,))
+    config = dict(num_mics=sizes["num_mics"], num_speakers=sizes["num_speakers"],
+                  separator="train") | changes
     model = meanflow.MeanFlowCorrector(meanflow.Config(**config))
     model.separator = meanflow.Separator.from_official(weights, **sizes)
     return model
@@ -120,7 +132,7 @@ def drift_se(checkpoint, changes):
     """DriftSE."""
     theirs, weights = checkpoint["config"], checkpoint["ema"]
     check_supported(theirs, sr=(16000,), window=("hann",), transform_type=("exponent",))
-    signals = weights["all_modules.0.weight"].shape[1] // 2                # complex signals into the first layer
+    signals = weights["all_modules.0.weight"].shape[1] // 2  # complex signals into the first layer
     config = renamed(theirs, NETWORK | SPECTROGRAM) | dict(conditional=signals == 2)
     if theirs.get("train_add_gaussian"):
         config["sigma"] = 0.01                           # at inference, by their program
@@ -130,25 +142,28 @@ def drift_se(checkpoint, changes):
 
 
 def check_supported(theirs, **accepted):
-    """Raises CheckpointError, with its name, for a hyper-parameter that has none of the accepted values."""
+    """Raises CheckpointError, by name, for a hyper-parameter without one of the accepted values."""
     for key, values in accepted.items():
         if theirs.get(key) is not None and theirs[key] not in values:
-            raise CheckpointError(f"{key} {theirs[key]} is not covered, only {', '.join(map(str, values))}")
+            raise CheckpointError(f"{key} {theirs[key]} is not covered, only "
+                                  f"{', '.join(map(str, values))}")
 
 
 def renamed(theirs, names):
     """{our name: value} of the hyper-parameters that are there; names: {ours: theirs}."""
     values = {ours: theirs[name] for ours, name in names.items() if theirs.get(name) is not None}
-    return {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in values.items()}
+    return {name: tuple(value) if isinstance(value, (list, tuple)) else value
+            for name, value in values.items()}
 
 
 def averaged_network(net, checkpoint):
-    """`net`, an NCSNpp, with the averaged weights of a Lightning checkpoint: a list, in the order of official_names.
+    """`net`, an NCSNpp, with a Lightning checkpoint's averaged weights, in official order.
 
     Raises CheckpointError for the weights of another network.
     """
-    names, average = [official for official, _ in net.official_names()], checkpoint["ema"]["shadow_params"]
+    names = [official for official, _ in net.official_names()]
+    average = checkpoint["ema"]["shadow_params"]
     if len(average) != len(names):
-        raise CheckpointError(f"the checkpoint averages {len(average)} tensors; its hyper-parameters describe a "
-                              f"network of {len(names)}")
+        raise CheckpointError(f"the checkpoint averages {len(average)} tensors; its "
+                              f"hyper-parameters describe a network of {len(names)}")
     return type(net).from_official(dict(zip(names, average)), **net.config)

@@ -30,12 +30,12 @@ from data import SAMPLE_RATE, MixedAudio, cached, random_start, save_audio
 @dataclass(frozen=True)
 class RoomConfig:
     """What simulated rooms are drawn from, uniformly in each range. Metres and seconds."""
-    num_mics: int = 4                    # evenly on a horizontal circle, the first at a random angle
+    num_mics: int = 4  # evenly on a horizontal circle, the first at a random angle
     num_speakers: int = 2
     radius: float = 0.05             # of the circle
     size: tuple = ((3.0, 3.0, 3.0), (8.0, 8.0, 4.0))
-    rt60: tuple = (0.2, 0.6)         # reverberation time, to which Sabine's formula chooses the walls
-    off_centre: float = 0.35         # of the circle from the middle of the room, at most, along each side
+    rt60: tuple = (0.2, 0.6)  # reverberation time, to which Sabine's formula chooses the walls
+    off_centre: float = 0.35  # of the circle from the middle of the room, at most, along each side
     mic_height: tuple = (1.0, 1.5)
     height: tuple = (1.0, 1.8)       # of the speakers and of the noise
     from_wall: float = 0.5           # at least, of the speakers and of the noise
@@ -43,7 +43,8 @@ class RoomConfig:
 
 
 def draw_room(number, config=RoomConfig()):
-    """Room `number`: size (3,), reverberation time, microphones (3, M), sources, a list of (3,). Metres and seconds.
+    """Room `number` in metres and seconds: size (3,), RT60, microphones (3, M), list of sources
+    (3,).
 
     Sources: the speakers, then the noise. The same at every call.
     """
@@ -52,39 +53,44 @@ def draw_room(number, config=RoomConfig()):
     centre = np.append(size[:2] / 2 + rng.uniform(-config.off_centre, config.off_centre, 2),
                        rng.uniform(*config.mic_height))
     angle = 2 * np.pi * (rng.random() + np.arange(config.num_mics) / config.num_mics)
-    array = centre[:, None] + config.radius * np.stack([np.cos(angle), np.sin(angle), 0 * angle])     # (3, M)
-    inside = [config.from_wall, config.from_wall, config.height[0]], [*(size[:2] - config.from_wall), config.height[1]]
+    # (3, M)
+    array = centre[:, None] + config.radius * np.stack([np.cos(angle), np.sin(angle), 0 * angle])
+    lowest = [config.from_wall, config.from_wall, config.height[0]]
+    highest = [*(size[:2] - config.from_wall), config.height[1]]
     places = []
     while len(places) <= config.num_speakers:
-        place = rng.uniform(*inside)
+        place = rng.uniform(lowest, highest)
         if np.linalg.norm(place - centre) >= config.from_array[len(places) == config.num_speakers]:
             places.append(place)
     return size, rt60, array, places
 
 
 def simulate_room(number, config=RoomConfig()):
-    """Room `number` by the image method: its impulse responses, float16 (speakers + 1, mics + 1, n) at 16 kHz.
+    """Impulse responses of room `number`, float16 (speakers + 1, mics + 1, n) at 16 kHz.
 
-    Sources: the speakers, then the noise, where draw_room puts them. Responses: that to each microphone, then the direct
-    path alone to microphone 0, in step with the others. The same numbers at every call. Raises ValueError where the
-    walls would have to swallow more than arrives at them.
+    Sources: the speakers, then the noise, where draw_room puts them. Responses: that to each
+    microphone, then the direct path alone to microphone 0, in step with the others. The same
+    numbers at every call. Raises ValueError where the walls would have to swallow more than arrives
+    at them.
     """
     import pyroomacoustics as pra
     from scipy.signal import butter, lfilter
     pra.constants.set("num_threads", 1)                  # more add up in another order
-    pra.constants.set("rir_hpf_enable", False)           # has no phase: sounds before the direct path
+    pra.constants.set("rir_hpf_enable", False)  # has no phase: sounds before the direct path
     size, rt60, array, places = draw_room(number, config)
     absorption, reflections = pra.inverse_sabine(rt60, size)
     n = int(config.rt60[1] * SAMPLE_RATE)
 
     def heard(array, reflections):
         """List over microphones and sources of (n,)."""
-        room = pra.ShoeBox(size, fs=SAMPLE_RATE, materials=pra.Material(absorption), max_order=reflections)
+        room = pra.ShoeBox(size, fs=SAMPLE_RATE, materials=pra.Material(absorption),
+                           max_order=reflections)
         room.add_microphone_array(array)
         for place in places:
             room.add_source(place)
         room.compute_rir()
-        return [[np.pad(response[:n], (0, max(0, n - len(response)))) for response in row] for row in room.rir]
+        return [[np.pad(response[:n], (0, max(0, n - len(response)))) for response in row]
+                for row in room.rir]
 
     responses = np.swapaxes(heard(array, reflections) + heard(array[:, :1], 0), 0, 1)
     # All reflections of the image method are positive: they add up to a rumble that no room has.
@@ -92,7 +98,7 @@ def simulate_room(number, config=RoomConfig()):
 
 
 def simulated_rooms(numbers, config, cache):
-    """Responses of these rooms, float16 (rooms, speakers + 1, mics + 1, n), each computed once; `cache`: folder."""
+    """Responses (rooms, speakers + 1, mics + 1, n) of these rooms, kept in the folder `cache`."""
     def one(number):
         path = Path(cache) / f"{zlib.crc32(repr(config).encode()):08x}-{number}.npz"
         return cached(path, lambda: simulate_room(number, config))
@@ -102,37 +108,42 @@ def simulated_rooms(numbers, config, cache):
     rooms = [None] * len(numbers)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = pool.map(lambda place: (place, one(numbers[place])), order)
-        for place, responses in tqdm(jobs, "simulating rooms", len(numbers), unit="room", leave=False):
+        for place, responses in tqdm(jobs, "simulating rooms", len(numbers), unit="room",
+                                     leave=False):
             rooms[place] = responses
     return torch.from_numpy(np.stack(rooms))
 
 
 def convolve(wave, response):
     """(..., n - 1 + L) * (..., n) -> (..., L): the samples that hear the whole response."""
-    size = 2 ** math.ceil(math.log2(wave.shape[-1]))     # what wraps around lands in the first n - 1
+    size = 2 ** math.ceil(math.log2(wave.shape[-1]))  # what wraps around lands in the first n - 1
     out = torch.fft.irfft(torch.fft.rfft(wave, size) * torch.fft.rfft(response, size), size)
     return out[..., response.shape[-1] - 1:wave.shape[-1]]
 
 
 class RoomMixtures(MixedAudio):
-    """Speakers and a noise in simulated rooms: clean (B, S, L), mixture (B, M, L); (B, L) both for one of each.
+    """Speakers and a noise in simulated rooms: clean (B, S, L), mixture (B, M, L), or both (B, L).
 
-    Clean is the direct path of each speaker to microphone 0, in step with the mixture. The speakers are recordings of
-    different folders, where there are as many. The noise is a recording played at one point, 1 m from the array
-    or more, where most of it arrives from all sides. Ratios hold for what microphone 0 hears, reverberation
-    included: each further speaker is `sir` dB (drawn from that range) below the first, the noise one of `snrs` below
-    all speakers together.
+    Clean is the direct path of each speaker to microphone 0, in step with the mixture. The speakers
+    are recordings of different folders, where there are as many. The noise is a recording played at
+    one point, 1 m from the array or more, where most of it arrives from all sides. Ratios hold for
+    what microphone 0 hears, reverberation included: each further speaker is `sir` dB (drawn from
+    that range) below the first, the noise one of `snrs` below all speakers together.
 
-    rooms: how many; first_room: the number of the first, see simulate_room. cache: folder of their responses.
+    rooms: how many; first_room: the number of the first, see simulate_room. cache: folder of their
+    responses.
     """
 
-    def __init__(self, speech_dir, noise_dir, config=RoomConfig(), rooms=200, first_room=0, cache="rooms",
+    def __init__(self, speech_dir, noise_dir, config=RoomConfig(), rooms=200, first_room=0,
+                 cache="rooms",
                  sir=(-5.0, 5.0), **options):
         super().__init__(speech_dir, noise_dir, **options)
         speech, noise = self.sources
-        self.sources, self.loops = (speech,) * config.num_speakers + (noise,), (False,) * config.num_speakers + (True,)
+        self.sources = (speech,) * config.num_speakers + (noise,)
+        self.loops = (False,) * config.num_speakers + (True,)
         self.must_be_active, self.sir = range(config.num_speakers + 1), sir
-        self.folders = np.unique([str(Path(path).parent) for path in speech.paths], return_inverse=True)[1]
+        self.folders = np.unique([str(Path(path).parent) for path in speech.paths],
+                                 return_inverse=True)[1]
         responses = simulated_rooms(range(first_room, first_room + rooms), config, cache)
         self.responses, self.lead = responses.to(self.device), responses.shape[-1] - 1
 
@@ -144,60 +155,72 @@ class RoomMixtures(MixedAudio):
             chosen.append(rng.choice(elsewhere if len(elsewhere) else self.files))
         starts = [random_start(self.sources[0].lengths[i], length, rng) - self.lead for i in chosen]
         noise, start = self.draw_noise(rng, length)
-        choices = rng.integers(len(self.responses)), rng.choice(self.snrs), 0, *-rng.uniform(*self.sir, len(chosen) - 1)
-        return (*chosen, noise), (*starts, start), tuple(map(float, choices))
+        room, snr = rng.integers(len(self.responses)), rng.choice(self.snrs)
+        levels = 0, *-rng.uniform(*self.sir, len(chosen) - 1)
+        return (*chosen, noise), (*starts, start), tuple(map(float, (room, snr, *levels)))
 
     def combine(self, *sources_and_choices):
-        """Crops (B, lead + L) of speakers and noise, choices (B, 2 + S) of `draw` -> (clean, mixture)."""
+        """Crops (B, lead + L) and choices (B, 2 + S) of `draw` -> (clean, mixture)."""
         *sources, choices = sources_and_choices
         room, snr_db, levels = choices[:, 0].long(), choices[:, 1], choices[:, 2:]
-        heard = convolve(torch.stack(sources, 1)[:, :, None], self.responses[room].float())   # (B, S + 1, M + 1, L)
+        # (B, S + 1, M + 1, L)
+        heard = convolve(torch.stack(sources, 1)[:, :, None], self.responses[room].float())
         heard = heard / heard[:, :, :1].square().mean(-1, keepdim=True).clamp(min=1e-10).sqrt()
         speakers = heard[:, :-1] * 10 ** (levels[:, :, None, None] / 20)
         clean, speech = speakers[:, :, -1], speakers[:, :, :-1].sum(1)       # (B, S, L), (B, M, L)
-        gain = speech[:, :1].square().mean(-1, keepdim=True).sqrt() * 10 ** (-snr_db[:, None, None] / 20)
-        mixture = speech + gain * heard[:, -1, :-1]
-        return (clean[:, 0], mixture[:, 0]) if clean.shape[1] == mixture.shape[1] == 1 else (clean, mixture)
+        rms = speech[:, :1].square().mean(-1, keepdim=True).sqrt()
+        mixture = speech + rms * 10 ** (-snr_db[:, None, None] / 20) * heard[:, -1, :-1]
+        if clean.shape[1] == mixture.shape[1] == 1:
+            return clean[:, 0], mixture[:, 0]
+        return clean, mixture
 
     def utterance(self, number):
-        """As long as its first speaker's recording, the same at every call, peak 0.9: (name, clean, mixture)."""
+        """(name, clean, mixture) of a whole recording; the same at every call, peak 0.9."""
         name, clean, mixture = super().utterance(number)
         scale = 0.9 / mixture.abs().max()
         return name, scale * clean, scale * mixture
 
 
 def open_rooms(root, split, config=RoomConfig(), rooms=200, cache="rooms", **options):
-    """RoomMixtures of the speech and noise of a split, in rooms of its own. Raises FileNotFoundError."""
+    """RoomMixtures of a split's speech and noise, in its own rooms. Raises FileNotFoundError."""
     augmentation = options.get("augmentation", data.Augmentation())
     if dataclasses.replace(augmentation, babble=0.0).any():
         raise ValueError("simulated rooms take --babble alone of the augmentations")
     found = data.speech_and_noise(root, split)
     if not found:
-        raise FileNotFoundError(f"{root}: rooms are simulated around recordings of speech and of noise. Looked for the "
-                                f"folders {split}/speech + {split}/noise; speech + noise")
+        raise FileNotFoundError(f"{root}: simulated rooms need recordings of speech and of noise. "
+                                f"Looked for the folders {split}/speech + {split}/noise; speech + "
+                                "noise")
     speech_dir, noise_dir, without = found
     first_room = 10 ** 6 * ("train", "valid", "test").index(split)
-    return RoomMixtures(speech_dir, noise_dir, config=config, rooms=rooms, first_room=first_room, cache=cache,
+    return RoomMixtures(speech_dir, noise_dir, config=config, rooms=rooms, first_room=first_room,
+                        cache=cache,
                         without=without, **options)
 
 
 def main():
-    """Writes a fixed set of mixtures in simulated rooms. Exits 2 for a request that cannot be met."""
-    parser = argparse.ArgumentParser(description="Speakers and noise in simulated rooms, as files to evaluate on.")
+    """Write a fixed set of mixtures in simulated rooms. Exits 2 for an impossible request."""
+    parser = argparse.ArgumentParser(description="Speakers and noise in simulated rooms, as files "
+                                                 "to evaluate on.")
     parser.add_argument("data", help="folder with SPLIT/speech and SPLIT/noise")
-    parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(default: test)")
-    parser.add_argument("--num-mics", type=int, default=4, help="microphones on a circle of 5 cm radius (default: 4)")
+    parser.add_argument("--split", default="test", choices=("train", "valid", "test"),
+                        help="(default: test)")
+    parser.add_argument("--num-mics", type=int, default=4, help="microphones on a circle of 5 cm "
+                                                                "radius (default: 4)")
     parser.add_argument("--num-speakers", type=int, default=2, help="(default: 2)")
-    parser.add_argument("--count", type=int, default=30, help="mixtures, and rooms to choose from (default: 30)")
+    parser.add_argument("--count", type=int, default=30, help="mixtures, and rooms to choose from "
+                                                              "(default: 30)")
     parser.add_argument("--snrs", type=float, nargs="*", metavar="X", default=(0, 5, 10, 15),
                         help="dB (default: 0 5 10 15)")
     parser.add_argument("--rt60", type=float, nargs=2, metavar=("LOW", "HIGH"),
                         help="reverberation times in seconds (default: 0.2 0.6)")
     parser.add_argument("--floor", type=float, nargs=2, metavar=("LOW", "HIGH"),
                         help="sides of the rooms in metres (default: 3 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of all choices but the rooms' (default: 0)")
-    parser.add_argument("--out", default="rooms", help="gets SPLIT/noisy, a channel for each microphone; SPLIT/clean, "
-                        "one for each speaker; and responses (default: rooms)")
+    parser.add_argument("--seed", type=int, default=0, help="of all choices but the rooms' "
+                                                            "(default: 0)")
+    parser.add_argument("--out", default="rooms", help="folder for SPLIT/noisy, a channel for each "
+                        "microphone, SPLIT/clean, one for each speaker, and responses "
+                        "(default: rooms)")
     args = parser.parse_args()
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     try:
@@ -205,17 +228,21 @@ def main():
             raise ValueError("--num-mics, --num-speakers and --count are 1 or more")
         for name, given, least in (("--rt60", args.rt60, 0.05), ("--floor", args.floor, 2.5)):
             if given and not least <= given[0] <= given[1]:
-                raise ValueError(f"{name} LOW HIGH is a range from {least} on; got {given[0]:g} {given[1]:g}")
+                raise ValueError(f"{name} LOW HIGH is a range from {least} on; got {given[0]:g} "
+                                 f"{given[1]:g}")
         room = {"rt60": tuple(args.rt60)} if args.rt60 else {}
         if args.floor:
-            room["size"] = tuple((side, side, height) for side, height in zip(args.floor, (3.0, 4.0)))
+            room["size"] = tuple((side, side, height)
+                                 for side, height in zip(args.floor, (3.0, 4.0)))
         written = [Path(args.out) / args.split / side for side in ("clean", "noisy")]
         if any(folder.is_dir() and any(folder.iterdir()) for folder in written):
-            raise ValueError(f"{args.out} holds mixtures already, which would be scored with these: choose another "
-                             "--out, or remove it")
-        dataset = open_rooms(args.data, args.split, RoomConfig(args.num_mics, args.num_speakers, **room), args.count,
+            raise ValueError(f"{args.out} holds mixtures already, which would be scored with "
+                             "these: choose another --out, or remove it")
+        dataset = open_rooms(args.data, args.split,
+                             RoomConfig(args.num_mics, args.num_speakers, **room), args.count,
                              Path(args.out) / "responses", snrs=args.snrs, seed=args.seed)
-        # All recordings in turn, or as many evenly spaced; beyond their number again, in other rooms and noise.
+        # All recordings in turn, or as many evenly spaced; beyond their number again, in other
+        # rooms and noise.
         spaced = np.linspace(0, len(dataset) - 1, args.count).astype(int)
         numbers = range(args.count) if args.count > len(dataset) else spaced
         for i, number in enumerate(tqdm(numbers, "mixing", unit="file")):

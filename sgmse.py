@@ -77,10 +77,11 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     pesq_weight: Weight = 0.0        # data_prediction: of PESQLoss; the bridge: 5e-4
     crp: Literal["none", "last", "random"] = "none"  # second stage: which step it trains
     sampler: Literal["pc", "em", "ode", "one_step", "bridge_ode",
-                     "bridge_sde"] = "pc"  # em: pc without corrector; one_step: E[x0 | x_T, y]
+                     # em: pc without corrector; one_step: E[x0 | x_T, y]
+                     "bridge_sde"] = "pc"
     N: Count = 30                    # reverse steps
     snr: Weight = 0.5                # r, step length of the corrector
-    start: Annotated[float, "(0, 1]"] = 1.0  # reverse starting point; for BBED at most 0.999
+    start: Annotated[float, "(0, 1]"] = 1.0  # reverse starting point; BBED: at most 0.999
     spacing: Positive = 1.0          # of the reverse times: 1 even, above 1 denser at t_eps
     version: Literal[1, 2] = 1       # of NCSN++: 1 gives -score over t; 2 is scaled
     fourier_scale: Positive = 16.0   # std of the random frequencies of log t
@@ -91,8 +92,8 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
             raise ValueError("--start: expected a time from --t-eps to 1; got start "
                              f"{self.start}, t_eps {self.t_eps}")
         if self.k == 1:
-            raise ValueError("--k: expected another number than 1, with which the diffusion "
-                             "would not change over time")
+            raise ValueError("--k: expected another number than 1, which makes the "
+                             "diffusion constant")
         bridge = self.sde == "sbve"
         if bridge != self.sampler.startswith("bridge"):
             raise ValueError("--sampler bridge_ode or bridge_sde is for --sde sbve, pc, "
@@ -143,9 +144,7 @@ class OUVE:
         return self.theta * (y - x)
 
     def diffusion(self, t):
-        """g = sigma_min ratio^t sqrt(2 log ratio), (B,) -> (B,); ratio = sigma_max /
-        sigma_min.
-        """
+        """g = sigma_min r^t sqrt(2 log r), (B,) -> (B,); r = sigma_max / sigma_min."""
         ratio = self.sigma_max / self.sigma_min
         return self.sigma_min * ratio ** t * math.sqrt(2 * math.log(ratio))
 
@@ -161,9 +160,7 @@ class OUVE:
         return self.sigma_min * (log_ratio / (self.theta + log_ratio) * growth).sqrt()
 
     def prior(self, y, t=None):
-        """Start of the reverse process at time t (default T): y plus the noise of that
-        time.
-        """
+        """Start of the reverse process at t (default T): y plus the noise of that time."""
         t = expand_time(self.T if t is None else t, y)
         return y + per_bin(self.std(t)) * torch.randn_like(y)
 
@@ -201,17 +198,13 @@ class BBED:
         return variance.sqrt().to(dtype)
 
     def prior(self, y, t=None):
-        """Start of the reverse process at time t (default T): y plus the noise of that
-        time.
-        """
+        """Start of the reverse process at t (default T): y plus the noise of that time."""
         t = expand_time(self.T if t is None else t, y)
         return y + per_bin(self.std(t)) * torch.randn_like(y)
 
 
 def expi(u):
-    """Exponential integral Ei(u) of u < 0 by its power series; 1e-13 for -8 < u. (B,)
-    float64.
-    """
+    """Exponential integral Ei(u), -8 < u < 0, by its power series: (B,) float64."""
     n = torch.arange(1, 60, dtype=u.dtype, device=u.device)
     terms = (u[:, None] / n).cumprod(1) / n              # u^n / (n! n), (B, 59)
     return 0.5772156649015329 + u.abs().log() + terms.sum(1)       # Euler's constant
@@ -239,9 +232,7 @@ class SBVE:
         return self.c * (self.k ** (2 * t) - 1) / (2 * math.log(self.k))
 
     def sigma(self, t):
-        """(sigma_t, sigma-bar_t): std of the noise added from 0 to t, and from t to T;
-        (B,).
-        """
+        """(sigma_t, sigma-bar_t), (B,): std of the noise added from 0 to t, from t to T."""
         added = self.variance_added(t)
         return added.sqrt(), (self.variance_added(self.T) - added + self.eps).sqrt()
 
@@ -281,7 +272,8 @@ def diffuse(x0, y, t, z, sde):
 def dsm_loss(score, x0, y, sde, t=None, z=None):
     """Denoising score matching, SGMSE+ and BBED: E |std s(x_t, y, t) + z|^2 / 2.
 
-    t, z: drawn, time uniform from t_eps to T and unit noise, unless they are given; below too.
+    t, z: drawn, time uniform from t_eps to T and unit noise, unless they are given; below
+    too.
     """
     if t is None:
         t = sde.t_eps + (sde.T - sde.t_eps) * torch.rand(len(x0), device=x0.device)
@@ -292,9 +284,7 @@ def dsm_loss(score, x0, y, sde, t=None, z=None):
 
 
 def denoising_loss(denoiser, x0, y, sde, weight=torch.ones_like, t=None, z=None):
-    """E w(std) |D(x_t, y, t) - mean(x0, y, t)|^2 / 2. The target is the mean of x_t, not
-    x0.
-    """
+    """E w(std) |D(x_t, y, t) - mean(x0, y, t)|^2 / 2: the target is the mean of x_t."""
     if t is None:
         t = sde.t_eps + (sde.T - sde.t_eps) * torch.rand(len(x0), device=x0.device)
     z = torch.randn_like(x0) if z is None else z
@@ -304,7 +294,7 @@ def denoising_loss(denoiser, x0, y, sde, weight=torch.ones_like, t=None, z=None)
 
 
 def edm_scaling(std, sigma_data=0.1, std_eps=0.0):
-    """(c_in, c_skip, c_out) of D = c_skip x_t + c_out F(c_in x_t, c_in y, t), EDM's Table 1.
+    """(c_in, c_skip, c_out) of D = c_skip x_t + c_out F(c_in x_t, c_in y, t), as in EDM.
 
     std, of the noise in x_t, and the three: of any shape. With v = std^2 + sigma_data^2
     they are 1 / sqrt(v), sigma_data^2 / v and std sigma_data / sqrt(v): input and target of
@@ -338,8 +328,8 @@ def data_prediction_loss(predict, x0, y, sde, wave, l1_weight=0.001, pesq_weight
 
 
 def crp_loss(score, x0, y, sde, N=5, start=0.5, trained="last", spacing=1.0):
-    """Correcting the reverse process: run the sampler that will be used, and teach its last
-    call to end at x0: E |x_hat - x0|^2 / 2.
+    """Correcting the reverse process: E |x_hat - x0|^2 / 2, x_hat the output of the
+    sampler.
 
     score: a network that stage 1 has trained. Gradients reach it through one call, the
     `last` (published) or a `random` one of the N; the steps before it are plain sampling.
@@ -352,7 +342,7 @@ def crp_loss(score, x0, y, sde, N=5, start=0.5, trained="last", spacing=1.0):
             x_mean, noise = reverse_step(score, x, y, t, dt, sde)
             x = x_mean + noise * torch.randn_like(x)
     x_hat, _ = reverse_step(score, x, y, times[j], steps[j], sde)
-    target = sde.mean(x0, y, expand_time(times[j] - steps[j], y))              # after the last: x0
+    target = sde.mean(x0, y, expand_time(times[j] - steps[j], y))  # after the last: x0
     return half_square(x_hat - target)
 
 
@@ -371,8 +361,7 @@ def reverse_grid(sde, N, start=None, spacing=1.0):
 
 
 def reverse_step(score, x, y, t, dt, sde):
-    """An Euler step of the reverse SDE over dt: (mean of the new state, scale of its
-    noise).
+    """An Euler step of the reverse SDE over dt: (mean, noise scale) of the new state.
 
     x - (f - g^2 s) dt and g sqrt(dt). t, dt: numbers, or (B,) and (B, 1, 1, 1) where the
     examples of a batch are at different times.
@@ -418,9 +407,7 @@ def predictor_corrector(score, y, sde, N=30, snr=0.5, corrector_steps=1, start=N
 
 
 def flow_velocity(score, x, y, t, sde):
-    """dx/dt = f - g^2 s / 2 of the probability-flow ODE, Song et al. 2021. t: (B,) or a
-    number.
-    """
+    """dx/dt = f - g^2 s / 2 of the probability-flow ODE. t: (B,) or a number."""
     t = expand_time(t, x)
     return sde.drift(x, y, t) - 0.5 * per_bin(sde.diffusion(t)) ** 2 * score(x, y, t)
 
@@ -442,8 +429,8 @@ def probability_flow(score, y, sde, N=30, method="heun", start=None, spacing=1.0
 
 
 def posterior_mean(score, x, y, t, sde):
-    """E[x0 | x_t, y] by Tweedie's formula: x + std^2 s is the mean of the process, from
-    which x0 follows, as it is linear in it.
+    """One-step prediction E[x0 | x_t, y] by Tweedie's formula: the process mean x + std^2
+    s, solved for x0.
 
     At T it is what the network makes of the noisy speech without any sampler: the control
     of everything that enhances in one call.
@@ -456,9 +443,7 @@ def posterior_mean(score, x, y, t, sde):
 
 
 def bridge_times(N, end=1e-4):
-    """The N + 1 even times from 1 to `end` that N steps of a bridge join: (N + 1,),
-    float64.
-    """
+    """The N + 1 even times from 1 to `end` of N bridge steps: (N + 1,), float64."""
     return torch.linspace(1, end, N + 1, dtype=torch.float64)
 
 
@@ -563,7 +548,7 @@ class ScoreSDE(train.Method):
         return self.scaled_network(xt, y, t)
 
     def scaled_network(self, xt, y, t):
-        """c_skip x_t + c_out F(c_in x_t, c_in y, t); of the objective denoiser F alone, as
+        """c_skip x_t + c_out F(c_in x_t, c_in y, t), or F alone for a `denoiser`, as
         released.
         """
         config, std = self.config, per_bin(self.sde.std(t))                # (B, 1, 1, 1)

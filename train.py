@@ -3,14 +3,15 @@
     Method              what the methods share, and the contract with the files here
     fit                 the loop: gradient, clip, Adam, average; resumes and saves by itself
     EMA                 average of the weights, with the reference's warm-up
-    save_checkpoint     averaged weights and config as .safetensors;   load_checkpoint   the model again
+    save_checkpoint     averaged weights and config as .safetensors
+    load_checkpoint     the model of such a file
     Teacher             a trained model, frozen
 
 The class Method states what a method has to offer.
 
-Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was killed and resumed
-gives bit for bit the weights of one that was not, on the same machine with the same number of threads; on a GPU, which
-adds in any order, nearly.
+Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was
+killed and resumed gives bit for bit the weights of one that was not, on the same machine with the
+same number of threads; on a GPU, which adds in any order, nearly.
 """
 
 import contextlib
@@ -47,34 +48,34 @@ HERE = Path(__file__).resolve().parent
 @dataclass
 class TrainConfig(data.Augmentation):
     """Constants of a training. Annotated gives the interval of accepted values."""
-    data: str = ""                   # VoiceBank-DEMAND, or {train,valid}/{clean,noisy}, or {train,valid}/{speech,noise}
+    data: str = ""  # VoiceBank-DEMAND, {train,valid}/{clean,noisy} or {train,valid}/{speech,noise}
     out: str = ""                    # folder of the run; a run that is there is resumed
-    init: str = ""                   # checkpoint to start from: its weights and, unless given here, its constants
+    init: str = ""  # checkpoint to start from: its weights and, unless given here, its constants
     init_partial: bool = False       # load only tensors of --init whose name and shape match
     steps: Count = 58000  # updates of the weights
     minutes: Weight = 0.0  # end after so many minutes; 0: after --steps
     batch_size: Count = 8  # crops per process and backward pass
     accumulate: Count = 1  # backward passes per update
     lr: Weight = 1e-4  # learning rate of AdamW
-    lr_warmup: Annotated[int, "[0, inf)"] = 0  # first steps, over which the learning rate rises from 0
+    lr_warmup: Annotated[int, "[0, inf)"] = 0  # steps over which the learning rate rises from 0
     lr_decay: Fraction = 0.0  # last fraction of the training, over which it falls to a tenth
     weight_decay: Weight = 0.0  # of AdamW; with 0 it is Adam
-    betas: Annotated[tuple, "[0, 1)"] = (0.9, 0.999)  # of AdamW: decay of the averages of gradient and square
+    betas: Annotated[tuple, "[0, 1)"] = (0.9, 0.999)  # of AdamW: gradient and its square
     ema: Annotated[float, "[0, 1)"] = 0.999  # decay of the averaged weights
     clip: Weight = 0.0  # largest norm of the gradient; 0: no limit
     seed: Annotated[int, "[0, inf)"] = 0  # of weights, crops and noise
     device: str = "auto"             # cpu, cuda or cuda:1; auto: cuda if available
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the network; auto: bf16 on CUDA, else fp32
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the network; auto: bf16 on CUDA
     compile: bool = False            # torch.compile the network: minutes at the start, faster steps
     workers: Annotated[int, "[0, inf)"] = 4  # processes that cut crops for a GPU
     valid_every: Annotated[int, "[0, inf)"] = 1000  # steps between validations; 0: never
     valid_files: Count = 20  # recordings to enhance and score
     save_every: Weight = 60.0  # seconds between checkpoints
-    snrs: Annotated[tuple, "(-inf, inf)"] = (0.0, 5.0, 10.0, 15.0)  # dB, drawn when speech and noise are mixed
+    snrs: Annotated[tuple, "(-inf, inf)"] = (0.0, 5.0, 10.0, 15.0)  # dB, of mixtures
     num_crops: Annotated[int, "[0, inf)"] = 0  # size of a fixed training set; 0: every crop is new
-    rooms: Annotated[int, "[0, inf)"] = 0  # simulated rooms; 0: none, or 200 for several microphones or speakers
-    room_cache: str = ""             # folder of their impulse responses (default: rooms, beside the folder of the run)
-    unpaired: str = ""               # folder of clean speech that replaces the clean references (drift.py)
+    rooms: Annotated[int, "[0, inf)"] = 0  # simulated; 0: none, or 200 for arrays and speakers
+    room_cache: str = ""  # folder of their impulse responses (default: rooms, beside the run)
+    unpaired: str = ""  # folder of clean speech that replaces the clean references (drift.py)
 
     def __post_init__(self):
         nets.check_fields(self)
@@ -83,7 +84,8 @@ class TrainConfig(data.Augmentation):
 
     def identity(self, world=1):
         """Settings that a resumed run must share with the interrupted one."""
-        names = (*(field.name for field in dataclasses.fields(data.Augmentation)), "snrs", "rooms", "num_crops", "init",
+        names = (*(field.name for field in dataclasses.fields(data.Augmentation)), "snrs", "rooms",
+                 "num_crops", "init",
                  "init_partial", "batch_size", "accumulate", "seed")
         return {name: getattr(self, name) for name in names} | {"processes": world}
 
@@ -118,7 +120,8 @@ class Method(torch.nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.spectrogram = data.Spectrogram(config.n_fft, config.hop_length, config.exponent, config.factor)
+        self.spectrogram = data.Spectrogram(config.n_fft, config.hop_length, config.exponent,
+                                            config.factor)
         self.num_samples = self.spectrogram.samples(config.num_frames)
         self.calls, self.ema, self.progress, self.store, self.teacher = 0, None, 1.0, None, None
         self.measured_gain = None
@@ -128,8 +131,9 @@ class Method(torch.nn.Module):
         config = self.config
         if hasattr(config, "fourier_scale"):
             options["fourier_scale"] = config.fourier_scale
-        return nets.NCSNpp(in_channels, 1, config.width, config.channel_mults, config.num_res_blocks,
-                           config.attention_resolutions, image_size=config.n_fft // 2 + 1, **options)
+        return nets.NCSNpp(in_channels, 1, config.width, config.channel_mults,
+                           config.num_res_blocks, config.attention_resolutions,
+                           image_size=config.n_fft // 2 + 1, **options)
 
     def spectra(self, waves):
         """Spectrograms, complex (B, 1, F, T), of several waves (B, L)."""
@@ -140,7 +144,7 @@ class Method(torch.nn.Module):
         return self.spectrogram.inverse(spec[:, 0], self.spectrogram.samples(spec.shape[-1]))
 
     def track_gain(self, gain):
-        """Note, in a loss, the gain that it leaves open; after_update averages it in the buffer `gain`."""
+        """Call in a loss that ignores gain; after_update averages it in the buffer `gain`."""
         self.measured_gain = gain.detach()
 
     def after_update(self):
@@ -162,20 +166,23 @@ class Method(torch.nn.Module):
 
     def enhance_wave(self, wave):
         """The same at level 1."""
-        return data.in_spectrogram(self.sample, wave, self.spectrogram, self.net.multiple, self.config.pad_mode)
+        return data.in_spectrogram(self.sample, wave, self.spectrogram, self.net.multiple,
+                                   self.config.pad_mode)
 
 
 def check_method(Method):
     """Raises TypeError, before any training, for a class that lacks part of the contract."""
-    missing = [name for name in ("Config", "presets", "loss", "sample") if not hasattr(Method, name)]
+    missing = [name for name in ("Config", "presets", "loss", "sample")
+               if not hasattr(Method, name)]
     if missing:
         raise TypeError(f"{Method.__name__} lacks {', '.join(missing)}; see train.Method")
     if "paper" not in Method.presets:
         raise TypeError(f"{Method.__name__}.presets lacks 'paper'; see train.Method")
-    lacking = [field.name for field in dataclasses.fields(Method.Config) if field.name not in comments(Method.Config)]
+    lacking = [field.name for field in dataclasses.fields(Method.Config)
+               if field.name not in comments(Method.Config)]
     if lacking:
-        raise TypeError(f"a comment on its line is the help of a field; {Method.__name__}.Config has none for "
-                        f"{', '.join(lacking)}")
+        raise TypeError("a comment on its line is the help of a field; "
+                        f"{Method.__name__}.Config has none for {', '.join(lacking)}")
 
 
 @functools.lru_cache
@@ -224,7 +231,9 @@ def fit(method, batches, config, resume=None, record=None):
 
 
 def set_precision(method, dtype):
-    """Precision of the networks of a method and of its teacher: a dtype, or None, that of the weights."""
+    """Set the precision of a method's and its teacher's networks: a dtype, or None for the
+    weights'.
+    """
     teacher = getattr(method, "teacher", None)
     for module in (*method.modules(), *(teacher.model.modules() if teacher else ())):
         if hasattr(module, "precision"):
@@ -246,14 +255,17 @@ class Run:
 
     def __init__(self, method, config, resume=None):
         self.method, self.config, self.step, self.seconds, self.bad = method, config, 0, 0.0, 0
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, self.world = (dist.get_rank(),
+                                 dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.weights = [p for p in method.parameters() if p.requires_grad]
-        self.opt = torch.optim.AdamW(self.weights, config.lr, config.betas, weight_decay=config.weight_decay)
+        self.opt = torch.optim.AdamW(self.weights, config.lr, config.betas,
+                                     weight_decay=config.weight_decay)
         method.ema = self.ema = EMA(method, config.ema)  # for a loss with a target network
         if resume:
             method.load_state_dict(resume["model"])
             self.ema.load_state_dict(resume["ema"])
-            group = {name: self.opt.param_groups[0][name] for name in ("lr", "betas", "weight_decay")}
+            group = {name: self.opt.param_groups[0][name]
+                     for name in ("lr", "betas", "weight_decay")}
             self.opt.load_state_dict(resume["optimizer"])
             self.opt.param_groups[0] |= group            # the command's, which may have changed
             self.step, self.seconds = resume["step"], resume["seconds"]
@@ -279,24 +291,27 @@ class Run:
             self.bad = 0
         else:
             self.bad += 1
-            warnings.warn(f"step {step}: loss {value.item():.4g}, gradient not finite; the weights stay as they were")
+            warnings.warn(f"step {step}: loss {value.item():.4g}, gradient not finite; the "
+                          "weights stay as they were")
         self.opt.zero_grad()
         if self.bad == 10:
             last = Path(self.config.out) / "last.pt"
             then = f"continue from {last}" if self.config.out and last.exists() else "start again"
-            raise FloatingPointError(f"ten steps in a row without a finite gradient, up to step {step}. Lower --lr, "
-                                     f"set --clip 1 or --precision fp32, and {then}")
+            raise FloatingPointError(f"ten steps in a row without a finite gradient, up to step "
+                                     f"{step}. Lower --lr, set --clip 1 or --precision fp32, and "
+                                     f"{then}")
         self.step, self.seconds = step, time.monotonic() - self.started
         self.progress = self.measure()
 
     def save(self, record, now):
-        """Write last.pt if it is due: the state before the update whose gradient was just found finite."""
+        """Write last.pt if it is due: the state before an update with a finite gradient."""
         due = now or time.monotonic() - self.saved > self.config.save_every
         if due and self.config.out and self.rank == 0 and self.step:
             state = {"step": self.step, "seconds": self.seconds, "model": self.method.state_dict(),
                      "ema": self.ema.state_dict(), "optimizer": self.opt.state_dict(),
                      "config": dataclasses.asdict(self.method.config), "run": record or {}}
-            write_checkpoint(Path(self.config.out) / "last.pt", lambda part: torch.save(state, part))
+            write_checkpoint(Path(self.config.out) / "last.pt",
+                             lambda part: torch.save(state, part))
             self.saved = time.monotonic()
 
 
@@ -316,12 +331,13 @@ def distributed(method):
     if not dist.is_initialized():
         return method.loss
     device = next(method.parameters()).device
-    return torch.nn.parallel.DistributedDataParallel(Loss(method), [device] if device.type == "cuda" else None)
+    return torch.nn.parallel.DistributedDataParallel(Loss(method), [device]
+                                                     if device.type == "cuda" else None)
 
 
 @contextlib.contextmanager
 def delayed_interrupt():
-    """Collects Ctrl-C in a list, so that no update stays half done; a second one interrupts at once."""
+    """Collect Ctrl-C in a list, so that no update stays half done; a second one interrupts."""
     interrupts = []
 
     def note(*_):
@@ -345,19 +361,20 @@ def progress_of(step, seconds, config):
 
 
 def learning_rate(step, progress, config):
-    """That of a step, counted from 1, when the fraction `progress` of the training was done before it."""
+    """Learning rate of a step, counted from 1; progress: the fraction done before it."""
     rise = min(1, step / config.lr_warmup) if config.lr_warmup else 1
     fall = 10 ** -max(0, (progress - 1) / config.lr_decay + 1) if config.lr_decay else 1
     return config.lr * rise * fall
 
 
 def refuse_changes(state, config, record, path):
-    """Raises ValueError where a resumed run has other settings or another corpus than the content of last.pt."""
+    """Raises ValueError if settings or corpus of a resumed run differ from those in last.pt."""
     theirs, ours = state["config"] | state["run"], dataclasses.asdict(config) | record
-    changed = [f"{name} {theirs.get(name)} -> {value}" for name, value in ours.items() if theirs.get(name) != value]
+    changed = [f"{name} {theirs.get(name)} -> {value}" for name, value in ours.items()
+               if theirs.get(name) != value]
     if changed:
-        raise ValueError(f"{path} is a run with other settings ({', '.join(changed)}): choose another --out, or start "
-                         "from its weights with --init")
+        raise ValueError(f"{path} is a run with other settings ({', '.join(changed)}): choose "
+                         "another --out, or start from its weights with --init")
 
 
 def seed_everything(seed, step=0, rank=0):
@@ -371,12 +388,14 @@ def seed_everything(seed, step=0, rank=0):
 class EMA:
     """Exponential moving average of a module's trainable parameters.
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)), as in the reference: the start is soon forgotten.
+    The decay of update n is min(decay, (1 + n) / (10 + n)), as in the reference: the start is soon
+    forgotten.
     """
 
     def __init__(self, module, decay=0.999):
         self.module, self.decay, self.num_updates = module, decay, 0
-        self.shadow = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+        self.shadow = {name: p.detach().clone() for name, p in module.named_parameters()
+                       if p.requires_grad}
 
     def parameters(self):
         return [p for p in self.module.parameters() if p.requires_grad]
@@ -389,7 +408,7 @@ class EMA:
 
     @contextlib.contextmanager
     def applied(self):
-        """Within it the module has the averaged weights; afterwards its own again, whatever happens."""
+        """Context in which the module has the averaged weights."""
         with torch.no_grad():
             own = [p.clone() for p in self.parameters()]
             torch._foreach_copy_(self.parameters(), list(self.shadow.values()))
@@ -408,7 +427,8 @@ class EMA:
             p.copy_(state["shadow"][name])
 
 
-# ------------------------------------------------------------------------------------------------ checkpoints
+# -------------------------------------------------------------------------------- checkpoints
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used. The message names the file and says why."""
@@ -419,13 +439,15 @@ def one_line(error):
 
 
 def write_checkpoint(path, write):
-    """write(temporary path), then rename: a kill leaves the old file or the new one. Raises OSError, with the old file
-    kept, where the new one cannot be written."""
+    """write(temporary path), then rename: a kill leaves the old file or the new one. Raises
+    OSError, with the old file kept, where the new one cannot be written.
+    """
     try:
         with data.atomic_write(path) as part:
             write(part)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise OSError(f"{path} could not be written, the file before is kept ({one_line(error)}). Is the disk full?"
+        raise OSError(f"{path} could not be written, the file before is kept ({one_line(error)}). "
+                      "Is the disk full?"
                       ) from None
 
 
@@ -436,18 +458,19 @@ def save_checkpoint(path, method, dtype=None, **extra):
     """
     weights = {name: p.to(dtype or p.dtype).contiguous() for name, p in method.state_dict().items()}
     name = f"{Path(inspect.getfile(type(method))).stem}.{type(method).__name__}"
-    metadata = {"method": name, "config": json.dumps(dataclasses.asdict(method.config)), "extra": json.dumps(extra)}
+    metadata = {"method": name, "config": json.dumps(dataclasses.asdict(method.config)),
+                "extra": json.dumps(extra)}
     write_checkpoint(path, lambda part: safetensors.torch.save_file(weights, part, metadata))
 
 
 def load_checkpoint(path, Method=None, partial=False, **changes):
     """The method of a checkpoint, in evaluation mode, in float32.
 
-    path: one of ours (.safetensors), the name of one in pretrained/ ("sgmse"), or a checkpoint that the authors of a
-    method released: released.py finds out whose it is.
-    Method: its class or another of the same file, as the checkpoint says; by default any of the files beside this one.
-    partial: load only tensors whose name and shape match; a warning names the others.
-    changes: config fields to override. Raises CheckpointError, ValueError for changes that do not exist.
+    path: one of ours (.safetensors), the name of one in pretrained/ ("sgmse"), or a checkpoint that
+    the authors of a method released: released.py finds out whose it is. Method: its class or
+    another of the same file, as the checkpoint says; by default any of the files beside this one.
+    partial: load only tensors whose name and shape match; a warning names the others. changes:
+    config fields to override. Raises CheckpointError, ValueError for changes that do not exist.
     """
     path = checkpoint_path(path)
     if zipfile.is_zipfile(path):                         # a torch.save file
@@ -458,7 +481,8 @@ def load_checkpoint(path, Method=None, partial=False, **changes):
             resolve_class(Method, type(method).__module__, type(method).__name__)
             return method
         except KeyError as error:
-            raise CheckpointError(f"{path}: looks like a released checkpoint, but lacks {error}") from None
+            raise CheckpointError(f"{path}: looks like a released checkpoint, but lacks "
+                                  f"{error}") from None
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{path}: {error}") from None
     metadata = read_metadata(path)
@@ -475,37 +499,43 @@ def load_checkpoint(path, Method=None, partial=False, **changes):
     if unknown := changes.keys() - known:
         raise CheckpointError(f"{path}: a {name} has no {', '.join(sorted(unknown))}")
     if gone := config.keys() - known:
-        raise CheckpointError(f"{path}: written by another version of {module}.py, with constants that this one lacks: "
+        raise CheckpointError(f"{path}: written by another version of {module}.py, with constants "
+                              "that this one lacks: "
                               + ", ".join(f"{field} {config[field]}" for field in sorted(gone)))
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in (config | changes).items()}
     method = Method(Method.Config(**config))
     if partial:
         own = method.state_dict()
-        weights = {name: p for name, p in weights.items() if name in own and p.shape == own[name].shape}
+        weights = {name: p for name, p in weights.items() if name in own
+                   and p.shape == own[name].shape}
         if fresh := sorted(own.keys() - weights.keys()):
             warnings.warn(f"{path} does not have these, they start afresh: {', '.join(fresh)}")
         weights = own | weights
     try:
         method.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit its config ({one_line(error)})") from None
+        raise CheckpointError(f"{path}: its weights do not fit its config "
+                              f"({one_line(error)})") from None
     return method.eval()
 
 
 def read_metadata(path):
-    """{"method", "config", "extra"} of a checkpoint of ours. Raises CheckpointError for another or damaged file."""
+    """{"method", "config", "extra"} of our checkpoint. Raises CheckpointError for other files."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({error}). Remove it to go on") from None
+        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({error}). Remove it "
+                              "to go on") from None
     if "method" not in metadata:
-        raise CheckpointError(f"{path}: weights without a config; only files written by this project can be rebuilt")
-    return {"method": metadata["method"], **{name: json.loads(metadata[name]) for name in ("config", "extra")}}
+        raise CheckpointError(f"{path}: weights without a config; only files written by this "
+                              "project can be rebuilt")
+    return {"method": metadata["method"],
+            **{name: json.loads(metadata[name]) for name in ("config", "extra")}}
 
 
 def checkpoint_path(path):
-    """The file, or that of one in pretrained/ by its name. Raises CheckpointError where there is neither."""
+    """Path of a checkpoint: a file, or a name in pretrained/. Raises CheckpointError."""
     path, shipped = Path(path), HERE / "pretrained" / f"{path}.safetensors"
     if not path.is_file() and not shipped.is_file():
         raise CheckpointError(f"{path}: no such file. Train one, or give another")
@@ -513,7 +543,9 @@ def checkpoint_path(path):
 
 
 def resolve_class(Method, module, name):
-    """The class `name` of module.py: beside Method, where that is given, which raises ValueError if it is elsewhere."""
+    """The class `name` of module.py, or of Method's own module. Raises ValueError if it is
+    elsewhere.
+    """
     if Method is not None:
         if module != Path(inspect.getfile(Method)).stem:
             raise ValueError(f"holds a {name}; use python {module}.py, or give a {Method.__name__}")
@@ -544,23 +576,24 @@ def read_pickle(path):
         with torch.serialization.safe_globals([(Stub, name) for name in named]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path}: no checkpoint, a damaged one, or one that wants to run code "
-                              f"({one_line(error)})") from None
+        raise CheckpointError(f"{path}: no checkpoint, a damaged one, or one that wants to run "
+                              f"code ({one_line(error)})") from None
 
 
 def pick_device(name):
-    """The device of that name; auto: cuda where there is one. Raises ValueError for one that is not there."""
+    """The device of that name; auto: CUDA if available. Raises ValueError if it is absent."""
     try:
-        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available()
+                              else "cpu")
         torch.empty(1, device=device).item()             # raises on "meta"
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name}: not to be had on this machine ({one_line(error)}). cpu always is") from None
+        raise ValueError(f"--device {name}: not to be had on this machine ({one_line(error)}). "
+                         "cpu always is") from None
     return device
 
 
 class Teacher:
-    """A trained model, frozen, that a student learns from; it follows the data to their
-    device.
+    """A trained, frozen model from which another learns.
 
     Not a module: its weights belong to no checkpoint of the student, whose config keeps the
     `record` of it: its file's name and the start of that file's SHA-256,
@@ -586,7 +619,5 @@ class Teacher:
 
 
 def is_fingerprint(teacher):
-    """Whether a config's `teacher` is the record of an earlier training, given by nobody
-    now.
-    """
+    """Whether a config's `teacher` is the fingerprint kept from an earlier training."""
     return re.fullmatch(r".+@[0-9a-f]{16}", teacher) is not None

@@ -71,7 +71,7 @@ def check_commands(run, flags, corpus, folder, capsys):
     capsys.readouterr()
     for command in (("enhance", corpus / "test/noisy"), ("evaluate", "--data", corpus, "--workers", "1")):
         assert run(*command, "--checkpoint", folder / "a/last.safetensors", "--out", folder / command[0]) == 0
-        assert "2 network calls" in capsys.readouterr().out
+        assert "2 network evaluations" in capsys.readouterr().out
 
 
 # ---- memory ----

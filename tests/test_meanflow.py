@@ -809,7 +809,7 @@ def test_train_resume_enhance_evaluate(corpus, tmp_path, capsys):
     for command in (("enhance", corpus / "test/noisy"), ("evaluate", "--data", corpus, "--metrics", "si_sdr")):
         assert run(*command, "--checkpoint", tmp_path / "a/last.safetensors",
                    "--out", tmp_path / command[0]) == 0
-        assert "2 network calls" in capsys.readouterr().out               # two files
+        assert "2 network evaluations" in capsys.readouterr().out               # two files
 
 
 @pytest.mark.slow
@@ -847,4 +847,4 @@ def test_separator_then_corrector_by_command(corpus, tmp_path, capsys):
     assert {name for name in a if name.startswith("separator.")} <= same
     assert "net.head.weight" not in same
     assert run("enhance", corpus / "test/noisy", "--checkpoint", second, "--out", tmp_path / "enhanced") == 0
-    assert "4 network calls" in capsys.readouterr().out                   # a separator and a jump for each of two files
+    assert "4 network evaluations" in capsys.readouterr().out                   # a separator and a jump for each of two files

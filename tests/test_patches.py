@@ -462,7 +462,7 @@ def test_pair_trains_resumes_enhances_and_is_scored(corpus, tmp_path, capsys):
     # The commands need not be told what the checkpoint holds.
     for command in (("enhance", corpus / "test/noisy"), ("evaluate", "--data", corpus, "--workers", "1")):
         assert run(*command, "--checkpoint", tmp_path / "a/last.safetensors", "--out", tmp_path / command[0]) == 0
-        assert "2 network calls" in capsys.readouterr().out
+        assert "2 network evaluations" in capsys.readouterr().out
     assert run("enhance", corpus / "test/noisy", "--N", "2", "--checkpoint", tmp_path / "a/last.safetensors",
                "--out", tmp_path / "never") == 2
     assert "--N" in capsys.readouterr().err and not (tmp_path / "never").exists()

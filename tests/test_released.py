@@ -96,7 +96,7 @@ def test_it_enhances_by_the_command_of_its_method_and_is_sent_there_by_the_other
                            "--out", tmp_path / method)
         said = capsys.readouterr()
         if method == OWNER[name]:
-            assert code == 0 and f", {CALLS[name]} network calls" in said.out
+            assert code == 0 and f", {CALLS[name]} network evaluations" in said.out
             wave, _ = soundfile.read(tmp_path / method / "noisy.wav")
             assert len(wave) == 1500 and np.isfinite(wave).all() and wave.std() > 0
         else:

@@ -582,7 +582,7 @@ def test_bad_recordings_are_named_and_the_others_done(tmp_path, capsys, corpus):
         assert f"not enhanced: {source / name}" in printed.err
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
         "cut.wav", "deep/er/good.wav", "good.flac"]
-    assert "3 recordings" in printed.out and "2 network calls" in printed.out and "real-time factor" in printed.out
+    assert "3 recordings" in printed.out and "2 network evaluations" in printed.out and "real-time factor" in printed.out
 
 
 def test_silent_recording_stays_silent(tmp_path):
@@ -663,7 +663,7 @@ def test_train_interrupt_resume_enhance_evaluate(tmp_path, capsys, corpus, monke
     weights, noisily = tmp_path / "a/last.safetensors", ("--sampler", "em", "--N", "3")
     assert (tmp_path / "a/best.safetensors").exists()
     assert run("enhance", corpus / "test/noisy", "--out", tmp_path / "enhanced", "--checkpoint", weights, *noisily) == 0
-    assert "6 network calls" in capsys.readouterr().out    # two files, three steps
+    assert "6 network evaluations" in capsys.readouterr().out    # two files, three steps
     first = (tmp_path / "enhanced/0.wav").read_bytes()
     again = ("enhance", corpus / "test/noisy/0.wav", "--checkpoint", weights, *noisily)
     run(*again, "--out", tmp_path / "again")
@@ -748,7 +748,7 @@ def test_corrected_checkpoint_remembers_its_calls_and_its_start(tmp_path, capsys
     capsys.readouterr()
     for command in (("enhance", corpus / "test/noisy"), ("evaluate", "--data", corpus, "--workers", "1")):
         assert run(*command, "--checkpoint", weights, "--out", tmp_path / command[0]) == 0
-        assert "4 network calls" in capsys.readouterr().out               # two files, two calls each
+        assert "4 network evaluations" in capsys.readouterr().out               # two files, two calls each
     assert train.load_checkpoint(weights).config.start == 0.4
 
 

@@ -38,7 +38,7 @@ def test_quality_over_calls_is_tabled_drawn_and_kept(tmp_path, corpus):
     assert tables[0] == tables[1]
     assert [line.split("|")[1:3] for line in tables[0].splitlines()[5:]] == [
         [" noisy ", " "], [" one ", " 1 "], [" one ", " 2 "], [" two ", " 3 "]]
-    assert "network calls" in outputs[0] and "network calls" not in outputs[1]
+    assert "network evaluations" in outputs[0] and "network evaluations" not in outputs[1]
     assert (tmp_path / "nfe.png").stat().st_size > 5000
 
 
@@ -295,7 +295,7 @@ def test_robustness_is_tabled_over_levels_of_both_noises(tmp_path, corpus):
     outputs = [subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True).stdout
                for _ in range(2)]
     tables = [[line for line in out.splitlines() if line.startswith("|")] for out in outputs]
-    assert tables[0] == tables[1] and "network calls" in outputs[0] and "network calls" not in outputs[1]
+    assert tables[0] == tables[1] and "network evaluations" in outputs[0] and "network evaluations" not in outputs[1]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables[0]]
     assert [row[:2] for row in rows[2:6]] == [["test", "0"], ["test", "15"], ["white", "0"], ["white", "15"]]
     for noisy in (rows[2:4], rows[4:6]):                 # the noisy recordings have the level asked for
