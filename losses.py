@@ -15,7 +15,6 @@ import itertools
 
 import numpy as np
 import torch
-from scipy.signal import butter, lfilter
 
 
 def half_square(error):
@@ -146,27 +145,7 @@ class PESQLoss:
     worst = 45                 # [P] disturbance of a frame
 
     def __init__(self):
-        width, correction, threshold_db = (np.array(table.split(), dtype=float) for table in (
-            BAND_WIDTHS, BAND_CORRECTIONS, BAND_THRESHOLDS))      # (49,)
-        centre = np.cumsum(width) - width / 2
-        # [P] S_p; (256, 49)
-        bark = np.repeat(np.eye(len(width)), BAND_BINS, axis=0) * correction * 6.910853e-6
-        width[0] = bark[0] = 0      # outside the sums over bands; no mean
-        # The filters as responses of 2048 samples: beyond 471 both are under 1e-7 of their peaks.
-        # Coefficients in float32, as in torch-pesq: exact ones move the disturbances by 0.2 %. [T]
-        # order 5; [P] 325 to 3250 Hz.
-        band_pass = np.array(butter(5, [325, 3250], "bandpass", fs=16000),
-                             dtype=np.float32).astype(float)
-        # [W] the input filter
-        pre_filter = [2.740826, -5.4816519, 2.740826], [1, -1.9444777, 0.94597794]
-        impulse = np.eye(1, 2048)[0]
-        self.device, self.tables = None, {
-            "band_pass": lfilter(*band_pass, impulse), "pre_filter": lfilter(*pre_filter, impulse),
-            "fade": np.arange(1, 16) / 16,  # [T] of 15 samples
-            "window": 0.5 - 0.5 * np.cos(np.pi * np.arange(512) / 256),  # [P] Hann, 32 ms
-            "bark": bark, "width": width, "threshold": 10 ** (threshold_db / 10),
-            # [P] Zwicker's, up below 4 Bark
-            "exponent": 0.23 * np.clip(6 / (centre + 2), 1, 2) ** 0.15}
+        self.device = None                   # of the tables, which the first call makes
 
     def __call__(self, clean, enhanced):
         if clean.shape != enhanced.shape or not (clean.is_floating_point()
@@ -251,13 +230,40 @@ class PESQLoss:
         """Power (B, frames, 49), 0 where not above so many times the threshold of hearing."""
         return B * (B > factor * self.threshold)
 
+    @staticmethod
+    def make_tables():
+        """Filters, windows and constants of the 49 bands, arrays by name."""
+        from scipy.signal import butter, lfilter         # here, since it imports slowly
+
+        width, correction, threshold_db = (np.array(table.split(), dtype=float) for table in (
+            BAND_WIDTHS, BAND_CORRECTIONS, BAND_THRESHOLDS))      # (49,)
+        centre = np.cumsum(width) - width / 2
+        # [P] S_p; (256, 49)
+        bark = np.repeat(np.eye(len(width)), BAND_BINS, axis=0) * correction * 6.910853e-6
+        width[0] = bark[0] = 0      # outside the sums over bands; no mean
+        # The filters as responses of 2048 samples: beyond 471 both are under 1e-7 of their peaks.
+        # Coefficients in float32, as in torch-pesq: exact ones move the disturbances by 0.2 %. [T]
+        # order 5; [P] 325 to 3250 Hz.
+        band_pass = np.array(butter(5, [325, 3250], "bandpass", fs=16000),
+                             dtype=np.float32).astype(float)
+        # [W] the input filter
+        pre_filter = [2.740826, -5.4816519, 2.740826], [1, -1.9444777, 0.94597794]
+        impulse = np.eye(1, 2048)[0]
+        return {
+            "band_pass": lfilter(*band_pass, impulse), "pre_filter": lfilter(*pre_filter, impulse),
+            "fade": np.arange(1, 16) / 16,  # [T] of 15 samples
+            "window": 0.5 - 0.5 * np.cos(np.pi * np.arange(512) / 256),  # [P] Hann, 32 ms
+            "bark": bark, "width": width, "threshold": 10 ** (threshold_db / 10),
+            # [P] Zwicker's, up below 4 Bark
+            "exponent": 0.23 * np.clip(6 / (centre + 2), 1, 2) ** 0.15}
+
     def to(self, device):
         """Makes the tables tensors on this device: self.bark, ... Calls do it for themselves."""
         if device != self.device:
             # what is made in inference mode would be of no use in training
             with torch.inference_mode(False):
                 vars(self).update({name: torch.tensor(x, device=device)
-                                   for name, x in self.tables.items()})
+                                   for name, x in self.make_tables().items()})
             self.device = device
         return self
 

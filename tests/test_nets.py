@@ -428,8 +428,9 @@ def test_forward_is_one_graph_without_breaks():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
 def test_compiled_outputs_and_gradients_equal_eager():
-    net, x, t = lively(channel_mults=(1, 2)), spectrogram(2, 2, 17, 23), torch.tensor([0.4, 0.7])
-    outs = [f(x, t) for f in (torch.compile(net, fullgraph=True, dynamic=False), net)]
+    net = lively(channel_mults=(1,), num_res_blocks=1, attention_resolutions=())
+    x, t = spectrogram(2, 2, 17, 23), torch.tensor([0.4, 0.7])
+    outs = [f(x, t) for f in (torch.compile(net, fullgraph=True, dynamic=False, backend="aot_eager"), net)]
     assert relative(*outs) < 1e-5
     assert relative(*(torch.autograd.grad(out.abs().square().mean(), net.stem.weight)[0] for out in outs)) < 1e-4
 

@@ -124,11 +124,11 @@ def fit_saving_always(out, corpus, steps):
 
 
 def kill_often(folder, corpus):
-    """25 times: resume the run, wait for it to save, kill it a random moment later, look at what it left."""
+    """12 times: resume the run, wait for it to save, kill it a random moment later, look at what it left."""
     torch.optim.AdamW(tiny().parameters())               # imports what it needs, so that no child has to
     dice, last, seen = random.Random(0), Path(folder) / "broken/last.pt", 0
     when = lambda: last.stat().st_mtime_ns if last.exists() else 0
-    for _ in range(25):
+    for _ in range(12):
         written, child = when(), forked(fit_saving_always, f"{folder}/broken", corpus, 10 ** 6)
         for _ in range(2):                               # the first is of the step that it resumed from
             while when() == written:
@@ -149,8 +149,8 @@ def kill_often(folder, corpus):
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing_and_changes_nothing(tmp_path, corpus):
-    """A run that saves after every step is killed 25 times, mostly while saving, and ends as one that was not."""
-    assert int(in_fresh_process(kill_often, tmp_path, corpus).stdout) >= 25
+    """A run that saves after every step is killed 12 times, mostly while saving, and ends as one that was not."""
+    assert int(in_fresh_process(kill_often, tmp_path, corpus).stdout) >= 12
 
 
 class Toy(torch.nn.Module):
@@ -633,10 +633,10 @@ def peak_memory(source, target):
 
 
 @pytest.mark.slow
-def test_an_hour_takes_no_more_memory_than_ten_seconds(tmp_path):
+def test_twenty_minutes_take_no_more_memory_than_ten_seconds(tmp_path):
     second = 0.1 * np.random.default_rng(0).standard_normal((48000, 2)).astype(np.float32)
     peaks = {}
-    for name, seconds in (("short", 10), ("long", 3600)):
+    for name, seconds in (("short", 10), ("long", 1200)):
         with soundfile.SoundFile(tmp_path / f"{name}.wav", "w", 48000, 2, "PCM_16") as file:
             for _ in range(seconds):
                 file.write(second)
