@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import commands
 import consistency
+import dispatch
 import drift
 import meanflow
 import sgmse
@@ -36,6 +37,7 @@ METHODS = {                                              # name: (class, changes
     "SGMSE+ (BBED)": (sgmse.ScoreSDE, {}, "sgmse_stage1"),
     "CRP, 5 calls": (sgmse.ScoreSDE, dict(crp="last", N=5), "sgmse"),
     "ROSE-CD": (consistency.ConsistencyModel, dict(teacher="sgmse_stage1"), "consistency"),
+    "DISPatch": (dispatch.Student, dict(teacher="sgmse_stage1"), None),
     "MeCo, separator": (meanflow.MeanFlowCorrector, dict(separator="train", separator_size="compact"), None),
     "MeCo, corrector": (meanflow.MeanFlowCorrector, dict(separator="frozen", separator_size="compact", schedule=1),
                         "meanflow"),

@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import dataclasses
+import importlib
 import re
 import subprocess
 import sys
@@ -15,7 +16,11 @@ import commands
 import nets
 import sgmse
 
-FIXTURES = Path(__file__).parent / "fixtures"
+ROOT = Path(__file__).parents[1]
+FIXTURES = ROOT / "tests" / "fixtures"
+# Of each module at the root that ends with commands.main(Class): its name and that class.
+METHODS = {path.stem: getattr(importlib.import_module(path.stem), found[1]) for path in sorted(ROOT.glob("*.py"))
+           if (found := re.search(r"^    commands\.main\((\w+)\)$", path.read_text(), re.M))}
 
 
 def load(name):

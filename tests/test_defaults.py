@@ -18,6 +18,7 @@ import metrics
 import nets
 import sgmse
 import train
+from helpers import METHODS
 
 NETWORK = dict(width=128, channel_mults=(1, 1, 2, 2, 2, 2, 2), num_res_blocks=2, attention_resolutions=(16,))
 SPECTROGRAM = dict(n_fft=510, hop_length=128, num_frames=256, exponent=0.5, factor=0.15, pad_mode="constant",
@@ -90,8 +91,7 @@ def test_preset_has_its_published_constants(Method, preset):
 
 
 def test_every_preset_has_a_row():
-    methods = (sgmse.ScoreSDE, consistency.ConsistencyModel, dispatch.Student, meanflow.MeanFlowCorrector, drift.DriftSE)
-    assert set(TABLE) == {(Method, preset) for Method in methods for preset in Method.presets}
+    assert set(TABLE) == {(Method, preset) for Method in METHODS.values() for preset in Method.presets}
 
 
 def test_training_has_the_published_constants():

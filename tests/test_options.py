@@ -8,17 +8,19 @@ import typing
 import pytest
 
 import consistency
-import dispatch
-import drift
-import meanflow
 import sgmse
 import train
-from helpers import run_command
+from helpers import METHODS, ROOT, run_command
 
-METHODS = {"sgmse": sgmse.ScoreSDE, "consistency": consistency.ConsistencyModel, "dispatch": dispatch.Student,
-           "meanflow": meanflow.MeanFlowCorrector, "drift": drift.DriftSE}
 FIELDS = [(Config, name, hint) for Config in (train.TrainConfig, *(Method.Config for Method in METHODS.values()))
           for name, hint in typing.get_type_hints(Config, include_extras=True).items()]
+
+
+@pytest.mark.parametrize("file", ["test_defaults", "test_fields", "test_train", "test_cuda", "benchmark_methods"])
+def test_every_method_has_a_row_in_each_table(file):
+    assert len(METHODS) >= 5
+    text = (ROOT / "tests" / f"{file}.py").read_text()
+    assert [name for name, Method in METHODS.items() if f"{name}.{Method.__name__}" not in text] == []
 
 
 def mistakes(hint):
