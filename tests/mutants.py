@@ -23,10 +23,10 @@ TESTS = {
     "sgmse.py": "test_defaults test_sgmse test_fields", "consistency.py": "test_defaults test_consistency test_fields",
     "dispatch.py": "test_defaults test_patches test_fields", "meanflow.py": "test_defaults test_meanflow test_fields",
     "drift.py": "test_defaults test_drift test_fields", "nets.py": "test_defaults test_nets test_spatialnet test_patches",
-    "losses.py": "test_pesq_loss test_meanflow test_drift", "data.py": "test_data test_robustness test_rooms",
+    "losses.py": "test_pesq_loss test_meanflow test_drift", "data.py": "test_data test_recordings test_robustness test_rooms",
     "rooms.py": "test_rooms", "metrics.py": "test_metrics test_robustness", "released.py": "test_released test_sgmse",
     "train.py": "test_defaults test_train test_options test_robustness",
-    "commands.py": "test_train test_robustness test_options test_rooms"}
+    "commands.py": "test_recordings test_train test_robustness test_options test_rooms"}
 SWAPS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
          ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.And: ast.Or, ast.Or: ast.And}
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "sum": "mean", "mean": "sum"}
