@@ -20,11 +20,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # Tests that hold the values of a file, in the order in which they are run.
 TESTS = {
-    "sgmse.py": "test_defaults test_sgmse test_fields", "consistency.py": "test_defaults test_consistency test_fields",
-    "dispatch.py": "test_defaults test_patches test_fields", "meanflow.py": "test_defaults test_meanflow test_fields",
-    "drift.py": "test_defaults test_drift test_fields", "nets.py": "test_defaults test_nets test_spatialnet test_patches",
-    "losses.py": "test_pesq_loss test_meanflow test_drift", "data.py": "test_data test_recordings test_robustness test_rooms",
-    "rooms.py": "test_rooms", "metrics.py": "test_metrics test_robustness", "released.py": "test_released test_sgmse",
+    "sgmse.py": "test_defaults test_sgmse test_fields",
+    "consistency.py": "test_defaults test_consistency test_fields",
+    "dispatch.py": "test_defaults test_patches test_fields",
+    "meanflow.py": "test_defaults test_meanflow test_fields",
+    "drift.py": "test_defaults test_drift test_fields",
+    "nets.py": "test_defaults test_nets test_spatialnet test_patches",
+    "losses.py": "test_pesq_loss test_meanflow test_drift",
+    "data.py": "test_data test_recordings test_robustness test_rooms",
+    "rooms.py": "test_rooms", "metrics.py": "test_metrics test_robustness",
+    "released.py": "test_released test_sgmse",
     "train.py": "test_defaults test_train test_options test_robustness",
     "commands.py": "test_recordings test_train test_robustness test_options test_rooms"}
 SWAPS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -61,11 +66,16 @@ def mutants(files, seed, count):
     rng = random.Random(seed)
     every = [(file, number) for file in files for number in range(len(places(ast.parse((ROOT / file).read_text()))))]
     for file, number in rng.sample(every, min(count, len(every))):
-        tree = ast.parse((ROOT / file).read_text())
-        node, field, value = places(tree)[number]
+        source = (ROOT / file).read_bytes()
+        node, field, value = places(ast.parse(source))[number]
         before = ast.unparse(node)
         setattr(node, field, value)
-        yield file, node.lineno, before, ast.unparse(node), ast.unparse(tree)
+        # In the text, since comments are the help of options.
+        lines = source.splitlines(keepends=True)
+        start = sum(map(len, lines[:node.lineno - 1])) + node.col_offset
+        end = sum(map(len, lines[:node.end_lineno - 1])) + node.end_col_offset
+        after = ast.unparse(node) if field in ("value", "attr", "id") else f"({ast.unparse(node)})"
+        yield file, node.lineno, before, after, source[:start] + after.encode() + source[end:]
 
 
 def survives(mutant, seconds=600):
@@ -75,7 +85,7 @@ def survives(mutant, seconds=600):
         copy = Path(folder) / "tree"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "enhanced", "__pycache__",
                                                                   "*.ipynb"))
-        (copy / file).write_text(source)
+        (copy / file).write_bytes(source)
         tests = [f"tests/{name}.py" for name in TESTS[file].split()]
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         try:
