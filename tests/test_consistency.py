@@ -41,7 +41,7 @@ def test_boundary_at_its_two_ends():
 
 @pytest.mark.parametrize("form", ["edm", "data"])
 @pytest.mark.parametrize("sde", ["ouve", "bbed"])
-def test_strict_function_is_the_identity_at_the_smallest_time_and_the_published_one_nearly(form, sde):
+def test_strict_function_is_the_identity_at_the_smallest_time(form, sde):
     gaps = {}
     for strict in (True, False):
         model = tiny(strict=strict, form=form, sde=sde)
@@ -108,7 +108,7 @@ def test_noise_of_the_moves_has_the_size_of_the_sde_s(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["euler", "heun"])
-def test_moves_of_the_teacher_are_steps_of_the_probability_flow_sampler(name, monkeypatch):
+def test_solver_steps_are_those_of_the_samplers(name, monkeypatch):
     """The whole grid by moves, then the sampler's last step: the sampler of sgmse.py, to rounding."""
     score, y, z = gaussian_score(SDE), bins(Y, 3), torch.randn(3, 1, 1, 1, dtype=torch.complex128)
     replay(monkeypatch, [z])
@@ -159,7 +159,7 @@ def retained(slopes, grid):
     return math.prod(slopes) ** 2 * marginal(grid[0])[1] / marginal(grid[-1])[1]
 
 
-def test_fixed_points_keep_a_known_share_of_the_posterior_s_variance():
+def test_fixed_points_keep_a_known_part_of_the_variance():
     """The flow keeps it all; random targets average it away."""
     grid = consistency.time_grid(SDE).double().tolist()
     steps = list(zip(grid, grid[1:]))
@@ -366,7 +366,7 @@ def some_batch(model, n=2):
 
 @pytest.mark.parametrize("solver", ["pc", "euler", "heun", "mix", "renoise", "renoise_shared"])
 @pytest.mark.parametrize("noise", [True, False])
-def test_every_training_gives_a_finite_loss_and_no_gradient_but_the_student_s(solver, noise, teacher):
+def test_gradient_reaches_the_distilled_model_alone(solver, noise, teacher):
     options = {} if solver.startswith("renoise") else dict(teacher=str(teacher))
     model = tiny(solver=solver, stochastic=noise, **options)
     model.prepare(fresh=True)
@@ -492,14 +492,14 @@ def test_input_of_an_edm_teachers_model_is_unscaled_as_published(edm_teacher):
 @pytest.mark.parametrize("changes", [
     dict(objective="denoiser"), dict(c_skip="0"), dict(c_out="sigma"), dict(network_scaling="1/t"),
     dict(sde="sbve", sampler="bridge_ode")])
-def test_score_model_that_can_teach_nobody_is_refused_with_the_reason(changes, tmp_path):
+def test_unsuitable_teacher_is_refused_with_the_reason(changes, tmp_path):
     train.save_checkpoint(path := tmp_path / "t.safetensors", sgmse.ScoreSDE(sgmse.Config(
         **sgmse.PRESETS["tiny"] | dict(num_frames=24) | changes)))
     with pytest.raises(ValueError, match="expected one of the presets edm, small or tiny"):
         tiny(teacher=str(path)).prepare(True)
 
 
-def test_checkpoint_keeps_the_name_and_a_hash_of_its_teacher_and_not_where_it_was(teacher, tmp_path, monkeypatch):
+def test_checkpoint_keeps_the_name_and_hash_of_its_teacher(teacher, tmp_path, monkeypatch):
     model = tiny(teacher=str(teacher))
     model.prepare(fresh=True)
     digest = hashlib.sha256(teacher.read_bytes()).hexdigest()

@@ -98,7 +98,7 @@ def test_loss_and_gradient_are_those_of_the_host(name, drawn_on_the_host):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_bfloat16_keeps_the_loss_and_the_direction_of_the_gradient(name, drawn_on_the_host):
+def test_bfloat16_keeps_loss_and_gradient_direction(name, drawn_on_the_host):
     (ours, g), (theirs, h) = loss_and_gradient(name, "cuda", autocast=True), loss_and_gradient(name, "cuda")
     assert ours == pytest.approx(theirs, rel=0.1)
     assert torch.cosine_similarity(g, h, dim=0) > 0.9

@@ -167,7 +167,7 @@ def test_padding_equals_the_official_one(mode, tag):
         assert torch.equal(padded[..., 76:], tail.expand(*spec.shape[:-1], 52))
 
 
-def test_padding_leaves_a_multiple_alone_and_has_zeros_where_reflection_ends():
+def test_padding_adds_nothing_to_a_multiple_and_may_reflect():
     assert data.pad_frames(torch.ones(1, 2, 64), 64, "reflect").shape == (1, 2, 64)
     spec = torch.arange(1.0, 41).expand(1, 1, 2, 40)
     assert data.pad_frames(spec, 64, "reflect")[0, 0, 0, 40:].tolist() == list(range(39, 15, -1))
@@ -206,7 +206,7 @@ def test_voicebank_demand_is_split_by_speaker(tmp_path):
     assert stems(PairedAudio(root, "test", N)) == ["p232_001"]
 
 
-def test_voicebank_demand_without_the_held_out_speakers_has_no_valid_split(tmp_path):
+def test_voicebank_without_held_out_speakers_has_no_valid(tmp_path):
     root = voicebank(tmp_path)
     for path in list(root.glob("*trainset*/p226_*")) + list(root.glob("*trainset*/p287_*")):
         path.unlink()
@@ -214,7 +214,7 @@ def test_voicebank_demand_without_the_held_out_speakers_has_no_valid_split(tmp_p
         PairedAudio(root, "valid", N)
 
 
-def test_the_pairs_of_the_dns_challenge_belong_together_by_their_number(tmp_path):
+def test_pairs_of_the_dns_challenge_match_by_number(tmp_path):
     """datasets/test_set/synthetic/no_reverb as distributed: clean_fileid_7.wav, and noisy a name that ends so."""
     for number in (3, 10, 7):
         write(tmp_path / f"clean/clean_fileid_{number}.wav", sound(N, seed=number))
@@ -231,7 +231,7 @@ def test_the_pairs_of_the_dns_challenge_belong_together_by_their_number(tmp_path
 
 
 @pytest.mark.parametrize("layout", ["speech/clean_{split}_wav/{name}.wav", "speech/{split}/{name}.wav"])
-def test_voicebank_mixed_on_the_fly_keeps_its_speakers_for_validation(tmp_path, layout):
+def test_mixed_voicebank_keeps_its_validation_speakers(tmp_path, layout):
     """Speech in VoiceBank's folders, or in any with its names, beside noise in DEMAND's: each split has its speakers."""
     names = ["p225_001", "p226_001", "p2260_001", "p287_002"]
     own = "clean_" in layout
@@ -254,7 +254,7 @@ def test_voicebank_mixed_on_the_fly_keeps_its_speakers_for_validation(tmp_path, 
     assert [Path(path).stem for path in babble.sources[0].paths] == ["p225_001", "p2260_001"]
 
 
-def test_speech_and_noise_without_the_held_out_speakers_have_no_valid_split(tmp_path):
+def test_mixtures_without_held_out_speakers_have_no_valid(tmp_path):
     write(tmp_path / "speech/clean_trainset_28spk_wav/p225_001.wav", sound(4 * N))
     write(tmp_path / "noise/a.wav", sound(4 * N))
     with pytest.raises(FileNotFoundError, match="valid"):
@@ -296,7 +296,7 @@ def first_batch(dataset, size=4, **options):
     return next(data.batches(dataset, size, workers=0, **options))
 
 
-def test_pairs_are_cut_at_the_same_place_and_divided_by_the_noisy_peak_of_the_crop(tmp_path):
+def test_pairs_are_cut_alike_and_divided_by_the_noisy_peak(tmp_path):
     clean = sound(10 * N, level=0.05)
     noisy = 3 * clean
     noisy[:N] = 0.9                                      # the peak of the file, in few of its crops
@@ -321,7 +321,7 @@ def test_a_short_pair_is_centred_in_zeros(tmp_path, missing):
     torch.testing.assert_close(y[0], torch.from_numpy(expected / np.abs(x).max()), atol=1e-3, rtol=0)
 
 
-def test_an_utterance_of_a_pair_is_whole_and_as_long_as_the_shorter(tmp_path):
+def test_utterance_of_a_pair_is_as_long_as_the_shorter(tmp_path):
     write(tmp_path / "clean/a.wav", sound(3 * N))
     write(tmp_path / "noisy/a.wav", sound(3 * N + 5))
     name, clean, noisy = PairedAudio(tmp_path, "test", N).utterance(0)
@@ -541,7 +541,7 @@ def heard(wave):
 
 
 @pytest.mark.parametrize("kind", ["mixed", "babble", "pairs"])
-def test_a_clean_crop_is_of_no_recording_that_any_noisy_one_holds(kind, voices):
+def test_unpaired_sides_share_no_recording(kind, voices):
     """One folder serves both sides: half of its recordings each, of babble too; and all of them are used."""
     root = voices / "paired" if kind == "pairs" else voices
     options = dict(snrs=(-20,), augmentation=data.Augmentation(babble=1.0)) if kind == "babble" else {} if kind == "pairs" else dict(snrs=(60,))
@@ -550,7 +550,7 @@ def test_a_clean_crop_is_of_no_recording_that_any_noisy_one_holds(kind, voices):
     assert len(sides[0]) == len(sides[1]) == 4 and not sides[0] & sides[1]
 
 
-def test_clean_speech_of_another_folder_is_used_whole_and_what_both_share_by_one_side_alone(voices, tmp_path):
+def test_unpaired_sides_use_all_recordings_once(voices, tmp_path):
     clean, noisy = (heard(torch.cat(part)) for part in zip(*take(
         UnpairedAudio(voices, voices / "other", num_samples=N, snrs=(60,)), 40)))
     assert clean == set(range(8, 16)) and noisy == set(range(8))
@@ -572,7 +572,7 @@ def test_unpaired_batches_are_a_function_of_seed_and_position(voices):
     assert abs(np.corrcoef(starts, rowvar=False)[0, 1]) < 0.5
 
 
-def test_noisy_files_in_the_clean_folder_are_refused_and_so_is_a_single_recording(voices, tmp_path):
+def test_unpaired_refuses_noisy_files_and_single_recordings(voices, tmp_path):
     for root, clean_dir, found in ((voices, voices, "n.wav"), (voices / "paired", voices / "paired", "noisy")):
         with pytest.raises(ValueError, match=f"holds .*{found}.*give a folder of clean speech alone"):
             UnpairedAudio(root, clean_dir, num_samples=N)
@@ -614,7 +614,7 @@ def test_silence_in_some_crops_leaves_the_others(tmp_path, workers):
     assert min(dataset.problems.values()) > 3
 
 
-def test_clean_silence_under_noise_is_a_lesson_and_noisy_silence_is_not(tmp_path):
+def test_silent_targets_are_kept_and_silent_mixtures_are_not(tmp_path):
     write(tmp_path / "clean/a.wav", np.zeros(N))
     write(tmp_path / "noisy/a.wav", sound(N))
     clean, noisy = first_batch(PairedAudio(tmp_path, "train", N))

@@ -158,7 +158,7 @@ def test_field_in_one_dimension_has_known_values():
     close(drift.drifting_field(x, positives, x, 1.0), points((0.463078,), (1.379220,)))
 
 
-def test_field_of_equation_7_has_known_values_and_is_its_double_sum():
+def test_field_of_equation_7_is_its_double_sum():
     close(drift.mean_shift_field(X, Y, X, 0.5, exclude_self=False), points((0.036467, 1), (0.119203, 1)))
     close(drift.mean_shift_field(X, Y, X, 0.5), points((-0.844330, 1), (1, 1)))
     x, positives, negatives = cloud(4), cloud(3, seed=1), cloud(5, seed=2)
@@ -217,7 +217,7 @@ def test_field_moves_with_its_points():
         close(field(x + shift, a + shift, x + shift, 0.5), field(x, a, x, 0.5), 1e-12)
 
 
-def test_computed_field_is_equation_7_with_other_weights_times_a_gain():
+def test_joint_field_is_equation_7_reweighted_times_a_gain():
     """Each reference counts 1 / sqrt(the sum of kernels in its column); the gain is S_pos S_neg."""
     x, positives, temperature = cloud(7), cloud(9, seed=1), 0.5
     kernel = [(-torch.cdist(x, a) / temperature).exp() for a in (positives, x)]
@@ -230,7 +230,7 @@ def test_computed_field_is_equation_7_with_other_weights_times_a_gain():
     close(drift.drifting_field(x, positives, x, temperature), S_pos * S_neg * (mean_pos - mean_neg), 1e-12)
 
 
-def test_computed_field_of_one_query_is_equation_7_at_twice_the_temperature_times_a_gain():
+def test_joint_field_of_one_query_doubles_the_temperature():
     """One query leaves nothing to compete for a reference: A = sqrt(R). And here the gain is S_pos S_neg."""
     x, a, b = cloud(1), cloud(9, seed=1), cloud(6, seed=2)
     R = (-torch.cdist(x, torch.cat([a, b])) / 0.5).softmax(1).sqrt()
@@ -239,7 +239,7 @@ def test_computed_field_of_one_query_is_equation_7_at_twice_the_temperature_time
           gain * drift.mean_shift_field(x, a, b, 1.0, exclude_self=False), 1e-12)
 
 
-def test_gain_vanishes_far_from_the_target_and_that_of_equation_7_does_not():
+def test_gain_of_the_joint_field_vanishes_far_away():
     """Cold, with the generated points together and far from all real ones."""
     x, positives = 0.01 * cloud(20), 0.01 * cloud(20, seed=1) + 3
     assert drift.drifting_field(x, positives, x, 0.1).abs().max() < 1e-6
@@ -343,7 +343,7 @@ def test_perfect_output_is_at_rest_only_without_self_exclusion():
 
 @pytest.mark.parametrize("exclude_self, sphere, low, high", [
     (False, False, 0, 0.01), (True, False, 1.0, 2.0), (True, True, 0, 0.05)])
-def test_self_exclusion_drives_sparse_points_apart_unless_they_are_normalised(exclude_self, sphere, low, high):
+def test_self_exclusion_drives_sparse_points_apart(exclude_self, sphere, low, high):
     """150 unit vectors, one real point for each generated one that starts 0.3 away; distance to it after 200 steps.
 
     Self-exclusion takes a point's own place out of the mean that repels it, so near its target it is pushed away from
@@ -372,7 +372,7 @@ def test_drift_smaller_than_1e_4_is_not_blown_up_to_unit_size(field):
 
 @pytest.mark.parametrize("scaling", ["driftse", "original"])
 @pytest.mark.parametrize("field", FIELDS)
-def test_gradient_of_the_loss_is_the_drift_and_its_value_the_drift_s_size(scaling, field):
+def test_gradient_is_the_drift_and_the_loss_its_square(scaling, field):
     x, positives = cloud(7).requires_grad_(), cloud(9, seed=1).requires_grad_()
     loss = drift.drifting_loss(x, positives, (0.1, 0.5), scaling, field)
     loss.backward()
@@ -384,7 +384,7 @@ def test_gradient_of_the_loss_is_the_drift_and_its_value_the_drift_s_size(scalin
     assert positives.grad is None
 
 
-def test_recipes_differ_in_scale_and_size_of_the_drift_and_in_temperatures():
+def test_scalings_differ_in_scale_drift_and_temperatures():
     x, positives = cloud(40), cloud(40, seed=1) + 0.3
     near = positives + 0.3 * (x - positives)
     close(drift.drifting_loss(x, positives), drift.drifting_loss(x, positives, MIXED), 0)
@@ -423,7 +423,7 @@ def encoder_config():
                         feat_proj_layer_norm=False)
 
 
-def test_encoder_from_a_folder_or_a_config_gives_its_hidden_states_in_20_ms_frames(encoder_folder):
+def test_encoder_gives_hidden_states_every_20_ms(encoder_folder):
     wave = torch.rand(2, 16000) - 0.5
     latents = drift.SpeechLatents(encoder_folder, (2, 0))
     second, zeroth = latents(wave)
@@ -447,7 +447,7 @@ def test_wavlm_is_read_too(tmp_path):
     assert features.shape == (1, 12, 32) and features.isfinite().all()
 
 
-def test_last_layer_of_a_large_encoder_is_that_after_its_last_norm(tmp_path):
+def test_last_layer_of_a_large_encoder_is_normalised(tmp_path):
     """hidden_states[-1] is, in one release of transformers, and is not in another."""
     from transformers import HubertModel
     config = encoder_config()
@@ -465,7 +465,7 @@ def test_last_layer_of_a_large_encoder_is_that_after_its_last_norm(tmp_path):
     close(last.square().mean(2), torch.full((2, 24), 9.0), 0.1)            # normed, times 3
 
 
-def test_encoder_that_is_not_there_or_has_no_such_layer_is_refused(encoder_folder, tmp_path):
+def test_missing_encoders_and_layers_are_refused(encoder_folder, tmp_path):
     with pytest.raises(ValueError, match="could not be loaded.*--encoder mel"):
         drift.SpeechLatents(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="layers 0 .. 2"):
@@ -493,7 +493,7 @@ def test_mel_frames_come_every_20_ms_and_white_noise_has_power_1():
 
 
 @pytest.mark.parametrize("kind", ["mel", "folder"])
-def test_features_do_not_see_the_level_and_silence_has_a_gradient(kind, encoder_folder):
+def test_features_ignore_gain_and_silence_has_a_gradient(kind, encoder_folder):
     latents = drift.SpeechLatents("mel" if kind == "mel" else encoder_folder)
     torch.manual_seed(0)
     wave = torch.randn(2, 8000) * 0.1
@@ -546,7 +546,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant, encoder", [
     *((variant, "mel") for variant in VARIANTS), ("sigma", "folder"), ("dagger", "folder")])
-def test_every_variant_s_gradient_reaches_the_generator_and_not_the_encoder(variant, encoder, encoder_folder):
+def test_gradient_reaches_the_generator_not_the_encoder(variant, encoder, encoder_folder):
     model = tiny(**VARIANTS[variant] | (dict(encoder=encoder_folder) if encoder == "folder" else {}))
     model.train()
     clean, noisy = some_batch(model)
@@ -581,7 +581,7 @@ def test_settings_of_the_field_reach_the_loss(changes, arguments):
     assert parts["drift"].item() == pytest.approx(sum(expected), rel=1e-3)
 
 
-def test_waveform_losses_compare_the_enhanced_wave_with_the_clean_one():
+def test_waveform_losses_compare_enhanced_with_clean():
     """At the level of the batch, and not the other way round."""
     model = tiny(**{f"{name}_weight": 1.0 for name in ("pesq", "si_sdr", "ccmse", "magnitude")})
     clean, noisy = some_batch(model)
@@ -635,7 +635,7 @@ def test_temperatures_that_are_not_above_0_are_refused(temperatures):
     assert tiny(temperatures=(0.0,)).temperatures == MIXED
 
 
-def test_direct_network_is_given_noisy_speech_plus_noise_and_the_conditional_one_both(monkeypatch):
+def test_inputs_of_the_direct_and_conditional_network(monkeypatch):
     y, z = torch.randn(2, 3, 1, 256, 8, dtype=torch.complex64)
     sigma = torch.tensor([0.1, 0.2, 0.3])
     given = []
@@ -651,7 +651,7 @@ def test_direct_network_is_given_noisy_speech_plus_noise_and_the_conditional_one
     close(given[2], torch.cat([z, y], dim=1), 0)
 
 
-def test_mask_is_a_gain_below_2_the_same_everywhere_at_first_and_keeps_the_phase():
+def test_mask_is_a_gain_below_2_and_keeps_the_phase():
     y = torch.randn(2, 1, 256, 8, dtype=torch.complex64)
     torch.manual_seed(0)
     model = drift.DriftSE(drift.Config(**drift.PRESETS["tiny"]))           # at initialisation
@@ -663,7 +663,7 @@ def test_mask_is_a_gain_below_2_the_same_everywhere_at_first_and_keeps_the_phase
 
 
 @pytest.mark.parametrize("changes", [{}, dict(sigma=0.05), dict(conditional=True), dict(mask=False)])
-def test_enhances_any_length_in_one_call_at_the_level_of_its_input(changes):
+def test_enhances_any_length_once_at_the_gain_of_its_input(changes):
     model, wave = tiny(**changes), torch.randn(2, 5003) * 0.1
     out = model.enhance(wave)
     assert out.shape == wave.shape and out.isfinite().all() and model.calls == 1
@@ -672,7 +672,7 @@ def test_enhances_any_length_in_one_call_at_the_level_of_its_input(changes):
     assert model.enhance(torch.zeros(1, 4000)).abs().max() < 1e-4
 
 
-def test_gain_that_the_loss_does_not_see_is_restored_and_one_that_it_sees_is_kept():
+def test_gain_is_restored_only_where_the_loss_ignores_it():
     torch.manual_seed(0)
     for changes, seen in (({}, False), (drift.DAGGER, True), (dict(magnitude_weight=1.0), True)):
         drifts, spectra = [], []
@@ -727,7 +727,7 @@ def test_what_cannot_be_trained_is_said_and_leaves_nothing(corpus, tmp_path, cap
 
 
 @pytest.mark.parametrize("name", ["drift", "drift_dagger"])
-def test_shipped_weights_raise_the_mean_si_sdr_of_the_shipped_recordings_in_one_call(name):
+def test_shipped_weights_raise_the_mean_si_sdr(name):
     model = train.load_checkpoint(name, drift.DriftSE)
     dataset = data.PairedAudio(train.HERE / "tutorials/audio", "test", num_samples=32640)
     gains = []
@@ -746,7 +746,7 @@ def encoder_run(corpus, out, steps):
     return train.TrainConfig(data=str(corpus), out=str(out), steps=steps, batch_size=2, lr=2e-3, ema=0.9, device="cpu")
 
 
-def test_encoder_is_trained_and_resumed_by_one_call_and_is_a_latent_space(corpus, tmp_path, capsys):
+def test_encoder_is_trained_resumed_and_used(corpus, tmp_path, capsys):
     """Stopped half way it is the same; its folder is a latent space; gradients reach the wave."""
     for steps in (2, 6):
         encoder.train_encoder(encoder_run(corpus, tmp_path / "a", steps), TOY)
@@ -766,7 +766,7 @@ def test_encoder_is_trained_and_resumed_by_one_call_and_is_a_latent_space(corpus
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"last.pt", "config.json", "model.safetensors"}
 
 
-def test_encoder_command_hands_over_its_flags_and_says_what_is_wrong(tmp_path, monkeypatch, capsys):
+def test_encoder_command_passes_flags_and_names_errors(tmp_path, monkeypatch, capsys):
     def run(*flags):
         monkeypatch.setattr(sys, "argv", ["encoder.py", *map(str, flags)])
         try:
@@ -792,7 +792,7 @@ def bursts(n, samples=16000):
     return torch.randn(n, samples) * torch.where(time % 16000 < 8000, 1.0, 0.1)
 
 
-def test_masked_prediction_finds_hidden_units_from_their_surroundings():
+def test_masked_prediction_learns_from_the_surroundings():
     torch.manual_seed(0)
     frames = drift.mel_frames(drift.standardised(bursts(8)), drift.FLOORS[1], context=0)
     quiet, loud = (frames[k].mean(0) for k in (frames.mean(2) < 0.3, frames.mean(2) > 0.8))
@@ -811,7 +811,7 @@ def test_masked_prediction_finds_hidden_units_from_their_surroundings():
     assert sum(losses[-10:]) / 10 < 0.4 and sum(hits[-10:]) / 10 > 0.8, (losses[::8], hits[::8])
 
 
-def test_an_encoder_that_hears_noise_finds_the_clusters_of_the_clean_speech(monkeypatch):
+def test_encoder_trained_on_noise_finds_clean_clusters(monkeypatch):
     method, heard, asked = encoder.MaskedPrediction(dataclasses.replace(TOY, noisy=True), torch.randn(8, 64)), [], []
     method.encoder.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
     units = encoder.units

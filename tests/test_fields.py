@@ -74,7 +74,7 @@ SPECS = {
         "reduction": ("loss", "mean"), "schedule": ("loss", 1000), "N": ("enhance", 2), "t_end": ("loss enhance", 0.3),
         "sigma_data": ("loss enhance", 0.4), "fourier_scale": ("start", 4.0)},
     "drift": SIZES | SPECTROGRAM | {
-        "encoder": "test_encoder_from_a_folder_or_a_config_gives_its_hidden_states_in_20_ms_frames",
+        "encoder": "test_encoder_gives_hidden_states_every_20_ms",
         "layers": ("loss", (0, 1)), "field": ("loss", "separate"), "scaling": ("loss", "original"),
         "temperatures": ("loss", (0.3,)), "exclude_self": ("loss", False), "sigma_max": ("loss", 0.1),
         "sigma": ("enhance", 0.1), "conditional": ("weights", True), "mask": ("loss enhance", True),

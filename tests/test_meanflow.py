@@ -94,7 +94,7 @@ def test_one_jump_by_the_average_velocity_is_the_whole_flow():
     assert meanflow.sample(instantaneous, s_hat, z).item() == pytest.approx(0.523610, abs=1e-6)
 
 
-def test_euler_steps_of_the_instantaneous_velocity_converge_at_first_order():
+def test_instantaneous_euler_steps_converge_at_first_order():
     end = lambda N: meanflow.sample(instantaneous, bins(S_HAT), bins(1), N, average=False).item()
     errors = [abs(end(N) - 0.800367) for N in (25, 50, 100)]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.2)
@@ -211,7 +211,7 @@ def test_paths_are_straight():
 
 
 @pytest.mark.parametrize("time", [0.03, 0.4, 1.0])
-def test_preconditioning_is_the_best_linear_guess_and_what_it_misses(time):
+def test_preconditioning_is_the_best_linear_estimate(time):
     """Regression of v on x_t - s_hat over many paths: its slope is c_skip, the std of its error c_out; 1 / c_in that of
     x_t - s_hat."""
     torch.manual_seed(0)
@@ -227,7 +227,7 @@ def test_preconditioning_is_the_best_linear_guess_and_what_it_misses(time):
     assert c_out.item() == pytest.approx((v - slope * x).std().item(), rel=0.01)
 
 
-def test_linear_part_of_the_preconditioning_is_the_mean_velocity_of_a_gaussian(monkeypatch):
+def test_preconditioning_is_the_mean_velocity_of_a_gaussian(monkeypatch):
     monkeypatch.setitem(globals(), "M", S_HAT)           # x0 - s_hat has mean 0
     x, t = bins(1.287, 0.313, 0.9), times(1, 0.5, 0.03)
     _, c_skip, _ = meanflow.preconditioning(t, S)
@@ -268,7 +268,7 @@ def test_difference_takes_each_example_s_own_step():
         assert torch.equal(at_r, r)
 
 
-def test_displacement_loss_sums_over_bins_and_averages_over_the_batch():
+def test_displacement_loss_sums_bins_and_averages_the_batch():
     """On three examples of different intervals."""
     u, target = torch.ones(3, 1, 2, 5) + 0j, torch.full((3, 1, 2, 5), 0.5 - 0.5j)
     t = torch.tensor([1.0, 1.0, 0.7])
@@ -316,7 +316,7 @@ def test_si_sdr_loss_has_a_known_value_and_is_the_metric():
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5])            # a constant is silence too
-def test_silent_reference_adds_nothing_to_the_si_sdr_loss_and_no_gradient(level):
+def test_silent_reference_has_no_si_sdr_loss(level):
     clean = torch.randn(2, 8000)
     clean[0] = level
     estimate = torch.randn(2, 8000).requires_grad_()
@@ -327,7 +327,7 @@ def test_silent_reference_adds_nothing_to_the_si_sdr_loss_and_no_gradient(level)
     torch.testing.assert_close(quiet, loss[1:], atol=0.1, rtol=0)          # quiet is not silent
 
 
-def test_sa_sdr_takes_the_best_permutation_and_returns_the_estimates_in_it():
+def test_sa_sdr_takes_and_returns_the_best_permutation():
     clean = torch.tensor([[[1.0, 0, -1, 0], [0, 2, 0, -2]]])
     estimate = torch.tensor([[[0.9, 0.1, -1, 0], [0, 1.8, 0.1, -2]]])
     for given in (estimate, estimate.flip(1)):
@@ -506,7 +506,7 @@ def test_loss_is_made_of_the_functions(monkeypatch):
     assert mean.loss((clean, noisy))[0].item() * x0[0].numel() == pytest.approx(loss.item(), rel=1e-4)
 
 
-def test_improved_form_differentiates_along_the_network_s_own_velocity(monkeypatch):
+def test_improved_form_differentiates_along_its_own_velocity(monkeypatch):
     model, seen = tiny(along="own"), []
     exact = meanflow.exact_derivative
     monkeypatch.setattr(meanflow, "exact_derivative", lambda *args: seen.append(args) or exact(*args))
@@ -516,7 +516,7 @@ def test_improved_form_differentiates_along_the_network_s_own_velocity(monkeypat
     assert not along.requires_grad
 
 
-def test_first_tenth_of_the_updates_trains_the_instantaneous_velocity_alone():
+def test_first_tenth_trains_the_instantaneous_velocity():
     model = tiny(schedule=100)
     model.ema = train.EMA(model)
     for updates, parts in ((9, {"velocity"}), (10, {"velocity", "average", "si_sdr"})):
@@ -524,7 +524,7 @@ def test_first_tenth_of_the_updates_trains_the_instantaneous_velocity_alone():
         assert set(model.loss(some_batch(model))[1]) == parts
 
 
-def test_derivative_is_float32_and_gradients_arrive_under_mixed_precision():
+def test_derivative_is_float32_under_mixed_precision():
     """Weights cast without gradient must not be reused with it."""
     model, seen = tiny(), []
     model.net.stem.register_forward_hook(lambda layer, x, out: seen.append(out.dtype))
@@ -548,7 +548,7 @@ def test_derivative_of_the_config_is_the_one_taken(name, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
-def test_derivative_is_taken_without_tf32_whatever_the_training_allows(precision, monkeypatch):
+def test_derivative_is_taken_without_tf32(precision, monkeypatch):
     """Seen from within the network; afterwards everything is as it was."""
     state = lambda: (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
     before, seen = torch.get_float32_matmul_precision(), []
@@ -587,7 +587,7 @@ def test_schedules_span_the_run_unless_they_are_given(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("preset", ["paper", "small"])
-def test_separator_is_trained_on_four_seconds_as_the_frozen_one_hears(preset):
+def test_separator_trains_on_four_seconds(preset):
     with torch.device("meta"):
         for separator in ("train", "frozen"):
             config = meanflow.Config(**meanflow.PRESETS[preset] | dict(separator=separator))
@@ -632,7 +632,7 @@ def test_order_of_the_talkers_changes_no_loss(monkeypatch):
     torch.testing.assert_close(pairs(level)[..., 0], data.click_robust_peak(best))
 
 
-def test_corrector_learns_from_a_part_of_what_the_frozen_separator_hears(monkeypatch):
+def test_corrector_learns_from_a_part_of_the_excerpt(monkeypatch):
     """The same part of all signals, levelled by its own level; other parts at other steps."""
     model, seen = tiny(separator="frozen", num_mics=2), []
     assert model.num_samples == 8000 > (length := 23 * 256)
@@ -719,7 +719,7 @@ def test_preconditioned_network_starts_by_keeping_the_estimate():
 
 
 @pytest.mark.parametrize("mics", [0, 1, 3])              # 0: no separator, s_hat is the mixture
-def test_network_is_scaled_and_skipped_bin_by_bin_relative_to_microphone_0(mics):
+def test_network_is_scaled_relative_to_the_reference_microphone(mics):
     model, bare = (tiny(sigma_data=s, separator="frozen" if mics else "none", num_mics=mics or 1) for s in (0.3, 0.0))
     for p in bare.net.parameters():                      # a fresh network hardly hears its input
         p.data += 0.1 * torch.randn_like(p)
@@ -780,7 +780,7 @@ def test_readme_has_all_variants():
     assert len(VARIANTS) == 6
 
 
-def test_shipped_weights_raise_the_mean_si_sdr_of_the_shipped_recordings_in_one_call_of_each_network():
+def test_shipped_weights_raise_the_mean_si_sdr():
     model = train.load_checkpoint("meanflow", meanflow.MeanFlowCorrector)
     assert (train.HERE / "pretrained/meanflow.safetensors").stat().st_size <= 6 * 2 ** 20
     dataset = data.PairedAudio(train.HERE / "tutorials/audio", "test", num_samples=16128)
@@ -813,7 +813,7 @@ def test_train_resume_enhance_evaluate(corpus, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_corrector_on_kept_estimates_is_the_one_on_fresh_ones_killed_and_resumed_too(separator, corpus, tmp_path,
+def test_corrector_on_cached_estimates_equals_fresh_ones(separator, corpus, tmp_path,
                                                                                     monkeypatch):
     """Three crops, four steps of two: each is separated once, for all runs beside each other."""
     separated, separate = [], meanflow.MeanFlowCorrector.separate

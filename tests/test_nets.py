@@ -116,7 +116,7 @@ def test_in_float64_the_reference_is_met_to_rounding(name):
 @every_reference
 @pytest.mark.parametrize("i", [0, 1])
 @torch.no_grad()
-def test_bfloat16_autocast_stays_within_two_percent_of_the_reference(name, i):
+def test_bfloat16_stays_within_two_percent(name, i):
     reference = Reference(name)
     net, (x, times, expected) = reference.net(), reference.call(i)
     with torch.autocast("cpu", torch.bfloat16):
@@ -140,7 +140,7 @@ def test_gradient_norms_equal_the_reference(name):
 
 
 @torch.no_grad()
-def test_the_second_time_adds_an_embedding_of_its_own_and_its_absence_adds_none():
+def test_second_time_adds_an_embedding():
     reference = Reference("net_meanflowse_ncsnpp")
     net, (x, (t, d), _) = reference.net(), reference.call(0)
     without = nets.as_complex(net.unet(nets.as_real(x), t))
@@ -172,7 +172,7 @@ def test_small_has_at_most_two_million_parameters():
     assert count(size(version=2, **nets.SMALL)) <= 2_000_000
 
 
-def test_official_names_list_all_647_tensors_in_the_order_of_the_checkpoints():
+def test_official_names_list_647_tensors_in_order():
     net = size()
     names = [(official, list(net.get_parameter(name).shape)) for official, name in net.official_names()]
     assert names[:3] == [("output_layer.weight", [2, 4, 1, 1]), ("output_layer.bias", [2]), ("all_modules.0.W", [128])]
@@ -182,7 +182,7 @@ def test_official_names_list_all_647_tensors_in_the_order_of_the_checkpoints():
     assert len({official.split(".")[1] for official, _ in names[2:]}) == 77
 
 
-def test_each_official_module_has_as_many_parameters_as_the_reference_s():
+def test_each_module_has_the_official_number_of_parameters():
     net, modules = size(), {}
     for official, name in net.official_names():
         module = official.split(".")[1] if official.startswith("all_modules") else "output_layer"
@@ -206,7 +206,7 @@ def test_initialisation_keeps_the_reference_s_bounds():
     assert nets.TimeEmbedding(512, 16).frequencies.std() == pytest.approx(16, rel=0.1)
 
 
-def test_group_norm_has_at_least_four_channels_a_group_and_at_most_32_groups():
+def test_group_norm_has_32_groups_of_4_channels_at_most():
     groups = {channels: nets.group_norm(channels).num_groups for channels in (1, 8, 20, 64, 128, 256, 384, 512)}
     assert groups == {1: 1, 8: 2, 20: 5, 64: 16, 128: 32, 256: 32, 384: 32, 512: 32}
     assert nets.group_norm(200).num_groups == 25                        # 32 do not divide it: the next that do
@@ -276,7 +276,7 @@ def test_golden_forward_pass_of_the_papers_network():
 # FIR resampling --------------------------------------------------------------------------------------------------
 
 
-def test_fir_keeps_ones_inside_and_loses_an_eighth_or_a_quarter_at_each_edge():
+def test_fir_keeps_ones_inside_and_fades_at_the_edges():
     down, up = (nets.Resample(3, up=up)(torch.ones(1, 3, 8, 12)) for up in (False, True))
     assert down.shape == (1, 3, 4, 6) and up.shape == (1, 3, 16, 24)
     for out, edge in ((down, 7 / 8), (up, 3 / 4)):
@@ -287,7 +287,7 @@ def test_fir_keeps_ones_inside_and_loses_an_eighth_or_a_quarter_at_each_edge():
 
 
 @pytest.mark.parametrize("up", [False, True])
-def test_fir_equals_zero_insertion_filtering_at_full_resolution_and_decimation(up):
+def test_fir_equals_filtering_at_full_resolution(up):
     x = torch.randn(2, 5, 6, 10, dtype=torch.float64)
     k = torch.tensor([1, 3, 3, 1], dtype=torch.float64) / 8
     full = x
@@ -304,7 +304,7 @@ def test_fir_equals_zero_insertion_filtering_at_full_resolution_and_decimation(u
 
 @every_reference
 @torch.no_grad()
-def test_from_official_takes_prefix_any_order_and_foreign_entries(name):
+def test_from_official_takes_prefixes_and_foreign_entries(name):
     reference = Reference(name)
     x, times, _ = reference.call(0)
     shuffled = {f"dnn.{name}": tensor for name, tensor in reversed(reference.weights.items())}
@@ -322,7 +322,7 @@ def test_averaged_weights_are_named_by_their_order(name):
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), reference.net().state_dict().values()))
 
 
-def test_from_official_names_the_tensor_that_is_missing_left_over_or_of_another_shape():
+def test_from_official_names_the_tensor_that_does_not_fit():
     reference = Reference("net_ncsnpp_v2_b")
     missing = {name: tensor for name, tensor in reference.weights.items() if name != "all_modules.5.NIN_2.W"}
     with pytest.raises(ValueError, match=r"no 'all_modules\.5\.NIN_2\.W' \(our encoders\.0\.attentions\.0\.value\.w"):
@@ -388,7 +388,7 @@ def test_channels_last_equals_contiguous():
     torch.testing.assert_close(net(x.contiguous(memory_format=torch.channels_last), t), expected)
 
 
-def test_real_and_imaginary_parts_stand_side_by_side_and_come_back():
+def test_real_and_imaginary_parts_alternate_and_come_back():
     x = spectrogram(2, 3, 4, 5)
     real = nets.as_real(x)
     assert torch.equal(real[:, 0::2], x.real) and torch.equal(real[:, 1::2], x.imag)
@@ -443,7 +443,7 @@ def test_times_below_1e_4_count_as_that():
 
 
 @torch.no_grad()
-def test_what_blocks_add_up_stays_in_single_precision_under_autocast():
+def test_sums_of_blocks_stay_float32_under_autocast():
     net, seen = lively(attention_resolutions=(256,)), []
     for module in net.modules():
         if isinstance(module, (nets.ResBlock, nets.Attention)):
@@ -489,7 +489,7 @@ def test_tiny_is_faster_than_small():
 
 @pytest.mark.parametrize("x", [torch.randn(1, 2, 16, 16), spectrogram(1, 1, 16, 16), spectrogram(16, 2, 16)],
                          ids=["real", "one channel", "no batch"])
-def test_a_wrong_spectrogram_is_refused_with_expected_found_and_remedy(x):
+def test_a_wrong_spectrogram_is_refused_with_a_remedy(x):
     with pytest.raises(ValueError) as error:
         lively()(x, torch.tensor([0.5]))
     message = str(error.value)

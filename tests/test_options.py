@@ -81,7 +81,7 @@ def print_helps():
 
 
 @pytest.mark.slow
-def test_help_is_the_same_at_every_run_and_shows_each_default_once():
+def test_help_is_deterministic_and_shows_each_default_once():
     """Two processes, whose sets and dictionaries of strings have other orders."""
     code = f"import sys; sys.path[:0] = {sys.path!r}; import test_options; test_options.print_helps()"
     outputs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,

@@ -122,7 +122,7 @@ def test_frequency_dependent_loss(high, keep, expected):
     assert selective_frequency_loss(S, T, Y, 2, high, keep).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_split_bin_is_in_both_bands_as_released_and_in_one_as_recommended():
+def test_split_bin_is_in_both_bands_as_released():
     """With patches of one bin and all of them kept, each part is a mean over the bins of its band."""
     S, T, Y = full_example()
     d, m = cosine_distance(S, T, 1)[0], magnitude_error(S, T)[0]           # (6, 2); the split is bin 1 in both frames
@@ -285,13 +285,13 @@ def test_shares_and_sizes_out_of_range_are_refused(changes):
         StudentConfig(**changes)
 
 
-def test_patches_are_those_of_a_spectrum_of_512_samples_every_128_without_compression():
+def test_patches_are_those_of_a_plain_512_sample_stft():
     wave = torch.randn(1, 4096)
     expected = torch.stft(wave, 512, 128, window=torch.hann_window(512), return_complex=True)
     torch.testing.assert_close(student().patch_spectrogram(wave)[..., :expected.shape[-1]], expected)
 
 
-def test_u_net_gives_a_correction_of_the_noisy_speech_and_the_compact_network_a_mask():
+def test_u_net_corrects_and_the_compact_network_masks():
     y = torch.randn(1, 1, 256, 16, dtype=torch.complex64)
     model = student(**Student.presets["tiny"])
     model.net.forward = lambda x: 0.5 * x
@@ -323,7 +323,7 @@ def test_random_patches_are_drawn_anew_and_blindly():
     assert len(set(losses(random))) == 1 and len(set(losses(chosen))) == 2
 
 
-def test_feature_loss_compares_how_alike_frames_are_where_patches_are_selected():
+def test_feature_loss_compares_similarity_where_selected():
     """Against two loops over frames; it sees neither the size of features nor their directions, only their angles."""
     S, T, Y = noise()
     h_S, h_T = torch.randn(len(S), S.shape[2], 5), torch.randn(len(S), S.shape[2], 7)
@@ -468,7 +468,7 @@ def test_pair_trains_resumes_enhances_and_is_scored(corpus, tmp_path, capsys):
     assert "--N" in capsys.readouterr().err and not (tmp_path / "never").exists()
 
 
-def test_a_crop_that_comes_again_is_taught_once_and_a_killed_run_ends_as_one_that_was_not(corpus, tmp_path, monkeypatch):
+def test_repeated_crops_are_taught_once_and_resume_alike(corpus, tmp_path, monkeypatch):
     """With a teacher and a choice of patches that both draw: what the one draws must not move the other."""
     torch.manual_seed(1)
     teacher = consistency.ConsistencyModel(consistency.Config(**consistency.PRESETS["tiny"]))

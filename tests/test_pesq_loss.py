@@ -222,7 +222,7 @@ def test_cuda_gives_the_same_loss_and_gradient():
 
 # ---- its owner, its inputs ----
 
-def test_state_dict_of_its_owner_is_empty_and_moves_do_not_touch_it():
+def test_its_owner_s_state_dict_is_empty():
     owner = torch.nn.Module()
     owner.pesq = PESQLoss()
     before = owner.pesq(SPEECH, NOISY)

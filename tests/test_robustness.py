@@ -51,7 +51,7 @@ def decibel(x):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(600, 6000), st.sampled_from([(510, 128), (510, 256), (512, 256), (510, 64), (1534, 384)]),
        st.integers(0, 99))
-def test_an_error_in_the_spectrogram_is_no_larger_at_the_ends_whatever_the_length(length, sizes, seed):
+def test_spectrogram_errors_are_no_larger_at_the_ends(length, sizes, seed):
     n_fft, hop = sizes
     length = max(length, n_fft)
     spectrogram, wave = Spectrogram(n_fft, hop, transform="none"), torch.from_numpy(sound(length, seed=seed)[:, 0])
@@ -279,7 +279,7 @@ def test_the_log_is_valid_json_whatever_is_scored(tmp_path):
     assert (line["step"], line["loss"], line["pesq"], line["x"]) == (7, 0.5, None, None)
 
 
-def test_a_half_written_line_of_the_log_does_not_stop_a_resumed_run(tmp_path):
+def test_half_a_line_of_the_log_stops_no_resumed_run(tmp_path):
     commands.open_log(tmp_path)(7, {"pesq": 1.5})
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"step": 8, "pe')
@@ -332,7 +332,7 @@ def spectrum(wave):
     return np.abs(np.fft.rfft(wave)) ** 2, np.fft.rfftfreq(len(wave), 1 / 16000)
 
 
-def test_made_noise_has_unit_power_comes_again_and_lies_where_streets_and_cars_are():
+def test_synthetic_noise_has_unit_power_and_low_frequencies():
     below = []
     for seed in range(40):
         noise = data.synthetic_noise(32640, np.random.default_rng(seed))
@@ -410,7 +410,7 @@ def test_rooms_take_no_augmentation_but_babble(voice_and_noise, tmp_path):
 
 # ---- rooms ----
 
-def test_noise_of_a_room_is_placed_by_its_own_length_and_may_have_more_files(tmp_path):
+def test_noise_of_a_room_is_placed_by_its_own_length(tmp_path):
     for i in range(2):
         write(tmp_path / f"speech/{i}/a.wav", sound(12000, seed=i))
     for i in range(5):
@@ -423,7 +423,7 @@ def test_noise_of_a_room_is_placed_by_its_own_length_and_may_have_more_files(tmp
     assert starts.max() > 120000 and starts.min() < 40000
 
 
-def test_a_set_of_mixtures_differs_in_each_file_and_is_never_mixed_with_another(tmp_path, monkeypatch, capsys):
+def test_sets_of_mixtures_differ_and_are_never_mixed(tmp_path, monkeypatch, capsys):
     for i in range(2):
         write(tmp_path / f"test/speech/{i}/a.wav", sound(12000, seed=i))
     write(tmp_path / "test/noise/n.wav", sound(160000, seed=9))
@@ -561,7 +561,7 @@ def test_validation_does_not_depend_on_the_seed_of_training(tmp_path, corpus):
     assert all(torch.equal(a, b) for a, b in zip(*seen)) and not torch.equal(seen[0][0], seen[0][1])
 
 
-def test_a_training_by_the_clock_ends_as_if_the_last_step_were_done(tmp_path, corpus, capsys, monkeypatch):
+def test_training_by_the_clock_ends_as_its_schedule_says(tmp_path, corpus, capsys, monkeypatch):
     ticks = itertools.count()                            # a clock of our own, which no busy machine stops
     monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: 0.02 * next(ticks), time=time.time))
     flags = (*FLAGS, "--data", corpus, "--out", tmp_path / "run", "--valid-every", "0",
@@ -612,7 +612,7 @@ def test_what_cannot_be_is_one_line_and_exit_2(corpus, capsys, arguments, word):
     assert word in err and "Traceback" not in err and "enhancing" not in err
 
 
-def test_an_older_checkpoints_output_is_never_scored_as_this_ones(tmp_path, corpus, capsys):
+def test_output_of_an_older_checkpoint_is_never_scored(tmp_path, corpus, capsys):
     import shutil
     shutil.copytree(corpus / "test", tmp_path / "data/test")
     flags = ("evaluate", "--data", tmp_path / "data", "--out", tmp_path / "out", "--workers", "1", "--metrics",
@@ -678,7 +678,7 @@ def killer(pair):
     return {"name": pair[0], "note": "", "error": ""}
 
 
-def test_speech_and_noise_are_mixed_to_be_scored_as_they_validate_a_training(tmp_path, capsys):
+def test_evaluation_mixes_as_validation_does(tmp_path, capsys):
     from consistency import ConsistencyModel
     from helpers import run_command
     for split, numbers in (("train", range(3)), ("valid", range(3, 5))):
@@ -726,7 +726,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
-def test_memory_that_tensors_free_serves_the_next_without_new_pages():
+def test_freed_memory_is_used_again_without_new_pages():
     pages = [int(subprocess.run([sys.executable, "-c", PAGES.format(root=str(Path(data.__file__).parent), keep=keep)],
                                 capture_output=True, text=True, check=True).stdout) for keep in (False, True)]
     assert 5 * pages[1] < pages[0]                       # kept memory may have to grow a few times more

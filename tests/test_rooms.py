@@ -72,7 +72,7 @@ def test_direct_path_has_the_delay_and_the_level_of_its_distance():
             assert np.sqrt((direct ** 2).sum()) == pytest.approx(1 / metres, rel=0.05)
 
 
-def test_target_is_in_step_with_the_mixture_and_reflections_come_later():
+def test_target_is_aligned_and_reflections_come_later():
     for number in range(3):
         for responses in rooms.simulate_room(number, DRY).astype(float):
             whole, direct = responses[0], responses[-1]
@@ -90,7 +90,7 @@ def test_reverberation_time_is_about_what_was_asked_for():
         assert np.mean(measured) == pytest.approx(seconds, rel=0.25)
 
 
-def test_a_room_is_the_same_at_every_call_and_for_more_microphones_and_no_other_room():
+def test_a_room_is_the_same_at_every_call():
     four = rooms.simulate_room(7, rooms.RoomConfig(4, 2))
     assert four.shape == (3, 5, N) and four.dtype == np.float16
     two = rooms.simulate_room(7, DRY)
@@ -146,7 +146,7 @@ def test_rooms_are_simulated_once_and_damaged_ones_again(tmp_path, monkeypatch):
     assert len(calls) == 8                               # other rooms are not taken for these
 
 
-def test_cache_that_cannot_be_written_leaves_nothing_half_written(tmp_path, monkeypatch):
+def test_unwritable_cache_leaves_nothing_half_written(tmp_path, monkeypatch):
     def full(file, **arrays):
         file.write(b"PK")
         raise OSError("no space left on device")
@@ -159,7 +159,7 @@ def test_cache_that_cannot_be_written_leaves_nothing_half_written(tmp_path, monk
 
 # ---- mixtures ----
 
-def test_mixture_and_target_equal_scipy_s_convolution_at_the_ratios_drawn(mixtures):
+def test_mixture_equals_scipy_s_convolution_at_its_ratios(mixtures):
     dataset = mixtures()
     *_, choices, crops, _ = dataset[5]
     room, snr, *levels = choices

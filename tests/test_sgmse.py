@@ -249,7 +249,7 @@ def test_the_exact_score_has_the_smallest_score_matching_loss():
     assert least < below and least < above
 
 
-def test_score_matching_with_a_zero_score_costs_half_a_unit_per_bin():
+def test_zero_score_costs_half_a_unit_per_bin():
     torch.manual_seed(0)
     z = torch.randn(4, 1, 256, 256, dtype=torch.complex64)
     t = torch.rand(4) * 0.97 + 0.03
@@ -299,7 +299,7 @@ def test_sampler_equals_reference(tag, monkeypatch):
         assert len(network.times) == fixture[f"{tag}/nfe_actual"]
 
 
-def test_flow_velocity_integrated_by_the_reference_s_solver_equals_reference():
+def test_flow_velocity_in_the_reference_s_solver_equals_it():
     """RK45 of scipy, as there, from the prior down to t_eps."""
     fixture, sde = load("samplers_sgmse"), sgmse.OUVE()
     y, z = torch.from_numpy(fixture["y"]), torch.from_numpy(fixture["ode_rk45/draws"][0])
@@ -427,7 +427,7 @@ def test_data_prediction_adds_the_pesq_of_its_waves():
     assert expected > 0.1
 
 
-def test_each_prediction_gives_the_same_score_where_they_mean_the_same():
+def test_equivalent_predictions_give_the_same_score():
     """If D is the mean of x_t and x_hat the x0 behind it, denoiser and data prediction imply one score."""
     torch.manual_seed(0)
     y, xt, x_hat = (torch.randn(2, 1, 32, 8, dtype=torch.complex64) for _ in range(3))
@@ -455,7 +455,7 @@ def test_grid_ends_at_zero_and_has_the_published_spacing():
 
 
 @pytest.mark.parametrize("sde", [sgmse.OUVE(), sgmse.BBED()], ids=["ouve", "bbed"])
-def test_prior_is_noisy_speech_with_the_noise_of_the_time_it_is_for(sde, monkeypatch):
+def test_prior_has_the_noise_of_its_time(sde, monkeypatch):
     y, z = torch.randn(2, 2, 1, 4, 3, dtype=torch.complex128)
     for t in (0.3, 0.7, None):
         replay(monkeypatch, [z])
@@ -602,7 +602,7 @@ def test_correction_removes_the_known_bias_of_few_steps(process, N, monkeypatch)
 @pytest.mark.parametrize("N, start, trained", [(1, 0.5, "last"), (1, 0.1, "last"), (2, 0.9, "last"), (3, 0.3, "random"),
                                                (4, 0.5, "last"), (5, 0.9, "random")])
 @pytest.mark.parametrize("process", ["bbed", "ouve"])
-def test_crp_makes_the_promised_calls_from_any_start_and_reaches_every_weight(process, N, start, trained, monkeypatch):
+def test_crp_evaluates_n_times_and_reaches_every_weight(process, N, start, trained, monkeypatch):
     monkeypatch.setattr(torch, "randint", lambda *_: torch.tensor(N - 1))
     model = tiny(sde=process, crp=trained, N=N, start=start, num_frames=16).train()
     first, call = [], model.score
@@ -625,7 +625,7 @@ def test_crp_without_its_sampler_or_a_first_stage_is_refused():
     assert tiny(sampler="pc", crp="last").enhance(torch.randn(1, 4000) * 0.1).isfinite().all()    # other uses are free
 
 
-def test_crp_in_half_precision_keeps_no_weights_from_its_calls_without_gradient(tmp_path, monkeypatch):
+def test_crp_in_half_precision_keeps_no_cached_weights(tmp_path, monkeypatch):
     """Copies that autocast keeps from the sampling calls have no gradient: on some torch most weights would get none."""
     model, kept = tiny(sde="bbed", crp="last", N=2, num_frames=16, pesq_weight=0), []
     score = model.score
@@ -653,7 +653,7 @@ def test_constants_that_contradict_each_other_are_refused(changes, message):
         sgmse.Config(**changes)
 
 
-def test_contradictions_on_the_command_line_are_one_line_and_no_traceback(capsys):
+def test_contradictory_options_give_one_line(capsys):
     for flags in ("--N 0", "--start 0", "--start 0.01", "--sampler bridge_ode"):
         assert run_command(sgmse.ScoreSDE, "enhance", *flags.split()) == 2
         message = capsys.readouterr().err
@@ -680,7 +680,7 @@ SAMPLERS = {"pc": 10, "em": 5, "ode": 9, "one_step": 1, "bridge_ode": 5, "bridge
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("sde", ["ouve", "bbed", "sbve"])
-def test_every_process_and_sampler_enhances_any_length_with_the_promised_calls(sampler, sde):
+def test_every_sampler_enhances_with_the_promised_nfe(sampler, sde):
     if sampler.startswith("bridge") != (sde == "sbve"):
         pytest.skip("the bridge has samplers of its own")
     model = tiny(sampler=sampler, sde=sde, objective="data_prediction" if sde == "sbve" else "precond_denoiser")
@@ -692,7 +692,7 @@ def test_every_process_and_sampler_enhances_any_length_with_the_promised_calls(s
 
 @pytest.mark.parametrize("objective, weighting", [("score_matching", "1"), ("denoiser", "1"), ("denoiser", "sigma^2"),
                                                   ("precond_denoiser", "edm"), ("data_prediction", "1")])
-def test_every_objective_gives_one_finite_number_and_reaches_every_weight(objective, weighting):
+def test_every_objective_reaches_every_weight(objective, weighting):
     model = tiny(objective=objective, weighting=weighting).train()
     loss, _ = model.loss((torch.randn(3, model.num_samples) * 0.1, torch.randn(3, model.num_samples) * 0.1))
     loss.backward()
@@ -701,7 +701,7 @@ def test_every_objective_gives_one_finite_number_and_reaches_every_weight(object
 
 
 @pytest.mark.parametrize("sde, T", [("ouve", 1.0), ("bbed", 0.999)])
-def test_each_example_of_a_batch_is_trained_at_a_time_of_its_own_between_t_eps_and_T(sde, T, monkeypatch):
+def test_each_example_has_a_time_from_t_eps_to_T(sde, T, monkeypatch):
     model, seen = tiny(sde=sde, objective="precond_denoiser", num_frames=16, t_eps=0.1), []
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.tensor([0.0, 0.5, 1.0]).reshape(shape))
     model.net.register_forward_hook(lambda net, args, out: seen.append(args[1]))
@@ -777,14 +777,14 @@ def test_released_checkpoint_gives_the_averaged_network(tmp_path, sde, theirs, p
     dict(backbone="edm2"), dict(backbone="ncsnpp_48k"), dict(sde="vp"), dict(sr=48000), dict(T_sampling=0.5),
     dict(output_scale="sigma"), dict(window="sqrthann"), dict(transform_type="log"), dict(normalize="clean"),
     dict(centered=False)])
-def test_released_checkpoint_that_is_not_covered_names_the_key_and_the_file(theirs, tmp_path):
+def test_uncovered_released_checkpoint_names_key_and_file(theirs, tmp_path):
     path, (key, value) = tmp_path / "m4.ckpt", *theirs.items()
     official_checkpoint(path, OFFICIAL | theirs, official_weights())
     with pytest.raises(train.CheckpointError, match=f"m4.ckpt: {key} {value} is not covered"):
         train.load_checkpoint(path, sgmse.ScoreSDE)
 
 
-def test_released_checkpoint_with_a_scaling_of_another_name_is_refused(tmp_path):
+def test_released_checkpoint_of_unknown_scaling_is_refused(tmp_path):
     path = tmp_path / "m.ckpt"
     official_checkpoint(path, OFFICIAL | dict(backbone="ncsnpp_v2", loss_type="score_matching", c_skip="1"),
                         official_weights())
@@ -798,7 +798,7 @@ def test_released_checkpoint_with_a_scaling_of_another_name_is_refused(tmp_path)
     (dict(sde="bbed", k=2.6, theta=0.52, sde_n=1000, N=None), dict(N=30, c=0.52)),
     (dict(sde="bbed", k=2.6, theta=0.52, sde_n=30, N=None, output_scale="time", inference_N=2, inference_start=0.5),
      dict(sampler="em", N=2, start=0.5))])                                 # CRP
-def test_released_checkpoint_says_how_it_is_sampled_and_sde_n_does_not(theirs, ours, tmp_path):
+def test_released_checkpoint_says_how_it_is_sampled(theirs, ours, tmp_path):
     path = tmp_path / "epoch=1.ckpt"
     official_checkpoint(path, OFFICIAL | theirs, official_weights())
     config = train.load_checkpoint(path, sgmse.ScoreSDE).config

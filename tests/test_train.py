@@ -254,7 +254,7 @@ def test_the_optimiser_is_adamw_with_its_decay_and_warm_up(tmp_path):
         torch.testing.assert_close(method.net.weight.detach(), w)
 
 
-def test_a_run_goes_on_with_the_optimisers_constants_of_the_command(tmp_path):
+def test_resumed_run_takes_the_command_s_learning_rate(tmp_path):
     """Its averages are those of the run, what it makes of them is the command's, as for a run without a break."""
     def go(out, steps, **options):
         train.seed_everything(0)
@@ -276,7 +276,7 @@ def test_betas_that_average_nothing_are_refused(betas):
         train.TrainConfig(betas=betas)
 
 
-def test_a_preset_with_a_recipe_is_trained_by_it_unless_the_command_says_otherwise(monkeypatch, tmp_path):
+def test_preset_s_training_defaults_yield_to_the_command(monkeypatch, tmp_path):
     """As drift.py's paper is: AdamW with decay and warm-up. Weights given by --init bring none."""
     seen = []
 
@@ -294,7 +294,7 @@ def test_a_preset_with_a_recipe_is_trained_by_it_unless_the_command_says_otherwi
     assert values == [published, published | {"lr": 1e-3}, published, plain, plain]
 
 
-def test_poisoned_batch_is_skipped_and_leaves_weights_and_average(tmp_path):
+def test_poisoned_batch_leaves_weights_and_average(tmp_path):
     method, history = Toy(), []
     with pytest.warns(UserWarning, match="step 3: .*not finite"):
         for step, _ in fit(method, toy_batches(8, poison={2}), settings(tmp_path, steps=4)):
@@ -606,7 +606,7 @@ def test_recordings_are_never_written_over(tmp_path, capsys):
     assert (source / "a.wav").read_bytes() == content
 
 
-def test_two_inputs_for_one_output_are_refused_and_folders_keep_apart(tmp_path):
+def test_two_inputs_for_one_output_are_refused(tmp_path):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         soundfile.write(tmp_path / folder / "a.wav", np.zeros(1000), 16000)
@@ -618,7 +618,7 @@ def test_two_inputs_for_one_output_are_refused_and_folders_keep_apart(tmp_path):
         commands.output_paths([tmp_path / "nowhere"], tmp_path / "out")
 
 
-def test_outputs_stay_inside_their_folder_and_are_not_enhanced_again(tmp_path, monkeypatch):
+def test_outputs_are_not_enhanced_again(tmp_path, monkeypatch):
     (tmp_path / "in/out").mkdir(parents=True)
     soundfile.write(tmp_path / "in/a.wav", np.zeros(1000), 16000)
     soundfile.write(tmp_path / "in/out/a.wav", np.zeros(1000), 16000)
@@ -678,7 +678,7 @@ def test_train_interrupt_resume_enhance_evaluate(tmp_path, capsys, corpus, monke
     assert len((tmp_path / "scores/scores.csv").read_text().splitlines()) == 3
 
 
-def test_run_killed_in_its_last_validation_is_finished_by_the_same_command(tmp_path, corpus, monkeypatch):
+def test_run_killed_in_its_last_validation_is_finished(tmp_path, corpus, monkeypatch):
     flags = ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "24", "--batch-size", "2",
              "--device", "cpu", "--valid-files", "1", "--N", "1", "--steps", "3", "--out", tmp_path / "run")
 
@@ -692,7 +692,7 @@ def test_run_killed_in_its_last_validation_is_finished_by_the_same_command(tmp_p
     assert (tmp_path / "run/best.safetensors").exists() and (tmp_path / "run/last.safetensors").exists()
 
 
-def test_run_killed_in_any_validation_repeats_it_and_ends_as_one_that_was_not(tmp_path, corpus, monkeypatch):
+def test_run_killed_in_a_validation_repeats_it(tmp_path, corpus, monkeypatch):
     def flags(name):
         return ("train", "--data", corpus, "--preset", "tiny", "--num-frames", "24", "--batch-size", "2", "--device",
                 "cpu", "--valid-files", "1", "--valid-every", "2", "--N", "1", "--steps", "3", "--out", tmp_path / name)
@@ -717,7 +717,7 @@ def test_run_killed_in_any_validation_repeats_it_and_ends_as_one_that_was_not(tm
 
 
 @pytest.mark.slow
-def test_noisy_recordings_are_scored_by_every_metric_that_the_enhanced_ones_are(tmp_path, corpus, capsys):
+def test_noisy_side_is_scored_by_the_same_metrics(tmp_path, corpus, capsys):
     train.save_checkpoint(tmp_path / "model.safetensors", tiny())
     assert run("evaluate", "--data", corpus, "--checkpoint", tmp_path / "model.safetensors", "--metrics",
                "si_sdr,si_sir_sar", "--out", tmp_path / "scores", "--workers", "1") == 0
@@ -801,7 +801,7 @@ def test_a_damaged_best_checkpoint_is_named_before_training(tmp_path, corpus, ca
     assert "best.safetensors" in error and "Remove it" in error and error.count("\n") == 1
 
 
-def test_a_method_without_its_contract_is_refused_before_training():
+def test_method_without_its_contract_is_refused():
     class NoLoss(train.Method):
         Config, presets = sgmse.Config, {"paper": {}}
     with pytest.raises(TypeError, match="NoLoss lacks loss, sample"):
