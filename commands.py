@@ -68,22 +68,22 @@ def windowed(enhance, blocks, window, context, fade):
 def enhance_file(method, path, out, seed=0, window=30.0, progress=None, strict=False):
     """Enhance a recording: same sample rate, length, channels and, for WAV and FLAC, sample format.
 
-    Every channel is enhanced by itself, with the same noise; where the method hears several
-    microphones or separates talkers, the channels are the microphones and `out` has one for each
-    talker. window: seconds enhanced at once; memory does not grow with the length beyond it.
+    Every channel is enhanced by itself, with the same noise; if the method takes several
+    microphones or separates speakers, the channels are the microphones and `out` has one for each
+    speaker. window: seconds enhanced at once; memory does not grow with the length beyond it.
     progress: function called with the seconds of audio done. strict: whether a recording that lacks
     samples is refused, see data.read_blocks. Returns the seconds of audio. Raises AudioError for an
     input that cannot be used; then, and when killed, `out` stays as it was.
     """
     path, out = Path(path), Path(out)
     info = data.audio_info(path)
-    mics, talkers = (method.num_mics, method.num_speakers)
-    array = (mics, talkers) != (1, 1)
+    mics, speakers = method.num_mics, method.num_speakers
+    array = (mics, speakers) != (1, 1)
     if array and info.channels != mics:
         raise data.AudioError(f"{path}: has {info.channels} channel(s); this checkpoint takes one "
                               f"for each of its {mics} microphone(s). Use a checkpoint trained for "
                               f"{info.channels}")
-    channels_out = talkers if array else info.channels
+    channels_out = speakers if array else info.channels
     if out.exists() and out.samefile(path):
         raise data.AudioError(f"{path}: the output would overwrite the recording; choose another "
                               "--out")
@@ -99,7 +99,7 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None, strict=F
 
     device = next(method.parameters()).device
     peaks = torch.from_numpy(peak).to(device)[:, None]
-    before = None                                        # the talkers at the end of the last window
+    before = None  # the speakers at the end of the last window
     numbers = itertools.count()                          # of windows
 
     def enhance(wave):
@@ -152,30 +152,29 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None, strict=F
             left -= len(piece)
         # a resampler may end a sample early
         writer.write(np.zeros((left, channels_out), np.float32))
-        share = beyond / (frames * channels_out)
-        if share > 0.01 and writer.subtype not in ("FLOAT", "DOUBLE"):
-            warnings.warn(f"{out}: {share:.0%} of the samples were beyond full scale and are "
+        fraction = beyond / (frames * channels_out)
+        if fraction > 0.01 and writer.subtype not in ("FLOAT", "DOUBLE"):
+            warnings.warn(f"{out}: {fraction:.0%} of the samples were beyond full scale and are "
                           "clipped. If the recording is not as loud, look at the checkpoint and "
                           "its number of network evaluations")
     return frames / info.samplerate
 
 
-def in_order(reference, talkers):
+def in_order(reference, speakers):
     """The rows of `speakers` (S, L) in the order that correlates most with `reference` (S, L')."""
-    length = min(reference.shape[1], talkers.shape[1])
+    length = min(reference.shape[1], speakers.shape[1])
     unit = lambda x: x[:, :length] / x[:, :length].norm(dim=1, keepdim=True).clamp(min=1e-8)
-    likeness = unit(reference) @ unit(talkers).T         # (S, S)
-    orders = itertools.permutations(range(len(talkers)))
-    return talkers[list(max(orders,
-                            key=lambda order: sum(row[k] for row, k in zip(likeness, order))))]
+    likeness = unit(reference) @ unit(speakers).T         # (S, S)
+    orders = itertools.permutations(range(len(speakers)))
+    return speakers[list(max(orders,
+                             key=lambda order: sum(row[k] for row, k in zip(likeness, order))))]
 
 
 def output_paths(inputs, folder):
     """Pairs (recording, output path); folders keep their structure below `folder`.
 
     WAV, FLAC and other formats without loss are kept; others become FLAC. Raises FileNotFoundError
-    for what does not exist, ValueError where an output would fall on an input or two would share a
-    name.
+    for a missing input, ValueError where an output would overwrite an input or another output.
     """
     folder, pairs = Path(folder), []
     for given in map(Path, inputs):
@@ -359,8 +358,8 @@ def build(Method, config, device, preset, changes):
 
 def open_datasets(method, config, device):
     """(training crops, validation recordings or None)."""
-    mics, talkers = (method.num_mics, method.num_speakers)
-    num_rooms = config.rooms or 200 * ((mics, talkers) != (1, 1))
+    mics, speakers = method.num_mics, method.num_speakers
+    num_rooms = config.rooms or 200 * ((mics, speakers) != (1, 1))
     options = dict(snrs=config.snrs, corpora=Path(config.out).parent / "corpora", seed=config.seed,
                    num_samples=method.num_samples, device=device,
                    augmentation=data.Augmentation(**{
@@ -368,7 +367,7 @@ def open_datasets(method, config, device):
                        for field in dataclasses.fields(data.Augmentation)}))
     level = dict(normalize=method.config.normalize)
     if num_rooms:
-        options |= dict(config=rooms.RoomConfig(mics, talkers),
+        options |= dict(config=rooms.RoomConfig(mics, speakers),
                         cache=config.room_cache or Path(config.out).parent / "rooms")
         dataset = rooms.open_rooms(config.data, "train", rooms=num_rooms, **level, **options)
         reopen = functools.partial(rooms.open_rooms, rooms=min(num_rooms, config.valid_files))
@@ -561,7 +560,7 @@ def evaluate_command(Method, args):
         for *paths, out_path in zip(clean, noisy, heard, enhanced):
             if out_path.is_file():  # what could not be enhanced is left to the scoring to name
                 microphone_0(*paths)
-                match_talkers(paths[0], out_path)
+                match_speakers(paths[0], out_path)
         noisy = heard
     sizes = {name: sum(p.numel() for p in part.parameters())
              for name, part in method.named_children()}
@@ -579,12 +578,12 @@ def evaluate_command(Method, args):
 
 def microphone_0(clean, noisy, out):
     """Write the reference microphone once for each speaker of `clean`; all are paths."""
-    talkers, heard = (data.load_audio(path)[0] for path in (clean, noisy))
-    data.save_audio(out, heard[:1].expand(len(talkers), -1), data.SAMPLE_RATE)
+    speakers, mixture = (data.load_audio(path)[0] for path in (clean, noisy))
+    data.save_audio(out, mixture[:1].expand(len(speakers), -1), data.SAMPLE_RATE)
 
 
-def match_talkers(clean, enhanced):
-    """Puts the talkers of the file `enhanced` in the order of `clean`."""
+def match_speakers(clean, enhanced):
+    """Put the speakers of the file `enhanced` in the order of `clean`."""
     data.save_audio(enhanced,
                     in_order(*(data.load_audio(path)[0]
                                for path in (clean, enhanced))), data.SAMPLE_RATE)
@@ -615,7 +614,7 @@ COMMON = ("data", "out", "init", "steps", "minutes", "batch_size", "lr", "clip",
 
 
 def add_use(sub, Method, out):
-    """Flags that enhance and evaluate share."""
+    """Options of both enhance and evaluate."""
     shipped = shipped_checkpoints(stem(Method))
     default = stem(Method) if stem(Method) in shipped else f"runs/{stem(Method)}/best.safetensors"
     sub.add_argument("--out", default=out, help=f"folder to write to (default: {out})")
@@ -660,7 +659,7 @@ def main(Method):
     """
     for stream in (sys.stdout, sys.stderr):  # a file's name may be anything, a terminal ASCII alone
         stream.reconfigure(errors="backslashreplace")
-    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
+    data.plain_warnings()
     keep_memory()
     summary = inspect.cleandoc(inspect.getmodule(Method).__doc__ or "").split("\n\n")[0]
     parser = argparse.ArgumentParser(description=" ".join(summary.split()))
@@ -671,8 +670,8 @@ def main(Method):
 
     sub = commands.add_parser("enhance", help="clean recordings")
     sub.add_argument("inputs", nargs="*", metavar="FILE_OR_FOLDER",
-                     help="recordings of any common format, rate and number of channels, or folders "
-                     "of them (default: tutorials/audio/noisy)")
+                     help="recordings of any common format, rate and number of channels, or "
+                     "folders of them (default: tutorials/audio/noisy)")
     add_use(sub, Method, "enhanced")
     sub.set_defaults(run=functools.partial(enhance_command, Method))
 

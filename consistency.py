@@ -202,12 +202,14 @@ def time_weight(t, kind="1", sigma_data=0.1):
 # --------------------------------------------------------------------------------- sampling
 
 def refinement_times(sde, N):
-    """The times of N calls of f: even, from T, without t_eps, where f returns its input."""
+    """The times of N evaluations of f: even, from T, without t_eps, where f is the
+    identity.
+    """
     return torch.linspace(sde.T, sde.t_eps, N + 1)[:N].tolist()
 
 
 def multistep(f, y, sde, N=1):
-    """N calls: f at T, then N - 1 times the process' noise of an earlier time and f again.
+    """N evaluations: f at T, then N - 1 times the noise of an earlier time and f again.
 
     y complex (B, 1, F, T) -> the same. The state for f at t is mean(x_hat, y, t) + std z;
     the released code leaves out that the mean moves towards y.
@@ -255,7 +257,7 @@ class ConsistencyModel(train.Method):
             self.config = dataclasses.replace(self.config, teacher="")
             return
         if not self.config.teacher:
-            raise ValueError(f"--solver {self.config.solver} needs a --teacher, a checkpoint of"
+            raise ValueError(f"--solver {self.config.solver} needs a --teacher, weights of"
                              " sgmse.py; --solver renoise trains without one")
         if self.teacher is None:  # of an earlier training, by its name
             self.teacher = train.Teacher(self.config.teacher, sgmse.ScoreSDE)
@@ -321,8 +323,8 @@ def from_teacher(theirs, ours):
     form = {("precond_denoiser", "edm", "edm", "none"): "edm",
             ("data_prediction", "y", "1", "none"): "data"}.get(scaling)
     if theirs.version != 2 or form is None or theirs.sde == "sbve":
-        raise ValueError("expected a teacher of the presets edm, small or tiny of sgmse.py; it "
-                         f"has --sde {theirs.sde} --objective {theirs.objective} "
+        raise ValueError("expected a teacher of the preset edm, small or tiny of sgmse.py; "
+                         f"it has --sde {theirs.sde} --objective {theirs.objective} "
                          f"--c-skip {theirs.c_skip} --c-out {theirs.c_out}")
     shared = {field.name for field in dataclasses.fields(ours)} & {
         field.name for field in dataclasses.fields(theirs)}

@@ -12,7 +12,7 @@
 
     Recordings                 decoded once into one file that all processes map
     PairedAudio                folders of clean and noisy files with the same names
-    MixedAudio                 any folder of speech, any folder of noise, mixed anew every epoch
+    MixedAudio                 any folder of speech and of noise, new mixtures every epoch
     UnpairedAudio              noisy crops of either, clean crops of other recordings
     open_data                  finds out which of them a folder is
     batches                    (clean, noisy) float32 (B, L), divided by the level of the noisy crop
@@ -323,8 +323,8 @@ def matching_gain(estimate, mixture):
     """
     power = estimate.square().sum(-1, keepdim=True).clamp(min=1e-8)
     gain = ((estimate * mixture).sum(-1, keepdim=True) / power).clamp(0.5, 2)
-    heard = power > 10 ** -1.5 * mixture.square().sum(-1, keepdim=True)
-    return torch.where(heard, gain, torch.ones_like(gain))
+    audible = power > 10 ** -1.5 * mixture.square().sum(-1, keepdim=True)
+    return torch.where(audible, gain, torch.ones_like(gain))
 
 
 # -------------------------------------------------------------------------------------- files
@@ -341,6 +341,11 @@ CODEC_FRAME = 2304       # samples that a lossy file may lack: two frames of MP3
 SLACK = 64               # bytes that the header of a WAV may state too many: some count themselves
 
 
+def plain_warnings():
+    """Print each warning as one line, without its place in the code: for commands."""
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
+
+
 class AudioError(ValueError):
     """A recording that cannot be used. The message names the file and what is wrong with it."""
 
@@ -352,7 +357,7 @@ class AudioInfo:
     channels: int
     frames: int                      # samples of a channel; 0 where the header does not say
     format: str                      # libsndfile's name where it knows the format, else FFmpeg's
-    subtype: str                     # of the samples, likewise
+    subtype: str                     # of the samples
 
 
 def list_audio(folder):
@@ -478,7 +483,7 @@ def read_blocks(path, sample_rate=SAMPLE_RATE, strict=True, block=1 << 16):
                 read += len(x)
                 if not np.isfinite(x).all():
                     raise AudioError(f"{path}: NaN or infinite samples before second "
-                                     f"{read / rate:.1f}; write it anew, or take it out")
+                                     f"{read / rate:.1f}; write it again, or take it out")
                 yield x if rate == sample_rate else resampler.resample_chunk(x)
         if rate != sample_rate:
             yield resampler.resample_chunk(np.zeros((0, codec.channels), np.float32), last=True)
@@ -627,7 +632,7 @@ VOICEBANK = {"train": ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav"),
              "test": ("clean_testset_wav", "noisy_testset_wav")}
 VOICEBANK_VALID = ("p226_", "p287_")     # the two speakers that the field holds out for validation
 SHORTEST = 510                           # samples of a recording: one window of the spectrogram
-QUIET = 0.01                             # a crop must reach this share of its recording's level
+QUIET = 0.01                             # a crop must reach this fraction of its recording's level
 
 
 class Recordings:
@@ -756,7 +761,7 @@ def digest_of(items):
 
 
 class Crops:
-    """An endless, seeded order of crops from sets of recordings: what the classes below share.
+    """An endless, seeded order of crops from sets of recordings: base of the classes below.
 
     Position p belongs to epoch p // len(self) and, within it, to one file of the epoch's
     permutation. Every other choice for it is drawn from a generator seeded with (seed, p). A crop
@@ -980,7 +985,7 @@ class MixedAudio(Crops):
     def utterance(self, number):
         """A whole recording and its mixture: (name, clean (L,), noisy (L,)).
 
-        The same at every call. A number beyond the recordings takes them again, in other noise.
+        The same at every call. A number beyond the recordings repeats them in other noise.
         """
         rng, index = np.random.default_rng([self.seed, number, 2]), self.files[number % len(self)]
         indices, _, choices, crops, problems = self.draw_active(index, rng, whole=True)
@@ -1106,7 +1111,7 @@ class UnpairedAudio(Crops):
     """Noisy crops as open_data(root, ...) gives them, clean crops of recordings in none of these.
 
     clean_dir: any folder of clean speech, also that of `root`: of the recordings that both sides
-    could use, every second one is clean and the others are made noisy; validation hears none of
+    could use, every second one is clean and the others are made noisy; validation uses none of
     them. A recording is known by its path; a copy of it is another one. Each crop is divided by its
     own level. Raises as open_data does, ValueError where clean_dir holds noisy files too.
     """
@@ -1128,7 +1133,7 @@ class UnpairedAudio(Crops):
                 raise ValueError(f"{clean_dir} holds {path}, one of the noisy files or noises of "
                                  f"{root}; give a folder of clean speech alone")
         clean = Recordings([path for path in paths if path.resolve() not in speech], corpora)
-        # With one seed, the n-th crop of both sides would be cut at the same share of its file.
+        # With one seed, the n-th crop of both sides would be cut at the same place of its file.
         own_seed = int(np.random.SeedSequence([seed, 4]).generate_state(1)[0])
         files = np.flatnonzero(clean.lengths)
         super().__init__((clean,), files, num_samples, own_seed, normalize, device)
@@ -1184,7 +1189,7 @@ def paired_paths(root, split):
 
 
 def by_number(files):
-    """{name: path} by fileid_7, which the DNS challenge's pairs share, where all names end so."""
+    """{name: path} by fileid_7, which pairs of the DNS challenge have in common."""
     numbers = [re.search(r"fileid_\d+$", name) for name in files]
     named = {number[0]: path for number, path in zip(numbers, files.values()) if number}
     return named if len(named) == len(files) else files
@@ -1272,7 +1277,7 @@ def batches(dataset, batch_size, step=0, rank=0, world=1, workers=4, num_crops=0
     """Yield batches (clean, noisy) for ever, from number `step` on; the rank-th of `world` parts.
 
     Beside a GPU that many worker processes cut and vary the crops; a CPU trains no faster with any.
-    num_crops: so many come again and again, in the same order; 0: each comes once.
+    num_crops: size of a fixed training set, in a fixed order; 0: every crop is new.
     """
     def positions():
         for number in itertools.count(step):

@@ -52,11 +52,11 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     distil_weight: Weight = 5.0      # of the distillation
     task: Literal["si_sdr", "mse"] = "si_sdr"  # -SI-SDR in dB, or error of the spectrogram
     warmup: Annotated[int, "[0, inf)"] = 0  # steps of the task alone before patches
-    keep: Annotated[float, "(0, 1]"] = 0.8  # share of the patches that is distilled
+    keep: Annotated[float, "(0, 1]"] = 0.8  # fraction of the patches to distil
     rule: Literal["top_k", "positive", "both"] = "top_k"  # see select
     low: Count = 20                  # bins of a patch
     high: Count = 20                 # those above the split; multi-scale (MSSP): 10, 40
-    beta: Fraction = 0.5             # share of the cosine distance above the split
+    beta: Fraction = 0.5             # weight of the cosine distance above the split
     exact: bool = True               # means and bands as released
     network: Literal["mask", "ncsnpp"] = "mask"  # a compact recurrent network, or the U-Net
     hidden: Count = 48               # of mask: channels
@@ -128,9 +128,9 @@ def selective_feature_loss(h_S, h_T, S, T, Y, size=20, keep=0.8, rule="top_k"):
     to be for the student as for the teacher, and counts by how many patches of both frames
     are selected.
 
-    Cross-layer similarity distillation with a frame's share of patches as its weight: how
-    the paper selects features is not known. h_S (B, frames, D), h_T (B, frames, D'), D' of
-    any size; spectra and patches as in selective_patch_loss.
+    Cross-layer similarity distillation with a frame's fraction of patches as its weight:
+    how the paper selects features is not known. h_S (B, frames, D), h_T (B, frames, D'), D'
+    of any size; spectra and patches as in selective_patch_loss.
     """
     def error(a, b):
         return patch_mean(magnitude_error(a, b), size)
@@ -190,7 +190,7 @@ def knowledge_gap_score(student_error, teacher_error):
 def select(score, keep=0.8, rule="top_k", candidates=None):
     """The patches to distil in each utterance, bool like `score` (B, bands, frames).
 
-    top_k, as released: the share `keep` with the highest score and all that tie with the
+    top_k, as released: the fraction `keep` with the highest score and all that tie with the
     last, whatever their sign. positive: where the teacher is better. both: the first of the
     second. random: as many as top_k, drawn blindly, the control. candidates: bool, those
     that take part.
@@ -264,8 +264,8 @@ class Student(train.Method):
         else:
             self.teacher = train.Teacher(config.teacher)
             if (self.teacher.model.num_mics, self.teacher.model.num_speakers) != (1, 1):
-                raise ValueError(f"--teacher {config.teacher} hears several microphones or "
-                                 "separates talkers; a student learns from one that maps a "
+                raise ValueError(f"--teacher {config.teacher} takes several microphones or "
+                                 "separates speakers; a student needs one that maps a "
                                  "recording to one voice")
             if config.distance == "feature":
                 hop = self.patch_spectrogram.hop_length

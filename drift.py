@@ -1,4 +1,4 @@
-"""Drifting models: one network call, trained by moving its outputs towards clean speech in
+"""Drifting models: one-step enhancement, trained by moving outputs towards clean speech in
 a feature space.
 
 Papers: Xu, Caviedes-Nozal, Kleijn, Yan, Olsson, "Speech Enhancement Based on Drifting
@@ -32,7 +32,7 @@ Where we differ. The default is the released code's field, feature scale and tem
 with the paper's noise levels. Its waveform losses see crops divided by the noisy peak
 (released: at their own level). Distances are computed in float64: by matrix products in
 single precision two equal frames lie up to 1e-3 apart, and temperatures go down to 0.005.
-The presets small and tiny are ours: mel frames hear no phase, so their network gives a mask
+The presets small and tiny are ours: mel frames ignore phase, so their network gives a mask
 for the noisy spectrogram.
 
 Tutorial: tutorials/7_drift.ipynb
@@ -76,7 +76,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     pesq_weight: Weight = 0.0        # of the PESQ disturbance; dagger: 1e-4
     si_sdr_weight: Weight = 0.0      # of the negative SI-SDR, per dB; dagger: 1e-4
     ccmse_weight: Weight = 0.0       # of the relative error of the spectra; dagger: 1e-3
-    magnitude_weight: Weight = 0.0   # of that of compressed magnitudes: highs (ours)
+    magnitude_weight: Weight = 0.0   # of the error of compressed magnitudes (ours)
 
     def __post_init__(self):
         super().__post_init__()
@@ -115,8 +115,9 @@ FAR = 1e30    # the distance of a point to itself; with inf a lonely one would b
 
 
 def distances(x, references):
-    """Euclidean distances, (N, D), (M, D) -> (N, M)."""
-    return torch.cdist(x.double(), references.double()).to(x.dtype)
+    """Euclidean distances in float64, (N, D), (M, D) -> (N, M), 2048 references at a time."""
+    return torch.cat([torch.cdist(x.double(), part.double()).to(x.dtype)
+                      for part in references.split(2048)], dim=1)
 
 
 @torch.no_grad()
@@ -164,7 +165,7 @@ def separate_weights(logits, M, columns=None):
 
 
 def multi_temperature_field(x, positives, negatives, temperatures=TEMPERATURES["driftse"],
-                            exclude_self=True, field="joint", unit_rms=False, block=512):
+                            exclude_self=True, field="joint", unit_rms=False, block=256):
     """The mean of the fields of several temperatures, or the sum of these fields, each
     scaled to `unit_rms`: (N, D). field: "joint", drifting_field, or "separate",
     mean_shift_field; more than `block` rows are computed by blocked_fields.
@@ -211,7 +212,7 @@ def blocked_fields(x, positives, negatives, temperatures, exclude_self, field, b
 
 
 @torch.no_grad()
-def feature_scale(x, positives, scaling="driftse", block=512):
+def feature_scale(x, positives, scaling="driftse", block=256):
     """(the divisor of features, a scalar tensor; the unit of temperatures after it, a
     number).
 

@@ -1,4 +1,4 @@
-"""Losses that several methods share. Each function runs alone when copied.
+"""Losses of several methods. Each function runs alone when copied.
 
     half_square        half the squared error of complex spectrograms
     si_sdr_loss        negative scale-invariant SDR of waves, in dB
@@ -53,14 +53,14 @@ def si_sdr_loss(clean, enhanced, eps=1e-8):
 def sa_sdr_loss(clean, estimate, eps=1e-8):
     """Negative source-aggregated SDR of the best permutation, dB (B,), and the permuted estimates.
 
-    clean, estimate: waves (B, S, L). One ratio for the whole mixture, so that a talker may
+    clean, estimate: waves (B, S, L). One ratio for the whole mixture, so that a speaker may
     be silent.
     """
-    talkers = torch.arange(clean.shape[1], device=clean.device)
-    orders = list(itertools.permutations(talkers.tolist()))
+    speakers = torch.arange(clean.shape[1], device=clean.device)
+    orders = list(itertools.permutations(speakers.tolist()))
     orders = torch.tensor(orders, device=clean.device)                     # (S!, S)
     errors = (clean[:, :, None] - estimate[:, None]).square().sum(-1)     # (B, S, S): pairs
-    error, best = errors[:, talkers, orders].sum(-1).min(-1)               # (B,)
+    error, best = errors[:, speakers, orders].sum(-1).min(-1)               # (B,)
     loss = -10 * ((clean.square().sum((1, 2)) + eps) / (error + eps)).log10()
     return loss, estimate.gather(1, orders[best][:, :, None].expand_as(estimate))
 
@@ -83,8 +83,8 @@ def ccmse_loss(clean, enhanced, sizes=(512, 1024, 2048)):
 def magnitude_loss(S, S_hat):
     """Squared error of magnitudes over the power of the clean: spectra (B, F, T) -> ().
 
-    Of compressed spectra it weighs the weak bins of the highs, which a PESQ loss does not
-    hear, and unlike an error of complex spectra it does not shrink where the phase is lost.
+    Of compressed spectra it weighs the weak bins at high frequencies, which a PESQ loss
+    ignores, and unlike an error of complex spectra it does not shrink where the phase is lost.
     """
     error = (S_hat.abs() - S.abs()).square().mean()
     return error / (S.abs().square().mean() + 1e-5)
@@ -145,7 +145,7 @@ class PESQLoss:
     worst = 45                 # [P] disturbance of a frame
 
     def __init__(self):
-        self.device = None                   # of the tables, which the first call makes
+        self.device = None                   # of the tables, made at first use
 
     def __call__(self, clean, enhanced):
         if clean.shape != enhanced.shape or not (clean.is_floating_point()
@@ -227,7 +227,7 @@ class PESQLoss:
         return 0.1866055 * (2 * self.threshold) ** self.exponent * growth
 
     def audible(self, B, factor):
-        """Power (B, frames, 49), 0 where not above so many times the threshold of hearing."""
+        """Power (B, frames, 49), 0 up to `factor` times the threshold of hearing."""
         return B * (B > factor * self.threshold)
 
     @staticmethod

@@ -1,5 +1,5 @@
-"""MeanFlow correction: one network call along the average velocity, from an estimate to
-clean speech.
+"""MeanFlow correction: one network evaluation along the average velocity, from an estimate
+to clean speech.
 
 Papers: Kim, Choi, "MeCo", a one-step MeanFlow corrector for multi-channel speech separation
 (Interspeech 2026, arXiv 2606.09677); its single-channel ancestor MeanFlowSE (arXiv
@@ -8,9 +8,9 @@ Papers: Kim, Choi, "MeCo", a one-step MeanFlow corrector for multi-channel speec
 
 The idea: straight paths join an estimate s_hat with noise, t = 1, to clean speech x0, t =
 0. A network learns the average velocity u of the flow over an interval [r, t], so that one
-call jumps across it. What ties u to the instantaneous velocity is its derivative along the
-flow. MeCo starts from a separator's estimate of each talker and sees the microphones beside
-it; MeanFlowSE starts from the noisy speech itself.
+evaluation jumps across it. The derivative along the flow ties u to the instantaneous
+velocity. MeCo starts from a separator's estimate of each speaker, conditioned on the
+microphones; MeanFlowSE starts from the noisy speech itself.
 
     path           x_t = (1 - t) x0 + t (s_hat + s z)      path; s is sigma_max
     its velocity   v = s_hat - x0 + s z                    conditional_velocity
@@ -32,19 +32,19 @@ identity, a difference quotient with its norm clipped, sums over bins. `principl
 Gaussian world the first ends between the flow and the posterior mean, the second on the
 flow.
 
-Where we differ. The schedules follow the share of the training that is done, or so many
-updates (`--schedule`), not whole epochs. Where the estimate is nearly silent the level
+Where we differ. The schedules follow the fraction of the training that is done, or a number
+of updates (`--schedule`), not whole epochs. Where the estimate is nearly silent the level
 is that of the mixture, 26 dB down; the published program draws another excerpt. The
 derivative is taken in float32 whatever the precision of training. Inference of
 MeanFlowSE ends at `--t-end 0`, as its authors advise. In the small presets the network
 sees each bin relative to the mixture's, in level and phase, and is scaled and skipped
 (`--sigma-data`): it starts as one that keeps the estimate. Their Endpoint loss weighs
 30 times more, as its gradient is a tenth of that of the velocities. Means over bins
-have small gradients: `--clip 0.05`, where sums have 1. Several microphones or talkers
+have small gradients: `--clip 0.05`, where sums have 1. Several microphones or speakers
 train in simulated rooms, rooms.RoomMixtures, where by default no mixture comes twice.
-The separator hears longer excerpts than the corrector: in short ones it makes errors of
-its own. Where the crops of the training come again (`--crops`), its estimates are kept
-in a folder beside the run.
+The separator receives longer excerpts than the corrector: in short ones it makes errors
+of its own. With a fixed training set (`--num-crops`) its estimates are kept in a folder
+beside the run.
 
 Tutorial: tutorials/6_meanflow.ipynb
 
@@ -52,8 +52,8 @@ Tutorial: tutorials/6_meanflow.ipynb
     python meanflow.py train --data DIR --separator train --num-mics 4 --num-speakers 2 \\
         --lr 1e-3 --clip 5 --out sep
     python meanflow.py train --data DIR --separator frozen --init sep/best.safetensors \\
-        --clip 1 --crops 20000
-    python rooms.py DIR --mics 4 --talkers 2 --out runs/test
+        --clip 1 --num-crops 20000
+    python rooms.py DIR --num-mics 4 --num-speakers 2 --out runs/test
     python meanflow.py evaluate --data runs/test --checkpoint runs/meanflow/best.safetensors
 """
 
@@ -82,7 +82,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     separator_size: Literal["small", "compact"] = "small"  # of SpatialNet
     separator_seconds: Positive = 4.0  # of its excerpt; the corrector learns from a part
     num_mics: Count = 1              # microphones of the mixture
-    num_speakers: Count = 1          # talkers in it
+    num_speakers: Count = 1          # speakers in it
     sigma_max: Weight = 0.487        # std of the noise at t = 1, per complex bin
     t_eps: Annotated[float, "(0, 1)"] = 0.03  # smallest process time in training
     c: Weight = 0.5                  # of u = v - c (t - r) du/dt; 1: u is the average
@@ -312,9 +312,9 @@ class MeanFlowCorrector(train.Method):
         if self.config.separator == "train":
             loss = losses.sa_sdr_loss(clean, self.separate(mixture))[0].mean()
             return loss, {"sa_sdr": -loss.detach()}
-        # The separator hears more than the corrector learns from, see above.
-        heard = self.contexts(mixture, clean)
-        waves = torch.cat([clean.flatten(0, 1)[:, None], heard], dim=1)    # (B S, 1 + C, L)
+        # The separator receives more than the corrector learns from, see above.
+        contexts = self.contexts(mixture, clean)
+        waves = torch.cat([clean.flatten(0, 1)[:, None], contexts], dim=1)  # (B S, C', L)
         length = self.spectrogram.samples(self.config.num_frames)
         start = torch.randint(waves.shape[-1] - length + 1, ()).item()
         waves = waves[..., start:start + length]
@@ -334,7 +334,7 @@ class MeanFlowCorrector(train.Method):
         progress = self.progress
         if self.ema is not None and config.schedule:
             progress = self.ema.num_updates / config.schedule
-        share = average_weight(progress)
+        weight = average_weight(progress)
         gamma = interval_exponent(progress)
         r, t = sample_times(len(x0), gamma, config.t_eps, device=x0.device)
         z = torch.randn_like(x0)
@@ -344,7 +344,7 @@ class MeanFlowCorrector(train.Method):
         u_now = u(xt, t, t)
         loss = velocity = losses.half_square(u_now - v)
         parts = {"velocity": velocity.detach()}
-        if share >= 0.05:                                # until then the velocity alone
+        if weight >= 0.05:                               # until then the velocity alone
             derivative = {"exact": exact_derivative,
                           "difference": difference_derivative}[config.derivative]
             with nets.in_precision(self, None):    # of a difference in bf16 noise is left
@@ -357,7 +357,7 @@ class MeanFlowCorrector(train.Method):
                 average = displacement_loss(u_average, u_target, r, t)
             else:
                 average = losses.half_square(u_average - u_target)
-            loss = (1 - share) * velocity + share * average
+            loss = (1 - weight) * velocity + weight * average
             parts["average"] = average.detach()
             if config.endpoint_weight:
                 endpoint = endpoint_si_sdr_loss(u, x0, s_hat, torch.randn_like(x0),
@@ -372,7 +372,7 @@ class MeanFlowCorrector(train.Method):
     def contexts(self, mixture, clean=None):
         """Estimate and condition of each speaker's flow: waves (B S, C, L), s_hat first.
 
-        mixture: (B, num_mics, L). With clean waves (B, S, L) the talkers come in their
+        mixture: (B, num_mics, L). With clean waves (B, S, L) the speakers come in their
         order.
         """
         if self.separator is None:
@@ -397,7 +397,7 @@ class MeanFlowCorrector(train.Method):
         return self.separator(mixture)
 
     def level_of_estimate(self, waves):
-        """Level of s_hat, but at least 0.05 times that of the mixture at microphone 0:
+        """Level of s_hat, but at least 0.05 times that of the reference microphone:
         (B S, C, L) -> (B S, 1, 1). Without a separator both are one, at level 1 already.
         """
         if self.separator is None:
@@ -420,7 +420,7 @@ class MeanFlowCorrector(train.Method):
 
         if not config.sigma_data:
             return network(xt, context)
-        # Each bin relative to the level and phase of the mixture at microphone 0.
+        # Each bin relative to level and phase of the mixture at the reference microphone.
         d = xt - context[:, :1]
         mixture = context[:, self.mic0, None]            # (B, 1, F, T)
         phase = mixture / mixture.abs().clamp(min=1e-8)

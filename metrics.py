@@ -461,7 +461,7 @@ def evaluate(pairs, metrics=("pesq", "estoi", "si_sdr"), workers=1, progress=Tru
 
 
 def score_in_processes(score, pairs, workers, bar):
-    """[score(pair), ...] by so many processes.
+    """[score(pair), ...] by several processes.
 
     If one is killed (by the system, out of memory), finished rows are kept and unfinished pairs are
     scored again, one by one: the pair whose process is killed again gets no score.
@@ -573,12 +573,12 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     metrics = (args.metrics or "pesq,estoi,si_sdr" + ",si_sir_sar" * bool(args.noisy)).split(",")
     sys.stdout.reconfigure(errors="backslashreplace")      # a file's name may hold any bytes
-    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
+    from data import by_name, by_number, plain_warnings
+    plain_warnings()
     results = []
     try:
         if not args.noisy and (needy := [m for m in metrics if "noisy" in score_function(m)[1]]):
             raise ValueError(f"{', '.join(needy)}: give --noisy NOISY_DIR")
-        from data import by_name, by_number
         clean, noisy = (by_number(by_name(folder)) if folder else {}
                         for folder in (args.clean, args.noisy))
         for folder in [args.enhanced, args.second] if args.second else [args.enhanced]:

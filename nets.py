@@ -10,7 +10,7 @@ complex-spectrogram form of SGMSE+ (Richter et al., TASLP 2023, arXiv 2208.05830
       Resample         FIR low-pass and a factor of two, up or down, on both axes
       TimeEmbedding    Fourier features of a time and two dense layers
     SMALL, TINY        its sizes in the presets of those names
-    SpatialNet         talkers from spectrograms of several microphones (arXiv 2307.16516)
+    SpatialNet         speakers from spectrograms of several microphones (arXiv 2307.16516)
       SpatialLayer     across frequency FrequencyConv, FullBand, FrequencyConv; along time
                        attention, FeedForward
     COMPACT            its sizes for tests and CPUs
@@ -568,7 +568,7 @@ class SpatialLayer(nn.Module):
         self.feed_forward = FeedForward(width, hidden, groups)
 
     def forward(self, x, full_band):
-        """full_band: function (B, F, T, squeezed) -> the same, which all layers share."""
+        """full_band: function (B, F, T, squeezed) -> the same, common to all layers."""
         bins = x.shape[1]
         x = x + self.frequency0(x)
         x = x + F.silu(self.unsqueeze(full_band(F.silu(self.squeeze(self.full_norm(x))))))
@@ -596,12 +596,12 @@ class SpatialNet(nn.Module):
     Quan and Li, "SpatialNet: Extensively Learning Spatial Information for Multichannel
     Joint Speech Separation, Denoising and Dereverberation" (TASLP 2024, arXiv 2307.16516).
     forward(Y): complex (B, num_mics, F, T), not compressed, F = bins, T of any size ->
-    complex (B, num_speakers, F, T), the talkers at microphone 0 in an order of the
+    complex (B, num_speakers, F, T), the speakers at microphone 0 in an order of the
     network's own. The output scales with the input. Raises ValueError for a wrong shape or
     dtype.
 
     The defaults are the published small network: 1 585 460 parameters for 4 microphones and
-    2 talkers.
+    2 speakers.
     """
 
     precision = None             # of forward: torch.bfloat16 in mixed-precision training

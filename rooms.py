@@ -46,7 +46,7 @@ def draw_room(number, config=RoomConfig()):
     """Room `number` in metres and seconds: size (3,), RT60, microphones (3, M), list of sources
     (3,).
 
-    Sources: the speakers, then the noise. The same at every call.
+    Sources: the speakers, then the noise. Deterministic.
     """
     rng = np.random.default_rng(number)
     size, rt60 = rng.uniform(*config.size), rng.uniform(*config.rt60)
@@ -69,9 +69,8 @@ def simulate_room(number, config=RoomConfig()):
     """Impulse responses of room `number`, float16 (speakers + 1, mics + 1, n) at 16 kHz.
 
     Sources: the speakers, then the noise, where draw_room puts them. Responses: that to each
-    microphone, then the direct path alone to microphone 0, in step with the others. The same
-    numbers at every call. Raises ValueError where the walls would have to swallow more than arrives
-    at them.
+    microphone, then the direct path alone to microphone 0, aligned with the others.
+    Deterministic. Raises ValueError for a reverberation time that no walls can give.
     """
     import pyroomacoustics as pra
     from scipy.signal import butter, lfilter
@@ -81,7 +80,7 @@ def simulate_room(number, config=RoomConfig()):
     absorption, reflections = pra.inverse_sabine(rt60, size)
     n = int(config.rt60[1] * SAMPLE_RATE)
 
-    def heard(array, reflections):
+    def responses_to(array, reflections):
         """List over microphones and sources of (n,)."""
         room = pra.ShoeBox(size, fs=SAMPLE_RATE, materials=pra.Material(absorption),
                            max_order=reflections)
@@ -92,7 +91,8 @@ def simulate_room(number, config=RoomConfig()):
         return [[np.pad(response[:n], (0, max(0, n - len(response)))) for response in row]
                 for row in room.rir]
 
-    responses = np.swapaxes(heard(array, reflections) + heard(array[:, :1], 0), 0, 1)
+    responses = np.swapaxes(
+        responses_to(array, reflections) + responses_to(array[:, :1], 0), 0, 1)
     # All reflections of the image method are positive: they add up to a rumble that no room has.
     return lfilter(*butter(2, 50, "highpass", fs=SAMPLE_RATE), responses).astype(np.float16)
 
@@ -103,7 +103,7 @@ def simulated_rooms(numbers, config, cache):
         path = Path(cache) / f"{zlib.crc32(repr(config).encode()):08x}-{number}.npz"
         return cached(path, lambda: simulate_room(number, config))
 
-    # In an order of this process's own, so that several share the work.
+    # In random order, so that several processes divide the work.
     order = np.random.default_rng().permutation(len(numbers))
     rooms = [None] * len(numbers)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -115,7 +115,7 @@ def simulated_rooms(numbers, config, cache):
 
 
 def convolve(wave, response):
-    """(..., n - 1 + L) * (..., n) -> (..., L): the samples that hear the whole response."""
+    """(..., n - 1 + L) * (..., n) -> (..., L): the samples with the whole response."""
     size = 2 ** math.ceil(math.log2(wave.shape[-1]))  # what wraps around lands in the first n - 1
     out = torch.fft.irfft(torch.fft.rfft(wave, size) * torch.fft.rfft(response, size), size)
     return out[..., response.shape[-1] - 1:wave.shape[-1]]
@@ -124,10 +124,10 @@ def convolve(wave, response):
 class RoomMixtures(MixedAudio):
     """Speakers and a noise in simulated rooms: clean (B, S, L), mixture (B, M, L), or both (B, L).
 
-    Clean is the direct path of each speaker to microphone 0, in step with the mixture. The speakers
+    Clean is the direct path of each speaker to microphone 0, aligned with the mixture. The speakers
     are recordings of different folders, where there are as many. The noise is a recording played at
-    one point, 1 m from the array or more, where most of it arrives from all sides. Ratios hold for
-    what microphone 0 hears, reverberation included: each further speaker is `sir` dB (drawn from
+    one point, 1 m from the array or more, where most of it arrives from all sides. Ratios hold at
+    microphone 0, reverberation included: each further speaker is `sir` dB (drawn from
     that range) below the first, the noise one of `snrs` below all speakers together.
 
     rooms: how many; first_room: the number of the first, see simulate_room. cache: folder of their
@@ -164,18 +164,19 @@ class RoomMixtures(MixedAudio):
         *sources, choices = sources_and_choices
         room, snr_db, levels = choices[:, 0].long(), choices[:, 1], choices[:, 2:]
         # (B, S + 1, M + 1, L)
-        heard = convolve(torch.stack(sources, 1)[:, :, None], self.responses[room].float())
-        heard = heard / heard[:, :, :1].square().mean(-1, keepdim=True).clamp(min=1e-10).sqrt()
-        speakers = heard[:, :-1] * 10 ** (levels[:, :, None, None] / 20)
+        received = convolve(torch.stack(sources, 1)[:, :, None], self.responses[room].float())
+        power = received[:, :, :1].square().mean(-1, keepdim=True)
+        received = received / power.clamp(min=1e-10).sqrt()
+        speakers = received[:, :-1] * 10 ** (levels[:, :, None, None] / 20)
         clean, speech = speakers[:, :, -1], speakers[:, :, :-1].sum(1)       # (B, S, L), (B, M, L)
         rms = speech[:, :1].square().mean(-1, keepdim=True).sqrt()
-        mixture = speech + rms * 10 ** (-snr_db[:, None, None] / 20) * heard[:, -1, :-1]
+        mixture = speech + rms * 10 ** (-snr_db[:, None, None] / 20) * received[:, -1, :-1]
         if clean.shape[1] == mixture.shape[1] == 1:
             return clean[:, 0], mixture[:, 0]
         return clean, mixture
 
     def utterance(self, number):
-        """(name, clean, mixture) of a whole recording; the same at every call, peak 0.9."""
+        """(name, clean, mixture) of a whole recording; deterministic, peak 0.9."""
         name, clean, mixture = super().utterance(number)
         scale = 0.9 / mixture.abs().max()
         return name, scale * clean, scale * mixture
@@ -222,7 +223,7 @@ def main():
                         "microphone, SPLIT/clean, one for each speaker, and responses "
                         "(default: rooms)")
     args = parser.parse_args()
-    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
+    data.plain_warnings()
     try:
         if min(args.num_mics, args.num_speakers, args.count) < 1:
             raise ValueError("--num-mics, --num-speakers and --count are 1 or more")

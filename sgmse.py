@@ -331,8 +331,9 @@ def crp_loss(score, x0, y, sde, N=5, start=0.5, trained="last", spacing=1.0):
     """Correcting the reverse process: E |x_hat - x0|^2 / 2, x_hat the output of the
     sampler.
 
-    score: a network that stage 1 has trained. Gradients reach it through one call, the
-    `last` (published) or a `random` one of the N; the steps before it are plain sampling.
+    score: a network that stage 1 has trained. Gradients reach it through one evaluation,
+    the `last` (published) or a `random` one of the N; the steps before it are plain
+    sampling.
     """
     times, steps = reverse_grid(sde, N, start, spacing)  # N times, the last step to 0
     j = N - 1 if trained == "last" else int(torch.randint(N, ()))
@@ -351,7 +352,7 @@ def crp_loss(score, x0, y, sde, N=5, start=0.5, trained="last", spacing=1.0):
 
 def reverse_grid(sde, N, start=None, spacing=1.0):
     """(times, steps): N times from `start` (default: T) to t_eps, and the step after each,
-    the last going to 0. Two float64 lists. One call: the single time `start`, one step to
+    the last going to 0. Two float64 lists. N = 1: the single time `start`, one step to
     0. spacing: 1, as published, even times; above 1 the steps get smaller towards t_eps.
     """
     start = min(sde.T, sde.T if start is None else start)
@@ -394,7 +395,7 @@ def langevin_step(score, x, y, t, sde, snr=0.5):
 def predictor_corrector(score, y, sde, N=30, snr=0.5, corrector_steps=1, start=None,
                         spacing=1.0):
     """N times: Langevin steps at t_i, then a step of the reverse SDE to t_(i+1), the last
-    without noise: the sampler of SGMSE+. N (1 + corrector_steps) calls.
+    without noise: the sampler of SGMSE+. N (1 + corrector_steps) evaluations.
     """
     times, steps = reverse_grid(sde, N, start, spacing)
     x = sde.prior(y, times[0])
@@ -416,7 +417,7 @@ def probability_flow(score, y, sde, N=30, method="heun", start=None, spacing=1.0
     """The ODE with the marginals of the SDE, from the prior at `start` to t_eps in N - 1
     steps, then one step of the reverse SDE to 0 without noise.
 
-    method: "euler", N calls, or "heun", of second order, 2 N - 1 calls.
+    method: "euler", N evaluations, or "heun", of second order, 2 N - 1.
     """
     times, steps = reverse_grid(sde, N, start, spacing)
     x = sde.prior(y, times[0])
@@ -433,7 +434,7 @@ def posterior_mean(score, x, y, t, sde):
     s, solved for x0.
 
     At T it is what the network makes of the noisy speech without any sampler: the control
-    of everything that enhances in one call.
+    of every method with one evaluation.
     """
     t = expand_time(t, x)
     mean = x + per_bin(sde.std(t)) ** 2 * score(x, y, t)

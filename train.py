@@ -1,6 +1,6 @@
 """The training loop, checkpoints, and what a distilled model needs of its teacher.
 
-    Method              what the methods share, and the contract with the files here
+    Method              base of the methods and their contract
     fit                 the loop: gradient, clip, Adam, average; resumes and saves by itself
     EMA                 average of the weights, with the reference's warm-up
     save_checkpoint     averaged weights and config as .safetensors
@@ -53,7 +53,7 @@ class TrainConfig(data.Augmentation):
     init: str = ""  # checkpoint to start from: its weights and, unless given here, its constants
     init_partial: bool = False       # load only tensors of --init whose name and shape match
     steps: Count = 58000  # updates of the weights
-    minutes: Weight = 0.0  # end after so many minutes; 0: after --steps
+    minutes: Weight = 0.0  # length of the training; 0: --steps counts
     batch_size: Count = 8  # crops per process and backward pass
     accumulate: Count = 1  # backward passes per update
     lr: Weight = 1e-4  # learning rate of AdamW
@@ -83,7 +83,7 @@ class TrainConfig(data.Augmentation):
             raise ValueError(f"--betas: expected two numbers; got {len(self.betas)}")
 
     def identity(self, world=1):
-        """Settings that a resumed run must share with the interrupted one."""
+        """Settings that a resumed run must have in common with the interrupted one."""
         names = (*(field.name for field in dataclasses.fields(data.Augmentation)), "snrs", "rooms",
                  "num_crops", "init",
                  "init_partial", "batch_size", "accumulate", "seed")
@@ -104,8 +104,8 @@ class Method(torch.nn.Module):
     | inference              | names of the fields that may change after training               |
     | __init__(config)       | super().__init__(config), then self.net = self.network(...)      |
     | loss(batch)            | clean, noisy waves (B, L) -> (scalar, dict of scalars to log)    |
-    | sample(y)              | noisy spectrogram, complex (B, 1, F, T) -> clean; counts calls   |
-    | evaluations()          | how many calls that takes; default: config.N, or 1               |
+    | sample(y)              | noisy spectrogram, complex (B, 1, F, T) -> clean                |
+    | evaluations()          | network evaluations of it; default: config.N, or 1               |
     | prepare(fresh)         | optional, before training; fresh: not from --init                |
     | needs_pairs            | False where clean references of other recordings will do         |
     | num_mics, num_speakers | where not 1: waves (B, M, L) in, (B, S, L) out                   |

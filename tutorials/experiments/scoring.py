@@ -105,7 +105,7 @@ def enhanced_and_scored(checkpoint, folder, recordings, workers, which=tuple(COL
     if not scored.exists():
         for _, clean, out in pairs:
             if soundfile.info(clean).channels > 1:       # speakers, in any order
-                commands.match_talkers(clean, out)
+                commands.match_speakers(clean, out)
     return scores(scored, pairs, workers, which)
 
 
