@@ -343,9 +343,8 @@ def build(Method, config, device, preset, changes):
     else:
         method = Method(Method.Config(**(Method.presets[preset] | changes)))
     if config.unpaired and method.needs_pairs:
-        raise ValueError("--unpaired: these losses need the clean reference of each crop. Of the "
-                         "methods here only drift.py can do without, if its pesq, si_sdr, ccmse "
-                         "and magnitude weights are 0")
+        raise ValueError("--unpaired: these losses need the clean reference of each crop; the "
+                         "pesq, si_sdr, ccmse and magnitude weights must be 0")
     if hasattr(method, "prepare"):
         method.prepare(fresh=not config.init)
     method.store = Path(config.out).parent / "store" if config.num_crops else None
@@ -602,7 +601,9 @@ def add_train(commands, Method):
     sub.add_argument("--preset", choices=tuple(Method.presets), default="paper",
                      help="values of the method's constants (default: paper)")
     values = TrainConfig(out=f"runs/{stem(Method)}", **Method.training.get("paper", {}))
-    add_flags(sub, TrainConfig, defaults=values, shown=None if everything else COMMON)
+    names = [field.name for field in dataclasses.fields(TrainConfig)
+             if field.name not in OPTIONAL or field.name in Method.options]
+    add_flags(sub, TrainConfig, names, values, None if everything else COMMON)
     group = sub.add_argument_group("method (defaults of the preset paper)") if everything else sub
     add_flags(group, Method.Config, defaults=Method.Config(), shown=None if everything else ())
     sub.set_defaults(run=functools.partial(train_command, Method), init="")
@@ -611,6 +612,8 @@ def add_train(commands, Method):
 # The flags of train on its short help page.
 COMMON = ("data", "out", "init", "steps", "minutes", "batch_size", "lr", "clip", "seed", "device",
           "precision")
+# The flags of train that only methods with them in `options` have.
+OPTIONAL = ("unpaired", "rooms", "room_cache")
 
 
 def add_use(sub, Method, out):

@@ -342,7 +342,7 @@ class DriftSE(train.Method):
     """A network that maps noisy to clean speech; in training, its latent space."""
 
     Config, presets, training = Config, PRESETS, TRAINING
-    inference = ("sigma",)
+    inference, options = ("sigma",), ("unpaired",)
 
     def __init__(self, config=Config()):
         super().__init__(config)

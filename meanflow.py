@@ -271,7 +271,7 @@ class MeanFlowCorrector(train.Method):
     """
 
     Config, presets = Config, PRESETS
-    inference = ("N", "t_end")
+    inference, options = ("N", "t_end"), ("rooms", "room_cache")
 
     def __init__(self, config=Config()):
         super().__init__(config)

@@ -108,6 +108,7 @@ class Method(torch.nn.Module):
     | evaluations()          | network evaluations of it; default: config.N, or 1               |
     | prepare(fresh)         | optional, before training; fresh: not from --init                |
     | needs_pairs            | False where clean references of other recordings will do         |
+    | options                | of commands.OPTIONAL, the flags of train that it has             |
     | num_mics, num_speakers | where not 1: waves (B, M, L) in, (B, S, L) out                   |
 
     It finds here: spectrogram, num_samples of a training crop, calls (network evaluations so
@@ -115,7 +116,8 @@ class Method(torch.nn.Module):
     on a fixed training set, or None).
     """
 
-    training, inference, needs_pairs, num_mics, num_speakers = {}, (), True, 1, 1
+    training, inference, options = {}, (), ()
+    needs_pairs, num_mics, num_speakers = True, 1, 1
 
     def __init__(self, config):
         super().__init__()

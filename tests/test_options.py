@@ -23,6 +23,15 @@ def test_every_method_has_a_row_in_each_table(file):
     assert [name for name, Method in METHODS.items() if f"{name}.{Method.__name__}" not in text] == []
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_an_option_of_another_method_is_unknown(name, capsys):
+    for option, owner in (("--unpaired", "drift"), ("--rooms", "meanflow"), ("--room-cache", "meanflow")):
+        run_command(METHODS[name], "train", "--help-all")
+        assert (f"{option} " in capsys.readouterr().out) == (name == owner)
+        assert run_command(METHODS[name], "train", option, "2", "--data", "nowhere") == 2
+        assert ("unrecognized arguments" in capsys.readouterr().err) == (name != owner)
+
+
 def mistakes(hint):
     """Values that the annotation of a field excludes."""
     if typing.get_origin(hint) is typing.Literal:
