@@ -4,7 +4,8 @@ to clean speech.
 Papers: Kim, Choi, "MeCo", a one-step MeanFlow corrector for multi-channel speech separation
 (Interspeech 2026, arXiv 2606.09677); its single-channel ancestor MeanFlowSE (arXiv
 2509.14858); Geng et al., "Mean Flows for One-step Generative Modeling" (arXiv 2505.13447);
-"Improved Mean Flows" (arXiv 2512.02012).
+"Improved Mean Flows" (arXiv 2512.02012). Controls: flow matching, as in FlowSE (ICASSP
+2025); composed jumps (COSE, arXiv 2509.15952).
 
 The idea: straight paths join an estimate s_hat with noise, t = 1, to clean speech x0, t =
 0. A network learns the average velocity u of the flow over an interval [r, t], so that one
@@ -18,12 +19,14 @@ microphones; MeanFlowSE starts from the noisy speech itself.
     derivative     du/dt = u_x v + u_t along the flow      exact_derivative, clip_norm
                                                            difference_derivative
     identity       u = v - c (t - r) du/dt                 average_velocity_target
+    composition    two jumps for one, no derivative        composed_target
     times          t, then r = t - U^gamma (t - t_eps)     sample_times, interval_exponent
     velocity loss  E |u(x_t, t, t) - v|^2 / 2              losses.half_square
     x_r-loss       E (t - r)^2 |u(x_t, r, t) - u_tgt|^2 / 2    displacement_loss
     both           their weights over the training         average_weight
     Endpoint loss  -SI-SDR of the one-step output          endpoint_si_sdr_loss
     inference      x_r = x_t - (t - r) u(x_t, r, t)        sample
+    flow matching  average weight 0, N Euler steps         --preset flow
     front end      SA-SDR of the best permutation          sa_sdr_loss, nets.SpatialNet
 
 Two settings. The preset `paper` is the published program's: c = 1/2, which is not the
@@ -72,7 +75,7 @@ import train
 from data import (SAMPLE_RATE, Spectrogram, SpectrogramConfig, click_robust_peak,
                   cached_rows,
                   enhance_normalised, fingerprint, in_spectrogram, per_bin)
-from nets import Count, Positive, Weight
+from nets import Count, Fraction, Positive, Weight
 
 
 @dataclass(frozen=True)
@@ -86,14 +89,17 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     sigma_max: Weight = 0.487        # std of the noise at t = 1, per complex bin
     t_eps: Annotated[float, "(0, 1)"] = 0.03  # smallest process time in training
     c: Weight = 0.5                  # of u = v - c (t - r) du/dt; 1: u is the average
-    derivative: Literal["difference", "exact"] = "difference"  # how du/dt is taken
+    derivative: Literal["difference", "exact",
+                        "compose"] = "difference"  # how du/dt is taken; compose: not
     derivative_clip: Weight = 5.0    # largest norm of du/dt of an example; 0: no limit
     along: Literal["conditional", "own"] = "conditional"  # du/dt along v, or u(x_t, t, t)
+    average_weight: Fraction = 0.25  # largest, of the average velocity; 0: flow matching
     displacement: bool = True        # weight (t - r)^2: the x_r-loss; MeanFlowSE: none
     endpoint_weight: Weight = 1.0    # of the Endpoint loss, per dB; MeanFlowSE: 0
     reduction: Literal["sum", "mean"] = "sum"  # of the loss over an example's bins
     schedule: Annotated[int, "[0, inf)"] = 0  # updates of the schedules; 0: all
     N: Count = 1                     # network evaluations
+    average: bool = True             # jumps along the average velocity; no: Euler steps
     t_end: Annotated[float, "[0, 1)"] = 0.03  # process time at which inference stops
     sigma_data: Weight = 0.0         # rms of x0 - s_hat over |mixture|; > 0: as in EDM
     fourier_scale: Positive = 16.0   # std of the random frequencies of the times
@@ -109,6 +115,8 @@ PRESETS = {
     "paper": {},
     "principled": PRINCIPLED,
     "meanflowse": dict(hop_length=128, displacement=False, endpoint_weight=0.0, t_end=0.0),
+    "flow": dict(hop_length=128, endpoint_weight=0.0, t_end=0.0, average_weight=0.0,
+                 average=False, N=5),
     "small": dict(**LIGHT, **nets.SMALL),
     "tiny": dict(separator_size="compact", **LIGHT, **nets.TINY),
 }
@@ -156,9 +164,9 @@ def interval_exponent(progress):
     return 8 - 7 * min(1, progress / 0.7)
 
 
-def average_weight(progress):
-    """Weight of the average velocity in the loss: rises to 1/4 over half the training."""
-    return 0.25 * min(1, progress / 0.5)
+def average_weight(progress, largest=0.25):
+    """Weight of the average velocity in the loss: rises over half the training."""
+    return largest * min(1, progress / 0.5)
 
 
 # ------------------------------------------------------------------------- average velocity
@@ -192,6 +200,21 @@ def average_velocity_target(u, xt, r, t, v, c=1.0, derivative=exact_derivative,
     with torch.no_grad(), full_float32():
         dudt = derivative(u, xt, r, t, v if along is None else along.detach())
         return v - c * per_bin(t - r) * clip_norm(dudt, clip)
+
+
+def composed_target(u, xt, r, t, fraction=None):
+    """u over [r, t] put together from u over [s, t] and over [r, s], without gradient:
+    (t - r) u_tgt = (t - s) u(x_t, s, t) + (s - r) u(x_s, r, s).
+
+    s = r + fraction (t - r); fraction (B,) in [0, 1], by default uniform (the choice of the
+    COSE paper is not known). Two evaluations and no derivative.
+    """
+    fraction = torch.rand_like(t) if fraction is None else fraction
+    s = r + fraction * (t - r)
+    with torch.no_grad():
+        first = u(xt, s, t)
+        second = u(xt - per_bin(t - s) * first, r, s)
+        return per_bin(1 - fraction) * first + per_bin(fraction) * second
 
 
 @contextlib.contextmanager
@@ -271,7 +294,7 @@ class MeanFlowCorrector(train.Method):
     """
 
     Config, presets = Config, PRESETS
-    inference, options = ("N", "t_end"), ("rooms", "room_cache")
+    inference, options = ("N", "average", "t_end"), ("rooms", "room_cache")
 
     def __init__(self, config=Config()):
         super().__init__(config)
@@ -334,7 +357,7 @@ class MeanFlowCorrector(train.Method):
         progress = self.progress
         if self.ema is not None and config.schedule:
             progress = self.ema.num_updates / config.schedule
-        weight = average_weight(progress)
+        weight = average_weight(progress, config.average_weight)
         gamma = interval_exponent(progress)
         r, t = sample_times(len(x0), gamma, config.t_eps, device=x0.device)
         z = torch.randn_like(x0)
@@ -344,14 +367,9 @@ class MeanFlowCorrector(train.Method):
         u_now = u(xt, t, t)
         loss = velocity = losses.half_square(u_now - v)
         parts = {"velocity": velocity.detach()}
-        if weight >= 0.05:                               # until then the velocity alone
-            derivative = {"exact": exact_derivative,
-                          "difference": difference_derivative}[config.derivative]
-            with nets.in_precision(self, None):    # of a difference in bf16 noise is left
-                u_target = average_velocity_target(
-                    u, xt, r, t, v, config.c, derivative,
-                    config.derivative_clip or float("inf"),
-                    u_now if config.along == "own" else None)
+        # In the first tenth of the schedule the instantaneous velocity alone.
+        if weight and weight >= 0.2 * config.average_weight:
+            u_target = self.target(u, xt, r, t, v, u_now)
             u_average = u(xt, r, t)
             if config.displacement:
                 average = displacement_loss(u_average, u_target, r, t)
@@ -367,6 +385,18 @@ class MeanFlowCorrector(train.Method):
                 parts["si_sdr"] = -endpoint.detach()
         # The mean of the squares; the Endpoint loss shrinks with them and keeps its weight.
         return loss / x0[0].numel() if config.reduction == "mean" else loss, parts
+
+    def target(self, u, xt, r, t, v, u_now):
+        """The average velocity that u(x_t, r, t) is trained to have."""
+        config = self.config
+        if config.derivative == "compose":
+            return composed_target(u, xt, r, t)
+        derivative = {"exact": exact_derivative,
+                      "difference": difference_derivative}[config.derivative]
+        with nets.in_precision(self, None):        # of a difference in bf16 noise is left
+            return average_velocity_target(
+                u, xt, r, t, v, config.c, derivative, config.derivative_clip or float("inf"),
+                u_now if config.along == "own" else None)
 
     @torch.no_grad()
     def contexts(self, mixture, clean=None):
@@ -436,7 +466,7 @@ class MeanFlowCorrector(train.Method):
         def u(x, r, t):
             return self(x, context, r, t)
         return sample(u, s_hat, torch.randn_like(s_hat), config.N, config.t_end,
-                      config.sigma_max)
+                      config.sigma_max, config.average)
 
     @torch.no_grad()
     def enhance(self, wave, peak=None):

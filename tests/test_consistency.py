@@ -495,7 +495,7 @@ def test_input_of_an_edm_teachers_model_is_unscaled_as_published(edm_teacher):
 def test_unsuitable_teacher_is_refused_with_the_reason(changes, tmp_path):
     train.save_checkpoint(path := tmp_path / "t.safetensors", sgmse.ScoreSDE(sgmse.Config(
         **sgmse.PRESETS["tiny"] | dict(num_frames=24) | changes)))
-    with pytest.raises(ValueError, match="expected one of the presets edm, small or tiny"):
+    with pytest.raises(ValueError, match="expected a teacher of the preset edm, small or tiny"):
         tiny(teacher=str(path)).prepare(True)
 
 

@@ -46,7 +46,7 @@ DISPATCH_U_NET = dict(network="ncsnpp", n_fft=510, hop_length=256, num_frames=12
 MECO = NETWORK | SPECTROGRAM | dict(
     separator="none", separator_size="small", separator_seconds=4.0, num_mics=1, num_speakers=1, sigma_max=0.487,
     t_eps=0.03, c=0.5, derivative="difference", derivative_clip=5.0, along="conditional", displacement=True,
-    endpoint_weight=1.0, reduction="sum", schedule=0, N=1, t_end=0.03, sigma_data=0.0, fourier_scale=16.0, hop_length=64)
+    average_weight=0.25, average=True, endpoint_weight=1.0, reduction="sum", schedule=0, N=1, t_end=0.03, sigma_data=0.0, fourier_scale=16.0, hop_length=64)
 PRINCIPLED = dict(c=1.0, derivative="exact", derivative_clip=0.0, reduction="mean")
 MECO_LIGHT = PRINCIPLED | dict(hop_length=256, num_frames=64, sigma_data=0.6, endpoint_weight=30.0, fourier_scale=1.0)
 DRIFTSE = NETWORK | SPECTROGRAM | dict(
@@ -75,6 +75,8 @@ TABLE = {
     (meanflow.MeanFlowCorrector, "principled"): MECO | PRINCIPLED,
     (meanflow.MeanFlowCorrector, "meanflowse"): MECO | dict(hop_length=128, displacement=False, endpoint_weight=0.0,
                                                             t_end=0.0),
+    (meanflow.MeanFlowCorrector, "flow"): MECO | dict(hop_length=128, endpoint_weight=0.0, t_end=0.0,
+                                                      average_weight=0.0, average=False, N=5),
     (meanflow.MeanFlowCorrector, "small"): MECO | MECO_LIGHT | SMALL,
     (meanflow.MeanFlowCorrector, "tiny"): MECO | MECO_LIGHT | TINY | dict(separator_size="compact"),
     (drift.DriftSE, "paper"): DRIFTSE,

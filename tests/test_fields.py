@@ -69,7 +69,7 @@ SPECS = {
         "separator_seconds": ("crop", 1.0, SEPARATOR), "num_mics": ("weights", 2, SEPARATOR),
         "num_speakers": ("weights", 2, SEPARATOR), "sigma_max": ("loss enhance", 0.3), "t_eps": ("loss", 0.3),
         "c": ("loss", 1.0, EXACT), "derivative": "test_derivative_of_the_config_is_the_one_taken",
-        "derivative_clip": ("loss", 0.1),
+        "derivative_clip": ("loss", 0.1), "average_weight": ("loss", 0.1), "average": ("enhance", False),
         "along": ("loss", "own", EXACT), "displacement": ("loss", False), "endpoint_weight": ("loss", 3.0),
         "reduction": ("loss", "mean"), "schedule": ("loss", 1000), "N": ("enhance", 2), "t_end": ("loss enhance", 0.3),
         "sigma_data": ("loss enhance", 0.4), "fourier_scale": ("start", 4.0)},

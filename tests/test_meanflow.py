@@ -101,6 +101,28 @@ def test_instantaneous_euler_steps_converge_at_first_order():
     assert math.log2(errors[1] / errors[2]) == pytest.approx(1, abs=0.2)
 
 
+def test_composed_jumps_have_the_average_velocity():
+    """Worked out: x_s, both parts and the whole; the exact average velocity is a fixed point wherever s lies."""
+    x, r, t, fraction = bins(1.287), times(0.03), times(1.0), times((0.4 - 0.03) / 0.97)
+    first = average(x, times(0.4), t)
+    assert first.item() == pytest.approx(0.6696163930, abs=1e-8)
+    x_s = x - 0.6 * first
+    assert x_s.item() == pytest.approx(0.8852301642, abs=1e-8)
+    assert average(x_s, r, times(0.4)).item() == pytest.approx(0.2293611860, abs=1e-8)
+    assert meanflow.composed_target(average, x, r, t, fraction).item() == pytest.approx(0.5016839945, abs=1e-8)
+    for share in (0.2, 0.7, 1.0):
+        assert meanflow.composed_target(average, x, r, t, times(share)).item() == pytest.approx(0.5016839945, abs=1e-8)
+    assert abs(meanflow.composed_target(half, x, r, t, fraction) - half(x, r, t)).item() > 0.01
+    slope = torch.ones((), dtype=torch.float64, requires_grad=True)
+    assert not meanflow.composed_target(lambda x, r, t: slope * x, x, r, t).requires_grad
+
+
+def test_flow_matching_takes_euler_steps():
+    for N, end in ((1, 0.523610), (5, 0.732761), (30, 0.788030)):
+        out = meanflow.sample(instantaneous, bins(S_HAT), bins(1), N, average=False)
+        assert out.item() == pytest.approx(end, abs=1e-6)
+
+
 def test_jumps_take_the_interval_and_euler_steps_none():
     seen = []
 
@@ -535,13 +557,14 @@ def test_derivative_is_float32_under_mixed_precision():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.net.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["exact", "difference"])
+@pytest.mark.parametrize("name", ["exact", "difference", "compose"])
 def test_derivative_of_the_config_is_the_one_taken(name, monkeypatch):
     """The two agree to more digits than a loss has."""
     taken = []
-    for each in ("exact", "difference"):
-        kept = getattr(meanflow, f"{each}_derivative")
-        monkeypatch.setattr(meanflow, f"{each}_derivative", lambda *a, each=each, kept=kept: taken.append(each) or kept(*a))
+    for each, function in (("exact", "exact_derivative"), ("difference", "difference_derivative"),
+                           ("compose", "composed_target")):
+        kept = getattr(meanflow, function)
+        monkeypatch.setattr(meanflow, function, lambda *a, each=each, kept=kept: taken.append(each) or kept(*a))
     model = tiny(derivative=name)
     model.loss(some_batch(model))
     assert taken == [name]
