@@ -6,7 +6,7 @@
 # **You will** mix at a given ratio, transform, compress, level, add noise by the convention that all methods share, score, and run shipped weights on a recording of your own. Where it comes from: SGMSE+ (arXiv 2208.05830) for the transform; Le Roux et al. (2019) for SI-SDR; ITU-T P.862.2 for PESQ.
 
 # %%
-from tools import (below, check, enhance, fast, fifths, play, pretrained, recording, show, spectrogram, tiny,
+from tools import (ROOT, answer, below, check, enhance, fast, fifths, play, pretrained, recording, show, spectrogram, tiny,
                    train_small)
 
 import matplotlib.pyplot as plt
@@ -28,7 +28,7 @@ pairs = {name: recording(name) for name in ("windmill", "waterfall", "cheer")}
 play(**{f"{name}_{side}": wave for name, pair in pairs.items() for side, wave in zip(("clean", "noisy"), pair)})
 
 # %% [markdown]
-# One network call of `drift_dagger` on the second. This picture is the whole task: what is speech, and what only looks like it?
+# One network evaluation of `drift_dagger` on the second. This picture is the whole task: what is speech, and what only looks like it?
 
 # %% tags=["export-waterfall"]
 clean, noisy = pairs["waterfall"]
@@ -256,7 +256,15 @@ plt.ylabel("SI-SDR of crops, dB");
 #
 # ## Exercises
 #
+# Put your own value into the cell below; it says how close it is.
+#
 # **1.** Draw noise for real and imaginary part with `torch.randn` and forget the $1/\sqrt2$. What is its power?
+#
+# <details><summary>Hint</summary>
+#
+# The power of a sum of two independent parts is the sum of their powers.
+#
+# </details>
 #
 # <details><summary>Solution</summary>
 #
@@ -264,24 +272,37 @@ plt.ylabel("SI-SDR of crops, dB");
 #
 # </details>
 #
-# **2.** A crop has 32,640 samples. How many frames at a hop of 128, and of 256?
+# **2.** A crop has 32,640 samples. How many frames does it have at a hop of 256?
 #
-# <details><summary>Solution</summary>
+# <details><summary>Hint</summary>
 #
-# $1+32640/128=256$, and $1+\lceil127.5\rceil=129$; a crop for 128 frames at 256 has `Spectrogram.samples(128)` = 32,512 samples.
+# One frame at the start of the crop, then one for each hop that is begun.
 #
 # </details>
 #
-# **3.** Why does a perfect wave half a millisecond late score below 0 dB?
+# <details><summary>Solution</summary>
+#
+# $1+\lceil32640/256\rceil=129$; at a hop of 128 it has 256. A crop that fills exactly 128 frames at 256 has `Spectrogram.samples(128)` = 32,512 samples.
+#
+# </details>
+#
+# **3.** The clean windmill is delayed by half a millisecond, 8 samples. What SI-SDR does this perfect recording have, in dB?
+#
+# <details><summary>Hint</summary>
+#
+# With the correlation $\rho$ of a signal with its delayed self, SI-SDR is $10\log_{10}\frac{\rho^2}{1-\rho^2}$.
+#
+# </details>
 #
 # <details><summary>Solution</summary>
 #
-# Speech has most of its energy near the pitch's harmonics up to 1 kHz, and there half a millisecond is half a period: the delayed wave is nearly at a right angle to the original, and SI-SDR counts all of it as error. On windmill: see the picture.
+# The correlation of this voice with itself is about 0.51 after 8 samples (and -0.08 after 16), so the score is about -4.5 dB. A shift by a quarter of a period is at a right angle to the original and counts as error; a shift by half a period is a change of sign, which SI-SDR forgives.
 #
 # </details>
 
 # %%
 real = torch.complex(torch.randn(1_000_000), torch.randn(1_000_000))
-check("exercise 1", real.abs().square().mean().item(), 2, 0.01)
-check("exercise 2, hop 128", data.Spectrogram(hop_length=128)(torch.randn(32640)).shape[1], 256, 0)
-check("exercise 2, hop 256", data.Spectrogram(hop_length=256)(torch.randn(32640)).shape[1], 129, 0)
+answer("1", 2, real.abs().square().mean().item(), 0.01, "the power of each part is 1")
+answer("2", 129, data.Spectrogram(hop_length=256)(torch.randn(32640)).shape[1], 0, "the last hop is not full, and has a frame too")
+whole = data.load_audio(ROOT / "tutorials/audio/clean/windmill.flac")[0][0]
+answer("3", -4.5, metrics.si_sdr(whole[:-8], whole[8:]), 1.0, "both waves have the same energy")

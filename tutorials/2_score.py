@@ -6,7 +6,7 @@
 # **You will** see the three processes, the score, the reverse SDE and its ODE and what each costs, and a mismatch at the start that every sampler inherits. Papers: SGMSE+ (arXiv 2208.05830), BBED (2302.14748), *Investigating Training Objectives* (2409.10753), bridge (Jukić et al., Interspeech 2024), Song et al. (ICLR 2021).
 
 # %%
-from tools import (below, check, enhance, fast, fifths, play, pretrained, recording, show, spectrogram, tiny,
+from tools import (answer, below, check, enhance, fast, fifths, play, pretrained, recording, show, spectrogram, tiny,
                    train_small)
 
 import matplotlib.pyplot as plt
@@ -23,7 +23,7 @@ noise = lambda n: torch.randn(n, 1, 1, 1, dtype=torch.complex64)           # E|z
 # %% [markdown]
 # ## Hear it
 #
-# `sgmse_stage1`, a small score model after two and a half hours on two CPU cores and nine and a half minutes on GPUs, on the cheering crowd: 3, 15 and 60 calls of the network.
+# `sgmse_stage1`, a small score model after two and a half hours on two CPU cores and nine and a half minutes on GPUs, on the cheering crowd: 3, 15 and 60 network evaluations.
 
 # %%
 clean, noisy = recording("cheer")
@@ -43,7 +43,7 @@ for axis in axes:
 figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 
 # %% [markdown]
-# More calls do not raise these scores, they lower them a little. Scores like SI-SDR compare with the one voice that was recorded and reward an average of the likely ones, and more steps are a better sample, not a better average. (That this is the reason has not been tested.)
+# With more evaluations PESQ rises a little and SI-SDR does not. Scores like SI-SDR compare with the one voice that was recorded and reward an average of the likely ones, and more steps are a better sample, not a better average. (That this is the reason has not been tested.)
 #
 # ## Key equations
 #
@@ -58,7 +58,7 @@ figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 #
 # ## The toy
 #
-# One noisy point $y$ (the cross), three places where the clean one may be (green). Red: what the reverse SDE makes of 2000 starts, blue: eight of its paths, 60 calls of the exact score each.
+# One noisy point $y$ (the cross), three places where the clean one may be (blue). Orange: what the reverse SDE makes of 2000 starts, dark lines: eight of its paths, 60 evaluations of the exact score each.
 
 # %%
 def paths(score, sde, N, n=2000):
@@ -323,7 +323,7 @@ toy.draw(axes[2], states[-1], states[0], states[:, :8], "SDE: noise at each step
 #
 # $$x\leftarrow x+\epsilon\,s+\sqrt{2\epsilon}\,z,\qquad\epsilon=2(r\sigma)^2$$
 #
-# A Langevin step at the same time, before each step of the reverse SDE: two calls a step. Thirty of each on the toy:
+# A Langevin step at the same time, before each step of the reverse SDE: two evaluations a step. On the toy 15 such pairs beside 30 plain steps, 30 evaluations each:
 
 # %%
 show(sgmse.langevin_step, sgmse.predictor_corrector)
@@ -432,15 +432,29 @@ plt.ylabel("loss, sum over bins");
 #
 # ## Exercises
 #
+# Put your own value into the cell below; it says how close it is.
+#
 # **1.** Derive $g^2=\frac{d\sigma^2}{dt}+2\theta\sigma^2$ for OUVE and evaluate $g$ at $t=0.5$.
 #
-# <details><summary>Solution</summary>
+# <details><summary>Hint</summary>
 #
-# The variance of $dx=\theta(y-x)dt+g\,dw$ follows $\dot V=-2\theta V+g^2$. $g(0.5)=0.339307$; the next cell takes the derivative by autograd.
+# The variance of $dx=\theta(y-x)dt+g\,dw$ follows $\dot V=-2\theta V+g^2$.
 #
 # </details>
 #
-# **2.** How many calls does `predictor_corrector` with $N=30$ make?
+# <details><summary>Solution</summary>
+#
+# $g(0.5)=\sigma_{\min}(\sigma_{\max}/\sigma_{\min})^{0.5}\sqrt{2\log10}=0.339307$.
+#
+# </details>
+#
+# **2.** How many network evaluations does `predictor_corrector` with $N=30$ make?
+#
+# <details><summary>Hint</summary>
+#
+# Count one for each use of the score within a step.
+#
+# </details>
 #
 # <details><summary>Solution</summary>
 #
@@ -450,6 +464,12 @@ plt.ylabel("loss, sum over bins");
 #
 # **3.** Why can the bridge's ODE not sample? Give the spread of its output on the toy.
 #
+# <details><summary>Hint</summary>
+#
+# How many starting points does it have for one $y$?
+#
+# </details>
+#
 # <details><summary>Solution</summary>
 #
 # An ODE maps one start to one end, and the bridge has one start, $y$. The spread is 0, where the truth has 0.69.
@@ -457,10 +477,8 @@ plt.ylabel("loss, sum over bins");
 # </details>
 
 # %%
-t = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
-variance = OUVE.std(t) ** 2
-derivative = torch.autograd.grad(variance, t)[0]
-check("exercise 1: g(0.5)", (derivative + 2 * OUVE.theta * variance).sqrt().item(), 0.339307, 1e-6)
-calls = []
-sgmse.predictor_corrector(lambda x, y, t: calls.append(1) or exact(x, y, t), toy.noisy(2), BBED, 30)
-check("exercise 2: calls", len(calls), 60, 0)
+answer("1", 0.339307, OUVE.diffusion(0.5), 1e-4, "sigma_min (sigma_max / sigma_min)^t sqrt(2 log(sigma_max / sigma_min)) at t = 0.5")
+evaluations = []
+sgmse.predictor_corrector(lambda x, y, t: evaluations.append(1) or exact(x, y, t), toy.noisy(2), BBED, 30)
+answer("2", 60, len(evaluations), 0, "corrector and predictor each ask for the score")
+answer("3", 0, 0.0, 0.01, "one start, one end")

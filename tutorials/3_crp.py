@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 3 CRP: train the sampler that you will use
 #
-# A score model learns each noise level by itself. Nobody tells it that in the end somebody walks five big steps, or one, and that the errors add up. *Correcting the reverse process* runs just that sampler in training and teaches its last call to end at clean speech.
+# A score model learns each noise level by itself. Nobody tells it that in the end somebody walks five big steps, or one, and that the errors add up. *Correcting the reverse process* runs just that sampler in training and teaches its last evaluation to end at clean speech.
 #
-# **You will** train through a sampler, see what the last call can repair and what it cannot, and find that its optimum is a mean: with one call, CRP turns a sampler into a predictor. Paper: Lay, Lemercier, Richter, Gerkmann (ICASSP 2024, arXiv 2309.09677).
+# **You will** train through a sampler, see what the last evaluation can repair and what it cannot, and find that its optimum is a mean: with one evaluation, CRP turns a sampler into a predictor. Paper: Lay, Lemercier, Richter, Gerkmann (ICASSP 2024, arXiv 2309.09677).
 
 # %%
-from tools import (below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show, spectrogram,
-                   train_small)
+from tools import (answer, below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show,
+                   spectrogram, train_small)
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,15 +24,16 @@ BBED = sgmse.BBED()
 # %% [markdown]
 # ## Hear it
 #
-# The windmill, 5 dB: the model of stage 1 with 1, 2 and 5 steps from $t=0.5$, then what CRP made of it: for five calls from $t=0.5$, and for one call from $t=0.03$.
+# The windmill, 5 dB: the model of stage 1 with 1, 2 and 5 steps from $t=0.5$, then what CRP made of it: for five evaluations from $t=0.5$, and for one from $t=0.03$. Last the control of all of them: the *same weights of stage 1*, asked once at $t=T$ for their estimate of the clean speech, $E[x_0\mid x_T,y]$ by Tweedie's formula (`one_step`), without any sampler.
 
 # %%
 clean, noisy = recording("windmill")
 outputs = {f"stage 1, {N} call{'s' * (N > 1)}": enhance(pretrained("sgmse_stage1", N=N), noisy) for N in (1, 2, 5)}
 outputs |= {"CRP, 5 calls": enhance(pretrained("sgmse"), noisy),
-            "CRP, 1 call": enhance(pretrained("sgmse_crp1"), noisy)}
+            "CRP, 1 call": enhance(pretrained("sgmse_crp1"), noisy),
+            "stage 1, one-step": enhance(pretrained("sgmse_stage1", sampler="one_step", start=1.0), noisy)}
 play(noisy=noisy, **outputs)
-figure, axes = plt.subplots(2, 3, figsize=(9, 4.2), sharex=True, sharey=True)
+figure, axes = plt.subplots(2, 4, figsize=(11, 4.2), sharex=True, sharey=True)
 for axis, (title, wave) in zip(axes.flat, {"noisy": noisy, **outputs}.items()):
     print(f"{title}: PESQ {metrics.pesq(clean, wave):.2f}, SI-SDR {metrics.si_sdr(clean, wave):.1f} dB")
     image = spectrogram(axis, wave, title)
@@ -40,9 +41,11 @@ for axis, (title, wave) in zip(axes.flat, {"noisy": noisy, **outputs}.items()):
 figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 
 # %% [markdown]
-# Over the number of calls, on 37 test recordings (mean and 95 % interval; how it was made: [experiments](experiments/README.md)):
+# The sampler of stage 1 needs CRP where it has few steps; its one-step prediction does not, and is as good as the best of them.
 #
-# ![PESQ, ESTOI and SI-SDR over the number of network calls, before and after CRP](experiments/nfe.png)
+# Over the number of network evaluations, on 37 test recordings (mean and 95 % interval; how it was made: [experiments](experiments/README.md)):
+#
+# ![PESQ, ESTOI and SI-SDR over the number of network evaluations, before and after CRP](experiments/nfe.png)
 #
 # ## Key equations
 #
@@ -50,12 +53,12 @@ figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 # |---|---|---|
 # | $t_{rs}=t_1>\dots>t_N=t_\varepsilon,\ \Delta_N=t_\varepsilon$ | the sampler's times; the last step goes to 0 | `reverse_grid` |
 # | $\hat x=x-(f-g^2s)\,\Delta_N$ | its last step, without noise | `reverse_step` |
-# | $\frac12E\lvert\hat x-x_0\rvert^2$ | the loss; gradient through the last call only | `crp_loss` |
+# | $\frac12E\lvert\hat x-x_0\rvert^2$ | the loss; gradient through the last evaluation only | `crp_loss` |
 # | $x_{t_{rs}}=y+\sigma z$ | the start, which knows nothing of $x_0$ | `BBED.prior` |
 #
 # ## The toy
 #
-# One noisy point (the cross), three places where the clean one may be (green). A score model with a known fault: the exact score plus $(0.3+0.2i)/\sigma_t$. What does its sampler make of it, with one and with five calls?
+# One noisy point (the cross), three places where the clean one may be (blue). A score model with a known fault: the exact score plus $(0.3+0.2i)/\sigma_t$. What does its sampler make of it, with one and with five evaluations?
 
 # %%
 exact, fault = toy.Exact(BBED), 0.3 + 0.2j
@@ -107,7 +110,7 @@ axis.set(xlim=(0.53, -0.02), ylim=(-0.6, 2.6), yticks=(0, 1, 2), yticklabels=("N
 #
 # $$\hat x=x-\big[f(x,y,t)-g(t)^2s_\theta(x,y,t)\big]\,\Delta$$
 #
-# The network enters with the factor $g^2\Delta$. With $N=1$ that is large: the one call decides everything. With $N\ge2$ the trained call sits at $t=0.03$ and its factor is 0.016: it can put on the finish, and the calls before change only because they share its weights.
+# The network enters with the factor $g^2\Delta$. The denoiser's own correction of a state is $\sigma^2s_\theta$, from the state to the mean of the process. In units of that correction a step has the size $g^2\Delta/\sigma^2$: 1.06 at $t=0.03$, a whole correction, and 2.80 for $N=1$ from $t=0.5$, where it overshoots by almost three times. That is why one step of the uncorrected score model from $t=0.5$ is poor, and what CRP repairs there.
 
 # %%
 show(sgmse.reverse_step)
@@ -117,9 +120,21 @@ x, y = torch.zeros(2, 1, 1, 1, 1)
 for N, known in ((1, 0.6630), (5, 0.016203)):
     times, steps = sgmse.reverse_grid(BBED, N, 0.5)
     one, none = (sgmse.reverse_step(lambda *_: s, x, y, times[-1], steps[-1], BBED)[0].item() for s in (1.0, 0.0))
-    check(f"N = {N}: factor of the trained call", one - none, known, 1e-5)
+    check(f"N = {N}: factor of the trained evaluation", one - none, known, 1e-5)
+figure, axis = plt.subplots(figsize=(6, 2.4))
+for N, mark in ((1, "s"), (2, "^"), (5, "o")):
+    times, steps = (torch.tensor(values) for values in sgmse.reverse_grid(BBED, N, 0.5))
+    size = BBED.diffusion(times) ** 2 * steps / BBED.std(times) ** 2
+    axis.plot(times, size, f"{mark}-", label=f"N = {N}")
+axis.axhline(1, color="black", linestyle=":", linewidth=1)
+axis.set(xlim=(0.52, 0), ylim=(0, 3), xlabel="process time of the step", ylabel="$g^2\\Delta\\,/\\,\\sigma^2$")
+axis.legend();
+check("N = 1: size of its step", (BBED.diffusion(torch.tensor(0.5)) ** 2 * 0.5 / BBED.std(torch.tensor([0.5])) ** 2).item(), 2.80, 0.01)
+check("last step from 0.03", size[-1].item(), 1.06, 0.01)
 
 # %% [markdown]
+# Steps in units of the denoiser's own correction: at the dotted line a step is the whole correction. One step from 0.5 overshoots, the last of several is just right.
+#
 # ## The loss
 #
 # $$\mathcal L=\tfrac12\,E\,\lvert\hat x_N-x_0\rvert^2$$
@@ -167,11 +182,11 @@ for axis, N, end, title in zip(axes, (1, 1, 5, 5), (before[1], after[1], before[
     toy.draw(axis, end, title=title)
 
 # %% [markdown]
-# With five calls the repaired sampler is right. With one, $w$ can move the cloud as a whole and no more; its mean is right and its shape is not.
+# With five evaluations the repaired sampler is right. With one, $w$ can move the cloud as a whole and no more; its mean is right and its shape is not.
 #
 # ## Repair everything
 #
-# Now a whole network, one call. The loss falls to $\frac12\mathrm{Var}(x_0\mid y)$ and stops: the start $y+\sigma z$ knows nothing of $x_0$, so the best answer to a squared error is the same for every $z$, the mean $E[x_0\mid y]$.
+# Now a whole network, one evaluation. The loss falls to $\frac12\mathrm{Var}(x_0\mid y)$ and stops: the start $y+\sigma z$ knows nothing of $x_0$, so the best answer to a squared error is the same for every $z$, the mean $E[x_0\mid y]$.
 
 # %%
 show(toy.learn_correction)
@@ -195,7 +210,7 @@ axes[2].set(xlabel="step", ylim=(0.2, 0.4), title="crp_loss, 1 call")
 axes[2].legend();
 
 # %% [markdown]
-# Three clouds have become one point that lies in none of them. On speech one explanation is often far more likely than the others, so the mean is no bad answer, and scores like it. Two draws of the one-call model agree, also because it starts at $t=0.03$, where there is little noise:
+# Three clouds have become one point that lies in none of them. On speech one explanation is often far more likely than the others, so the mean is no bad answer, and scores like it. Two draws of the one-step model agree, also because it starts at $t=0.03$, where there is little noise:
 
 # %%
 first, second = (enhance(pretrained("sgmse_crp1"), noisy, seed) for seed in (0, 1))
@@ -233,7 +248,7 @@ plt.legend();
 experiment("compare.csv", "budget", "noisy", "predictive", "score", "CRP", test="test")
 
 # %% [markdown]
-# With few crops one call at T beats the sampler, and CRP, which needs as many again, comes to that one call: with 12,000 crops a stage 0.02 PESQ below it [-0.08, 0.04] and 0.3 dB above [-0.3, 0.9]. The predictive rows are the control. By the error of the spectrogram, as in the paper, the predictive one lies 0.21 PESQ [0.12, 0.30] below CRP for one call with 12,000 crops a stage and 0.11 above with 3,000. By SI-SDR it lies above both CRP models in SI-SDR with either: what CRP is worth depends on what it is compared with. Score matching, the paper's stage 1, is slower to learn, and CRP mends most where most is wrong.
+# With few crops the one-step prediction at $t=T$ beats the sampler, and CRP, which needs as many again, comes to that one evaluation: with 12,000 crops a stage 0.02 PESQ below it [-0.08, 0.04] and 0.3 dB above [-0.3, 0.9]. The predictive rows are the control. By the error of the spectrogram, as in the paper, the predictive one lies 0.21 PESQ [0.12, 0.30] below CRP for one evaluation with 12,000 crops a stage and 0.11 above with 3,000. By SI-SDR it lies above both CRP models in SI-SDR with either: what CRP is worth depends on what it is compared with. Score matching, the paper's stage 1, is slower to learn, and CRP mends most where most is wrong.
 #
 # ## Details that matter
 #
@@ -242,7 +257,7 @@ experiment("compare.csv", "budget", "noisy", "predictive", "score", "CRP", test=
 # 1. $N$ and the start are not in the released files: write them down. Ours hold them (c).
 # 2. The same $N$ in training and use (c).
 # 3. Learning rate $10^{-5}$, where stage 1 had $10^{-4}$ (c).
-# 4. With $N\ge2$ the trained call sits at $t=0.03$, whatever $N$ is (m).
+# 4. With $N\ge2$ the trained evaluation sits at $t=0.03$, whatever $N$ is (m).
 #
 # ## Where paper and code differ
 #
@@ -251,38 +266,58 @@ experiment("compare.csv", "budget", "noisy", "predictive", "score", "CRP", test=
 #
 # ## Exercises
 #
-# **1.** What is the factor of the trained call with $N=1$ from $t_{rs}=0.3$?
+# Put your own value into the cell below; it says how close it is.
 #
-# <details><summary>Solution</summary>
+# **1.** What is the factor $g^2\Delta$ of the trained evaluation with $N=1$ from $t_{rs}=0.3$?
 #
-# $g^2\Delta=c\,k^{2t}t=0.51\cdot2.6^{0.6}\cdot0.3=0.2714$.
+# <details><summary>Hint</summary>
 #
-# </details>
-#
-# **2.** With `trained="random"` another of the $N$ calls is trained, and its step does not end at $t=0$. What is the target of the first of five?
-#
-# <details><summary>Solution</summary>
-#
-# The mean of the forward process at the next time, $\mu(x_0,y,0.3825)=0.6175\,x_0+0.3825\,y$.
+# BBED has $g^2=c\,k^{2t}$ with $c=0.51$ and $k=2.6$; the single step goes from 0.3 to 0.
 #
 # </details>
 #
-# **3.** `sgmse` was trained for five calls from 0.5. What does it do with a single call from $t=0.03$, that is, its trained call alone?
+# <details><summary>Solution</summary>
+#
+# $c\,k^{2t}t=0.51\cdot2.6^{0.6}\cdot0.3=0.2714$.
+#
+# </details>
+#
+# **2.** With `trained="random"` another of the $N$ evaluations is trained, and its step does not end at $t=0$. What weight has $x_0$ in the target of the first of five?
+#
+# <details><summary>Hint</summary>
+#
+# The target is the mean of the forward process at the next time of the grid.
+#
+# </details>
 #
 # <details><summary>Solution</summary>
 #
-# Most of the work: see the last cell. Its start $y+\sigma(0.03)z$ is almost $y$, so that this call alone is a predictor.
+# The mean at 0.3825 is $0.6175\,x_0+0.3825\,y$.
+#
+# </details>
+#
+# **3.** `sgmse` was trained for five evaluations from 0.5. How many dB of SI-SDR does a single one from $t=0.03$, its trained evaluation alone, reach on the windmill?
+#
+# <details><summary>Hint</summary>
+#
+# Its start $y+\sigma(0.03)z$ is almost $y$: it is a predictor. Compare with the five of the first cell.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# Most of what five reach: see the last cell.
 #
 # </details>
 
 # %%
 times, steps = sgmse.reverse_grid(BBED, 1, 0.3)
-check("exercise 1", BBED.diffusion(times[0]) ** 2 * steps[0], 0.2714, 1e-4)
+answer("1", 0.2714, BBED.diffusion(times[0]) ** 2 * steps[0], 1e-3, "0.51 * 2.6 ** 0.6 is g squared; then the length of the step")
 mean = BBED.mean(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), torch.tensor([0.3825])).item()
-check("exercise 2: share of x0", mean, 0.6175, 1e-6)
+answer("2", 0.6175, mean, 1e-3, "the mean is (1 - t) x_0 + t y")
 clean, noisy = (data.load_audio(train.HERE / "tutorials/audio" / side / "windmill.flac")[0][0]  # whole, in the tests too
                 for side in ("clean", "noisy"))
 single, five_calls = enhance(pretrained("sgmse", N=1, start=0.03), noisy), enhance(pretrained("sgmse"), noisy)
-print(f"exercise 3: one call {metrics.pesq(clean, single):.2f} PESQ, {metrics.si_sdr(clean, single):.1f} dB; five "
+print(f"one evaluation {metrics.pesq(clean, single):.2f} PESQ, {metrics.si_sdr(clean, single):.1f} dB; five "
       f"{metrics.pesq(clean, five_calls):.2f}, {metrics.si_sdr(clean, five_calls):.1f} dB")
-check("   difference, dB", metrics.si_sdr(clean, single) - metrics.si_sdr(clean, five_calls), 0, 4)
+answer("3", 12, metrics.si_sdr(clean, single), 2.5, "it is a little below that of five")

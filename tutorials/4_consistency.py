@@ -1,13 +1,13 @@
 # %% [markdown]
-# # 4 Consistency: learn in one call where sixty would end
+# # 4 Consistency: learn in one evaluation where sixty would end
 #
-# A trained score model, the teacher, moves a state $x_t$ one small step down its process. The student $f$ learns to say the same before and after that step, at every time; at the smallest time it is tied to its input. Then one call of $f$ ends where the whole walk would.
+# A trained score model, the teacher, moves a state $x_t$ one small step down its process. The student $f$ learns to say the same before and after that step, at every time; at the smallest time it is tied to its input. Then one evaluation of $f$ ends where the whole walk would.
 #
 # **You will** see the boundary, the teacher's moves, and a fact that the paper's title hides: which *move* the teacher makes decides if the student samples or averages, and whether the move's noise is kept does not. Papers: ROSE-CD (Xu, Yan, Kleijn, arXiv 2507.05688), *Consistency Models* (Song et al., arXiv 2303.01469).
 
 # %%
-from tools import (below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show, spectrogram,
-                   tiny, train_small)
+from tools import (answer, below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show,
+                   spectrogram, tiny, train_small)
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,7 +24,7 @@ OUVE = sgmse.OUVE()
 # %% [markdown]
 # ## Hear it
 #
-# A voice at a waterfall, 2.5 dB: the teacher with its 15 calls, and `consistency`, distilled from it, with one.
+# A voice at a waterfall, 2.5 dB: the teacher with its 15 evaluations, and `consistency`, distilled from it, with one.
 
 # %%
 clean, noisy = recording("waterfall")
@@ -58,7 +58,7 @@ below("difference of two draws, dB", -agreement, -30)
 # | $t_0=T>\dots>t_{N-1}=t_\varepsilon$ | times | `time_grid` |
 # | $x_{t_i}\to\hat x_{t_{i+1}}$ | a move of the teacher, or of nobody | `pc_step`, `euler_step`, `heun_step`, `mix_step`; `renoised` |
 # | $E\,w\,\lvert f(x_{t_i})-f_{ema}(\hat x_{t_{i+1}})\rvert^2$ | consistency loss | `consistency_loss` |
-# | $f(y+\sigma_Tz)$ | one call; then perhaps more | `multistep` |
+# | $f(y+\sigma_Tz)$ | one evaluation; then perhaps more | `multistep` |
 #
 # ## The boundary
 #
@@ -106,7 +106,7 @@ show(consistency.pc_step, consistency.heun_step, consistency.renoised)
 # %% [markdown]
 # ### What a squared error makes of a random move
 #
-# The best answer to a random target is its mean: $f(x,t_i)=E[f(\hat x_{t_{i+1}})\mid x]$. For one Gaussian place of std 0.1 every move is affine on average, its slope is a number, and the product of the slopes over the grid says how much of the variance of $x_{t_\varepsilon}$ the student's output keeps. The slope of a move comes from two calls with one seed; that of `renoised` from its covariance with $x_t$.
+# The best answer to a random target is its mean: $f(x,t_i)=E[f(\hat x_{t_{i+1}})\mid x]$. For one Gaussian place of std 0.1 every move is affine on average, its slope is a number, and the product of the slopes over the grid says how much of the variance of $x_{t_\varepsilon}$ the student's output keeps. The slope of a move comes from two evaluations with one seed; that of `renoised` from its covariance with $x_t$.
 
 # %%
 one = torch.ones(1, 1, 1, 1, dtype=torch.complex128)
@@ -249,9 +249,9 @@ with torch.no_grad():
         x, y = s.expand(n, 1, 1, 1), toy.noisy(n)
         for t, t_next in zip(times[:-1], times[1:]):
             x = pc(x, y, t.expand(n), t_next.expand(n))
-        answer, mean = f_pc(s.reshape(1, 1, 1, 1), toy.noisy(1), T[:1]).item(), x.mean().item()
-        print(f"start {s.item():.2f}: student {answer:.2f}, mean of {n} walks {mean:.2f}")
-        below("   apart", abs(answer - mean), 0.05, trained=True)
+        output, mean = f_pc(s.reshape(1, 1, 1, 1), toy.noisy(1), T[:1]).item(), x.mean().item()
+        print(f"start {s.item():.2f}: distilled model {output:.2f}, mean of {n} walks {mean:.2f}")
+        below("   apart", abs(output - mean), 0.05, trained=True)
 
 # %% [markdown]
 # ## Where the prior's mismatch goes
@@ -272,11 +272,11 @@ with torch.no_grad():
 below("from the true marginal", student_off, 0.02, trained=True)
 
 # %% [markdown]
-# ## More than one call
+# ## More than one evaluation
 #
 # $$x_\tau=\mu(\hat x,y,\tau)+\sigma_\tau z,\qquad\hat x\leftarrow f(x_\tau,y,\tau)$$
 #
-# Even a predictor becomes a sampler when its answer is made noisy and asked again. But the process has a mean that slides towards $y$: the released code leaves that out, and the state is then one that $f$ has never seen. Eight calls of the best predictor, $E[x_0\mid x_t]$:
+# Even a predictor becomes a sampler when its answer is made noisy and asked again. But the process has a mean that slides towards $y$: the released code leaves that out, and the state is then one that $f$ has never seen. Eight evaluations of the best predictor, $E[x_0\mid x_t]$:
 
 # %%
 show(consistency.refinement_times, consistency.multistep)
@@ -358,15 +358,29 @@ experiment("compare.csv", "robustness", test="test", columns=("pesq", "si_sdr"))
 #
 # ## Exercises
 #
-# **1.** How much variance does a student of `pc_step` keep on 15 times instead of 30?
+# Put your own value into the cell below; it says how close it is.
 #
-# <details><summary>Solution</summary>
+# **1.** Which fraction of the variance does a model distilled with `pc_step` keep on 15 times instead of 30?
 #
-# `kept(of(consistency.pc_step), 15)`: $1.8\cdot10^{-10}$. Fewer moves average less often.
+# <details><summary>Hint</summary>
+#
+# `kept` and `of` above compute it for 30.
 #
 # </details>
 #
-# **2.** With the strict boundary $f$ returns $x_{t_\varepsilon}$, not $x_0$. At what level does $y$ remain in its mean?
+# <details><summary>Solution</summary>
+#
+# `kept(of(consistency.pc_step), 15)`: $1.8\cdot10^{-10}$. Fewer steps average less often.
+#
+# </details>
+#
+# **2.** With the strict boundary $f$ returns $x_{t_\varepsilon}$, not $x_0$. At what level in dB does $y$ remain in its mean?
+#
+# <details><summary>Hint</summary>
+#
+# OUVE's mean has the weight $1-e^{-\theta t}$ for $y$, with $\theta=1.5$ and $t_\varepsilon=0.03$.
+#
+# </details>
 #
 # <details><summary>Solution</summary>
 #
@@ -374,15 +388,21 @@ experiment("compare.csv", "robustness", test="test", columns=("pesq", "si_sdr"))
 #
 # </details>
 #
-# **3.** `euler_step` with noise, and without: which keeps more variance?
+# **3.** `euler_step` with noise and without: by which factor do the kept variances differ?
+#
+# <details><summary>Hint</summary>
+#
+# Which part of a step does a squared error see?
+#
+# </details>
 #
 # <details><summary>Solution</summary>
 #
-# The same, 0.812: the noise has mean 0 and a squared error does not see it. What matters is the mean of the move; pc's pulls twice as hard, with $g^2s$ instead of $\frac12g^2s$.
+# By 1: the noise has mean 0 and a squared error does not see it. What matters is the mean of the step; that of pc pulls twice as hard, with $g^2s$ instead of $\frac12g^2s$.
 #
 # </details>
 
 # %%
-check("exercise 1", kept(of(consistency.pc_step), 15), 1.8e-10, 1e-11)
-check("exercise 2, dB", 20 * np.log10(1 - share(0.03)), -27.1, 0.05)
-check("exercise 3", kept(of(consistency.euler_step, noise=False)) / kept(of(consistency.euler_step)), 1, 1e-12)
+answer("1", 1.8e-10, kept(of(consistency.pc_step), 15), 1e-11, "kept takes the number of times as its second argument")
+answer("2", -27.1, 20 * np.log10(1 - share(0.03)), 0.1, "1 - exp(-0.045) is an amplitude")
+answer("3", 1, kept(of(consistency.euler_step, noise=False)) / kept(of(consistency.euler_step)), 0.01, "the mean of both steps is the same")

@@ -6,8 +6,8 @@
 # **You will** compute the knowledge gap score on a real pair, see what the released rule really keeps, and read a table in which the choice of patches did not matter. Paper: Kim, Choi, *DISPatch* (ICASSP 2026, arXiv 2509.15922); the two losses are the authors', the recipe and the weights around them are ours.
 
 # %%
-from tools import (below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show, spectrogram,
-                   train_small)
+from tools import (answer, below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show,
+                   spectrogram, train_small)
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -265,7 +265,15 @@ experiment("compare.csv", "patches", seed="0 1 2")
 #
 # ## Exercises
 #
+# Put your own value into the cell below; it says how close it is.
+#
 # **1.** What is `selective_patch_loss` of the table with $k=1$, and which known loss is it?
+#
+# <details><summary>Hint</summary>
+#
+# With $k=1$ no patch is left out.
+#
+# </details>
 #
 # <details><summary>Solution</summary>
 #
@@ -273,29 +281,41 @@ experiment("compare.csv", "patches", seed="0 1 2")
 #
 # </details>
 #
-# **2.** All waves twice as loud: what happens to the response loss and to the mask?
+# **2.** All waves are twice as loud. By which factor does the response loss change, and what happens to the mask?
 #
-# <details><summary>Solution</summary>
+# <details><summary>Hint</summary>
 #
-# The loss is four times as large, the mask the same: all scores grow alike.
+# The loss is a square of magnitudes; the mask is a ranking.
 #
 # </details>
 #
-# **3.** Draw as many patches blindly (`rule="random"`). What share of them has the teacher closer?
+# <details><summary>Solution</summary>
+#
+# By 4; the mask is the same, since all scores grow alike.
+#
+# </details>
+#
+# **3.** Draw as many patches blindly (`rule="random"`). In which fraction of them is the teacher closer?
+#
+# <details><summary>Hint</summary>
+#
+# Blind patches are like all patches.
+#
+# </details>
 #
 # <details><summary>Solution</summary>
 #
-# The base rate. Top-k can beat it by little when it keeps 80 %: see the last cell.
+# The base rate, printed below. Top-k can beat it by little when it keeps 80 %.
 #
 # </details>
 
 # %%
-check("exercise 1", dispatch.selective_patch_loss(S, T, Y, 2, 1.0).item(),
-      (S.abs() - T.abs()).square().mean().item(), 1e-6)
+answer("1", 0.875, dispatch.selective_patch_loss(S, T, Y, 2, 1.0).item(), 1e-3, "the mean of (|S| - |T|)^2 over all bins")
 twice = (dispatch.selective_patch_loss(2 * S, 2 * T, 2 * Y, 2, 0.5)
          / dispatch.selective_patch_loss(S, T, Y, 2, 0.5))
-check("exercise 2", twice.item(), 4, 1e-5)
+answer("2", 4, twice.item(), 1e-3, "two times two")
 torch.manual_seed(0)
 blind = dispatch.select(score(own, "waterfall"), 0.8, "random")[0]
 base = (gap > 0).float().mean().item()
-check("exercise 3", ((gap > 0) & blind).sum().item() / blind.sum().item(), base, 0.03)
+print(f"base rate {base:.3f}")
+answer("3", base, ((gap > 0) & blind).sum().item() / blind.sum().item(), 0.03, "the base rate is the mean of gap > 0")

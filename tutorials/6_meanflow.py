@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 6 MeanFlow: one jump along the average velocity
 #
-# A straight path joins clean speech, $t=0$, with an estimate of it plus noise, $t=1$. The *instantaneous* velocity of that flow needs many small steps. A network that knows the *average* velocity over an interval jumps across it in one call.
+# A straight path joins clean speech, $t=0$, with an estimate of it plus noise, $t=1$. The *instantaneous* velocity of that flow needs many small steps. A network that knows the *average* velocity over an interval jumps across it in one evaluation.
 #
 # **You will** see the identity that ties the two velocities, what its factor $c$ does, how the jump becomes a corrector behind a separator, for one microphone and for an array. Papers: MeCo (Kim, Choi, arXiv 2606.09677), MeanFlowSE (2509.14858), *Mean Flows* (Geng et al., 2505.13447), *Improved Mean Flows* (2512.02012).
 
 # %%
-from tools import (below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show, spectrogram,
-                   tiny, train_small)
+from tools import (answer, below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show,
+                   spectrogram, tiny, train_small)
 
 import tempfile
 from pathlib import Path
@@ -63,7 +63,7 @@ figure.colorbar(image, ax=axes, label="dB");
 #
 # ## The toy
 #
-# One noisy point (the cross), three places where the clean one may be (green). Blue: the flow itself; here it is known in closed form.
+# One noisy point (the cross), three places where the clean one may be (blue). Dark lines: the flow itself; here it is known in closed form.
 #
 # $$v=\sum_kr_k\Big(y-m_k+\frac{t\sigma^2-(1-t)\,0.1^2}{V}\,d_k\Big),\quad\sigma=0.487$$
 
@@ -273,7 +273,7 @@ check("its loss, dB", loss, by_hand, 1e-3)
 # %% [markdown]
 # ## The separator's loss
 #
-# $$\text{SA-SDR}=10\log_{10}\frac{\sum_k\lVert s_k\rVert^2}{\sum_k\lVert s_k-\hat s_k\rVert^2}\quad\text{of the best order of the talkers}$$
+# $$\text{SA-SDR}=10\log_{10}\frac{\sum_k\lVert s_k\rVert^2}{\sum_k\lVert s_k-\hat s_k\rVert^2}\quad\text{of the best order of the speakers}$$
 
 # %%
 show(losses.sa_sdr_loss)
@@ -288,7 +288,7 @@ assert torch.equal(ordered, estimates.flip(1))
 # %% [markdown]
 # ## An array of four microphones
 #
-# `rooms.draw_room` draws a room, `rooms.simulate_room` builds it by the image method: responses from a talker and a noise to each microphone on a circle of 5 cm radius, and the direct path to microphone 0, which is what a separator should return.
+# `rooms.draw_room` draws a room, `rooms.simulate_room` builds it by the image method: responses from a speaker and a noise to each microphone on a circle of 5 cm radius, and the direct path to microphone 0, which is what a separator should return.
 
 # %%
 config = rooms.RoomConfig(num_mics=4, num_speakers=1)
@@ -360,7 +360,7 @@ for k, (before, after) in enumerate(zip(scores["microphone 0"], scores["correcte
     below(f"talker {k}: SI-SDR at microphone 0 less that of the estimate, dB", before - after, -3, trained=True)
 
 # %% [markdown]
-# Each talker is still to be heard in the other's estimate, and other draws are worse: over 60 rooms the separator gains 5.3 dB, and its corrector 0.05 more ([experiments](experiments/README.md)).
+# Each speaker is still to be heard in the other's estimate, and other draws are worse: over 60 rooms the separator gains 5.3 dB, and its corrector 0.05 more ([experiments](experiments/README.md)).
 #
 # ## Train small
 #
@@ -383,7 +383,7 @@ axes[1].set(xlabel="step", title="SI-SDR of the one-call output, dB");
 # %% [markdown]
 # ## Trained on a corpus
 #
-# Rows of the [experiments](experiments/README.md), where the commands stand, with voices that training never heard: mean [95 % interval over recordings]. First one microphone under one budget, then two talkers in simulated rooms with every loss, then the corrector of both losses where it was not trained.
+# Rows of the [experiments](experiments/README.md), where the commands stand, with voices that training never heard: mean [95 % interval over recordings]. First one microphone under one budget, then two speakers in simulated rooms with every loss, then the corrector of both losses where it was not trained.
 
 # %%
 experiment("compare.csv", "budget", "noisy", "separator", "MeCo", "MeanFlowSE", test="test")
@@ -392,7 +392,7 @@ for test in ("rooms2", "rooms", "rooms2-large", "rooms3"):
     experiment("compare.csv", "correctors", test=test, columns=("pesq", "estoi", "si_sdr", "distillmos"))
 
 # %% [markdown]
-# With one microphone MeCo adds 0.6 dB to its separator, and no other score. For two talkers plain MeanFlow makes the separator's estimates worse, and the $x_r$-loss mends nothing of it after 300 steps. The Endpoint loss gains 0.04 dB [-0.00, 0.09], recording by recording, both together 0.05 [0.00, 0.10], and 0.08 DistillMOS, at a price of 0.03 PESQ. Behind a separator that was 1.5 dB worse it was 0.23 dB: a better one leaves less to correct. Where the corrector was not trained it gains 0.16 dB [0.06, 0.27] behind a separator of three talkers (`rooms3`), 0.15 [-0.00, 0.29] in large rooms, and nothing behind the separator of one (`rooms`).
+# With one microphone MeCo adds 0.6 dB to its separator, and no other score. For two speakers plain MeanFlow makes the separator's estimates worse, and the $x_r$-loss mends nothing of it after 300 steps. The Endpoint loss gains 0.04 dB [-0.00, 0.09], recording by recording, both together 0.05 [0.00, 0.10], and 0.08 DistillMOS, at a price of 0.03 PESQ. Behind a separator that was 1.5 dB worse it was 0.23 dB: a better one leaves less to correct. Where the corrector was not trained it gains 0.16 dB [0.06, 0.27] behind a separator of three speakers (`rooms3`), 0.15 [-0.00, 0.29] in large rooms, and nothing behind the separator of one (`rooms`).
 #
 # ## Details that matter
 #
@@ -406,28 +406,48 @@ for test in ("rooms2", "rooms", "rooms2-large", "rooms3"):
 # ## Where paper and code differ
 #
 # - $c=\frac12$ is not the identity: it ends between the flow and the mean. Here `--preset principled` has $c=1$, the exact derivative and no clip.
-# - One call ends at $t=0.03$ and is compared with fully clean speech.
+# - One evaluation ends at $t=0.03$ and is compared with fully clean speech.
 # - Plain MeanFlow *lowers* PESQ below the separator's, in the paper and in ours.
 #
 # ## Exercises
 #
-# **1.** In the Gaussian world above, how much of the spread 0.3 does a jump with $c=0.75$ to $r=0.03$ keep?
+# Put your own value into the cell below; it says how close it is.
 #
-# <details><summary>Solution</summary>
+# **1.** In the Gaussian world above, what std (of 0.3) does a jump with $c=0.75$ to $r=0.03$ leave?
 #
-# A std of 0.2324, where $c=1$ has 0.2914. The slope of $x_1\mapsto x_1-0.97\,u^{(c)}$ times $\sigma$; the next cell integrates it.
+# <details><summary>Hint</summary>
+#
+# The slope of $x_1\mapsto x_1-0.97\,u^{(c)}$ times $\sigma$; the cell integrates it.
 #
 # </details>
 #
-# **2.** Take four jumps instead of one on the toy, with the exact average velocity. What is the energy distance?
+# <details><summary>Solution</summary>
+#
+# 0.2324, where $c=1$ leaves 0.2914.
+#
+# </details>
+#
+# **2.** Take four jumps instead of one on the toy, with the exact average velocity. By how much does the energy distance change?
+#
+# <details><summary>Hint</summary>
+#
+# Does a jump along the exact average have an error that more jumps could reduce?
+#
+# </details>
 #
 # <details><summary>Solution</summary>
 #
-# That of one: a jump along the exact average has no error to reduce. See the next cell.
+# Not at all: a jump along the exact average velocity has no error.
 #
 # </details>
 #
 # **3.** What is the norm of $\dot u=0.1$ in each of 256 x 256 bins?
+#
+# <details><summary>Hint</summary>
+#
+# The norm is the root of the sum of squares.
+#
+# </details>
 #
 # <details><summary>Solution</summary>
 #
@@ -439,10 +459,9 @@ for test in ("rooms2", "rooms", "rooms2-large", "rooms3"):
 s = torch.linspace(1, 0, 2001, dtype=torch.float64)
 grid = 0.03 + 0.97 * s ** 0.75
 slope = lambda t: (t * toy.SIGMA ** 2 - (1 - t) * s_x ** 2) / V(t) * (V(t) / V(when(1.0))).sqrt()      # of v in x_1
-check("exercise 1", (1 - 0.97 * torch.trapezoid(slope(grid), -s)).item() * toy.SIGMA, 0.2324, 1e-3)
+answer("1", 0.2324, (1 - 0.97 * torch.trapezoid(slope(grid), -s)).item() * toy.SIGMA, 2e-3, "between the std of c = 1/2 and that of c = 1")
 average = lambda x, r, t: (x - toy.flow(toy.velocity, x, [t[0].item(), r[0].item()])[-1]) / per_bin(t - r)
 four = meanflow.sample(average, toy.noisy(n, torch.complex128), z.to(torch.complex128), 4)
-check("exercise 2: four jumps less one",
-      toy.energy_distance(four, reference) - toy.energy_distance(curves[-1], reference), 0,
-      1e-3)
-check("exercise 3", torch.full((256, 256), 0.1, dtype=torch.float64).norm().item(), 25.6, 1e-9)
+change = toy.energy_distance(four, reference) - toy.energy_distance(curves[-1], reference)
+answer("2", 0, change, 1e-3, "the jumps lie on one exact curve")
+answer("3", 25.6, torch.full((256, 256), 0.1, dtype=torch.float64).norm().item(), 0.01, "256 x 256 bins: the root of their number is 256")

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 7 Drifting: move the outputs, then chase them
 #
-# One network call, no pairs, no noise schedule. A frozen set of features turns clean and generated speech into two clouds of points. A *drifting field* pulls every generated point towards the clean ones near it and pushes it off its own kind. The network learns to output what its output would be after that move.
+# One network evaluation, no pairs, no noise schedule. A frozen set of features turns clean and generated speech into two clouds of points. A *drifting field* pulls every generated point towards the clean ones near it and pushes it off its own kind. The network learns to output what its output would be after that move.
 #
 # **You will** see attraction and repulsion cancel, meet the two normalisers and why one temperature is not enough, and find out why the loss is no score. Papers: *Speech Enhancement Based on Drifting Models* (DriftSE, arXiv 2604.24199v1, Eqs. 1 to 9), *Generative Modeling via Drifting* (Deng et al., arXiv 2602.04770, Algorithm 2).
 
 # %%
-from tools import (ROOT, below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show,
+from tools import (ROOT, answer, below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show,
                    spectrogram, tiny, train_small)
 
 import csv
@@ -53,7 +53,7 @@ figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 #
 # ## The toy
 #
-# One noisy point $y$ (the cross), three places where the clean one may be (green). First without any network: 200 points start near $y$ and simply move, $x\leftarrow x+V$, with the mean of the fields of $\tau=0.1,\,0.5,\,1$ and 200 fresh clean points a step.
+# One noisy point $y$ (the cross), three places where the clean one may be (blue). First without any network: 200 points start near $y$ and simply move, $x\leftarrow x+V$, with the mean of the fields of $\tau=0.1,\,0.5,\,1$ and 200 fresh clean points a step.
 
 # %%
 def move(steps, temperatures):
@@ -367,32 +367,54 @@ experiment("compare.csv", "latents", snr=5, columns=("own_time",))
 #
 # ## Exercises
 #
-# **1.** What does the loss say when the enhanced wave is ten times louder before the encoder?
+# Put your own value into the cell below; it says how close it is.
 #
-# <details><summary>Solution</summary>
+# **1.** The enhanced wave is ten times louder before the encoder. By which factor does the loss change?
 #
-# `standardised` divides by the standard deviation: the features change by less than $10^{-3}$, see above. Nothing: the level has to be put back afterwards, `DriftSE.enhance`.
+# <details><summary>Hint</summary>
 #
-# </details>
-#
-# **2.** Take $\tau=1$ alone for the 200 points. Does it reach the three places?
-#
-# <details><summary>Solution</summary>
-#
-# `toy.energy_distance(move(200, (1.0,))[-1], reference)` gives 0.006. A wide kernel feels all three at once, and its pull is not only towards the mean: the exponential kernel has a kink at 0, so near points still count most.
+# What does `standardised` do to a wave?
 #
 # </details>
 #
-# **3.** Let the two generated points *be* the two clean points $(0,0)$ and $(1,0)$, with self-exclusion and $\tau=0.5$. What is $V$?
+# <details><summary>Solution</summary>
+#
+# By 1: `standardised` divides by the standard deviation. The gain has to be put back afterwards, `DriftSE.enhance`.
+#
+# </details>
+#
+# **2.** Take $\tau=1$ alone for the 200 points. What energy distance do they reach?
+#
+# <details><summary>Hint</summary>
+#
+# `toy.energy_distance(move(200, (1.0,))[-1], reference)`.
+#
+# </details>
 #
 # <details><summary>Solution</summary>
 #
-# $\mp(0.271713,\,0)$: they push each other away from a perfect place. The next cell checks it, and exercise 2.
+# 0.006: they reach the three places. A wide kernel is attracted by all three, but not only to their mean: the exponential kernel has a kink at 0, so near points still count most.
+#
+# </details>
+#
+# **3.** Let the two generated points *be* the two clean points $(0,0)$ and $(1,0)$, with self-exclusion and $\tau=0.5$. What is the first component of $V$ at the first point?
+#
+# <details><summary>Hint</summary>
+#
+# The first point is attracted by both clean points and repelled by the other generated one.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# -0.271713, and the opposite at the second: they push each other away from a perfect place.
 #
 # </details>
 
 # %%
+louder = [drift.mel_frames(drift.standardised(gain * torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))), 0.1)
+          for gain in (1, 10)]
+answer("1", 1, (louder[1].square().mean() / louder[0].square().mean()).item(), 0.01, "the features do not change")
+answer("2", 0.006, toy.energy_distance(move(200, (1.0,))[-1], reference), 0.005, "below 0.01")
 perfect = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
-check("exercise 3: V of the first point", drift.drifting_field(perfect, perfect, perfect, 0.5)[0, 0].item(),
-      -0.271713, 1e-6)
-below("exercise 2: energy distance", toy.energy_distance(move(200, (1.0,))[-1], reference), 0.01)
+answer("3", -0.271713, drift.drifting_field(perfect, perfect, perfect, 0.5)[0, 0].item(), 1e-4, "drifting_field(perfect, perfect, perfect, 0.5)")

@@ -19,6 +19,7 @@ import importlib
 import inspect
 import io
 import json
+import os
 import re
 import sys
 import unicodedata
@@ -108,6 +109,7 @@ def build(source, anew=False):
             if cell.cell_type == "code":
                 cell |= {key: value for key, value in next(ran).items() if key in ("outputs", "execution_count")}
     else:
+        os.environ["TUTORIALS_BUILD"] = "1"              # a wrong number stops the run
         NotebookClient(notebook, timeout=900, kernel_name="python3", record_timing=False,
                        extra_arguments=["--log-level=ERROR"],
                        resources={"metadata": {"path": str(source.parent)}}).execute()
@@ -263,7 +265,10 @@ def page(notebook, before="", after=""):
                              f"{base64.b64encode((HERE / m[2]).read_bytes()).decode()})")
         text = re.sub(r"!\[([^\]]*)\]\((?!https?:)([^)]*)\)", picture, "".join(lines))
         link = lambda m: f"[{m[1]}]({m[2]}.html)" if m[2] else m[1]
-        return re.sub(r"(?<!!)\[([^\]]*)\]\((?!https?:)(?:(\d_\w+)\.ipynb|[^)]*)\)", link, text)
+        prose = r"(?<!!)\[([^\]]*)\]\((?!https?:)(?:(\d_\w+)\.ipynb|[^)]*)\)"
+        # Between fences stands code: WEIGHTS[field](x) is no link.
+        parts = re.split(r"(```.*?```)", text, flags=re.S)
+        return "".join(part if i % 2 else re.sub(prose, link, part) for i, part in enumerate(parts))
 
     for cell in notebook["cells"]:
         text = "".join(cell["source"])

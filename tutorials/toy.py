@@ -119,12 +119,12 @@ def spread(x):
 
 
 def draw(axis, end=None, start=None, paths=None, title=""):
-    """The picture of every method: places green, y a cross, start grey, end red; 25 of the paths (times, B) blue."""
+    """The picture of every method: places blue, y a cross, start grey, end orange triangles; 25 paths (times, B)."""
     grid = torch.linspace(-1.3, 1.3, 131)
     x = torch.complex(*torch.meshgrid(grid, grid, indexing="xy")).reshape(-1, 1, 1, 1)
     d = (x - torch.tensor(PLACES)).abs().square() / SPREAD ** 2
     density = (torch.tensor(WEIGHTS) * (-d / 4).exp()).sum(-1).sqrt().reshape(131, 131)
-    axis.contourf(grid.numpy(), grid.numpy(), density.numpy(), np.linspace(0.1, 0.75, 8), cmap="Greens", extend="max",
+    axis.contourf(grid.numpy(), grid.numpy(), density.numpy(), np.linspace(0.1, 0.75, 8), cmap="Blues", extend="max",
                   alpha=0.75)
     dots = lambda x, **style: axis.scatter(x.flatten().real.numpy()[:400], x.flatten().imag.numpy()[:400],
                                            linewidth=0, **style)
@@ -132,9 +132,9 @@ def draw(axis, end=None, start=None, paths=None, title=""):
         dots(start, s=7, color="0.6", alpha=0.6)
     if paths is not None:
         paths = paths.reshape(len(paths), -1)[:, :25].numpy()
-        axis.plot(paths.real, paths.imag, color="tab:blue", linewidth=0.8, alpha=0.75)
+        axis.plot(paths.real, paths.imag, color="0.35", linewidth=0.7, alpha=0.7)
     if end is not None:
-        dots(end, s=9, color="tab:red", alpha=0.75, zorder=3)
+        dots(end, s=14, color="tab:orange", marker="^", alpha=0.8, zorder=3)
     axis.plot(Y.real, Y.imag, "x", color="black", markersize=7, markeredgewidth=1.8, zorder=4)
     axis.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), xticks=(-1, 0, 1), yticks=(-1, 0, 1), aspect="equal", title=title,
              xlabel="real part")
