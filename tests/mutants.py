@@ -30,7 +30,7 @@ TESTS = {
     "data.py": "test_data test_recordings test_robustness test_rooms",
     "rooms.py": "test_rooms", "metrics.py": "test_metrics test_robustness",
     "released.py": "test_released test_sgmse",
-    "train.py": "test_defaults test_train test_options test_robustness",
+    "train.py": "test_defaults test_train test_options test_patches test_robustness",
     "commands.py": "test_recordings test_train test_robustness test_options test_rooms"}
 SWAPS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
          ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.And: ast.Or, ast.Or: ast.And}

@@ -6,6 +6,7 @@ tests/fixtures/spectrogram.npz holds the official system's (sgmse) transforms of
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -570,6 +571,17 @@ def test_unpaired_batches_are_a_function_of_seed_and_position(voices):
     dataset = make()
     starts = [[side[1][0] for side in dataset[p]] for p in range(50)]
     assert abs(np.corrcoef(starts, rowvar=False)[0, 1]) < 0.5
+
+
+def test_unpaired_counts_the_problems_of_both_sides(voices, tmp_path):
+    for name, folder in (("noisy", "speech"), ("clean", "other")):
+        shutil.copytree(voices / folder, tmp_path / name / "speech")
+        write(tmp_path / name / "speech/bad.wav", sound(100))
+    shutil.copytree(voices / "noise", tmp_path / "noisy/noise")
+    with pytest.warns(UserWarning, match="left out"):
+        dataset = UnpairedAudio(tmp_path / "noisy", tmp_path / "clean/speech", num_samples=N)
+    assert {Path(problem.split(": ")[0]).parent.parent.name for problem in dataset.problems} == {"noisy", "clean"}
+    assert dataset.noisy.problems is dataset.problems
 
 
 def test_unpaired_refuses_noisy_files_and_single_recordings(voices, tmp_path):

@@ -13,6 +13,7 @@ import consistency
 import data
 import dispatch
 import drift
+import losses
 import meanflow
 import metrics
 import nets
@@ -127,6 +128,14 @@ def defaults(function):
     (dispatch.selective_patch_loss, dict(size=20, keep=0.8, rule="top_k", exact=True)),
     (dispatch.selective_frequency_loss, dict(low=10, high=40, keep=0.8, beta=0.5, rule="top_k", exact=True)),
     (data.Spectrogram, dict(n_fft=510, hop_length=128, exponent=0.5, factor=0.15, window="hann", transform="exponent")),
+    (data.MixedAudio, dict(snrs=(0, 5, 10, 15), num_samples=32640, seed=0, device="cpu", corpora=None, without=(),
+                           normalize="peak", augmentation=data.Augmentation())),
+    (data.PairedAudio, dict(split="train", num_samples=32640, seed=0, device="cpu", corpora=None, without=(),
+                            normalize="peak")),
+    (data.open_data, dict(snrs=(0, 5, 10, 15), augmentation=data.Augmentation())),
+    (data.batches, dict(step=0, rank=0, world=1, workers=4, num_crops=0)),
+    (losses.waveform_terms, dict(pesq=0.0, si_sdr=0.0, ccmse=0.0)),
+    (meanflow.average_weight, dict(largest=0.25)),
     (nets.SpatialNet, dict(bins=257, layers=8, width=96, hidden=192, heads=4, squeezed=8, groups=8)),
     (nets.NCSNpp, dict(in_channels=2, out_channels=1, width=128, channel_mults=(1, 1, 2, 2, 2, 2, 2), num_res_blocks=2,
                        attention_resolutions=(16,), image_size=256, num_times=1, version=1, fourier_scale=16))],
