@@ -34,13 +34,6 @@ def replay(monkeypatch, draws):
     return draws
 
 
-def variants(title):
-    """The flags of each row of the table of variants in the section `title` of the experiments' page."""
-    text = (Path(__file__).parents[1] / "tutorials/experiments/README.md").read_text()
-    section = text[text.index(f"## {title}"):].split("\n##")[0]
-    return re.findall(r"^\|[^|]*\| `(--[^`]*)`", section, re.M)
-
-
 def lively(model, scale=0.1):
     """The model with random parameters in its network: at initialisation half of the branches of NCSN++ add nothing, and
     its output hardly depends on input or time.

@@ -1,7 +1,6 @@
 """What the experiments' tables and their cache of scores rest on; test_tutorials.py runs the scripts."""
 
 import argparse
-import csv
 import dataclasses
 import re
 import shlex
@@ -154,12 +153,9 @@ def test_a_line_replaces_only_that_of_as_many_recordings_and_its_preset(tmp_path
     import scoring
     path = tmp_path / "all.csv"
     full, some = results(1.0, 2.0, 3.0), results(7.0)
-    scoring.add_lines(path, [scoring.line("t", "a", full, ["pesq"], preset="small"),
-                             scoring.line("t", "a", full, ["pesq"], preset="tiny")])
-    scoring.add_lines(path, [scoring.line("t", "a", some, ["pesq"], preset="small")])
-    scoring.add_lines(path, [scoring.line("t", "a", results(4.0, 5.0, 6.0), ["pesq"], preset="tiny")])
-    with open(path, newline="") as file:
-        rows = {(row["n"], row["preset"]): float(row["pesq"]) for row in csv.DictReader(file)}
+    for scored, preset in ((full, "small"), (full, "tiny"), (some, "small"), (results(4.0, 5.0, 6.0), "tiny")):
+        scoring.add_rows(path, scoring.observations("t", "a", scored, ["pesq"], preset=preset))
+    rows = {(row["n"], row["preset"]): float(row["mean"]) for row in scoring.read_table(path)}
     assert rows == {("3", "small"): 2, ("3", "tiny"): 5, ("1", "small"): 7}
 
 
@@ -167,18 +163,28 @@ def test_equal_numbers_are_one_key(tmp_path):
     import scoring
     path = tmp_path / "all.csv"
     for spacing, score in ((1, 3.0), (1.0, 4.0), ("1.0", 5.0), (2.0, 6.0)):
-        scoring.add_lines(path, [scoring.line("t", "a", results(score), ["pesq"], spacing=spacing, start=0.03)])
-    with open(path, newline="") as file:
-        assert [(row["spacing"], row["start"], float(row["pesq"])) for row in csv.DictReader(file)] == [
-            ("1", "0.03", 5), ("2", "0.03", 6)]
+        scoring.add_rows(path, scoring.observations("t", "a", results(score), ["pesq"], spacing=spacing, start=0.03))
+    assert [(row["spacing"], row["start"], float(row["mean"])) for row in scoring.read_table(path)] == [
+        ("1", "0.03", 5), ("2", "0.03", 6)]
 
 
-def test_the_csv_that_is_kept_has_each_key_once_and_no_seconds_on_the_clock():
+@pytest.mark.parametrize("path", sorted((EXPERIMENTS / "tables").glob("*.csv")), ids=lambda path: path.stem)
+def test_a_shipped_table_has_each_observation_once(path, tmp_path):
     import scoring
-    with open(EXPERIMENTS / "compare.csv", newline="") as file:
-        reader = csv.DictReader(file)
-        keys = [tuple(scoring.plain(row[key]) for key in scoring.KEYS) for row in reader]
-    assert len(set(keys)) == len(keys) > 300 and "real_time_factor" not in reader.fieldnames
+    rows = scoring.read_table(path)
+    scoring.write_table(tmp_path / path.name, rows)
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+    assert {row["table"] for row in rows} == {path.stem}
+    for row in rows:
+        mean, low, high = (float(row[name] or row["mean"]) for name in ("mean", "low", "high"))
+        assert low <= mean <= high and row["metric"]
+
+
+def test_crops_of_the_encoder_are_in_the_shipped_table():
+    import scoring
+    rows = scoring.wide(scoring.read_table(EXPERIMENTS / "tables" / "budget.csv"))
+    own = {row["crops_in_all"] for row in rows if row["row"].startswith("DriftSE, own encoder")}
+    assert own == {str(3000 + 4000 * 6)}                                   # --steps 4000 --batch-size 6
 
 
 def test_every_spacing_is_asked_of_the_model(tmp_path, monkeypatch):
@@ -191,8 +197,8 @@ def test_every_spacing_is_asked_of_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(sensitivity, "COLUMNS", {"pesq": "PESQ"})
     monkeypatch.setattr(sensitivity.data, "paired_paths", lambda *_: ([Path("a")], [Path("a")]))
     monkeypatch.setattr(sensitivity, "draw", lambda *_: None)
-    monkeypatch.setattr(sensitivity, "line", lambda *_, **__: {"table": "t"})
-    monkeypatch.setattr(sys, "argv", ["sensitivity.py", "--data", "x", "a=b", "--starts", "0.5", "--calls", "2", "5"])
+    monkeypatch.setattr(sensitivity, "observations", lambda *_, **__: [])
+    monkeypatch.setattr(sys, "argv", ["sensitivity.py", "--data", "x", "a=b", "--starts", "0.5", "--nfe", "2", "5"])
     sensitivity.main()
     assert [(one["N"], one["spacing"]) for one in asked] == [(2, 1), (5, 1), (2, 1), (5, 2)]
 
@@ -278,9 +284,7 @@ def test_fifths_show_where_a_difference_comes_from():
     from behind import by_fifths
     before = np.array([5.0, 1.0, 9.0, 3.0, 7.0, 2.0, 4.0, 6.0, 8.0, 10.0])
     a, b = results(*before), results(*(before + 1 - 2 * (before - 1) / 9))
-    [head, line] = by_fifths(b, a).splitlines()
-    assert head.split() == ["worst", "best"]
-    assert [float(value) for value in line.split()[1:]] == pytest.approx([8 / 9, 4 / 9, 0, -4 / 9, -8 / 9], abs=1e-3)
+    assert by_fifths(b, a)["pesq"] == pytest.approx([8 / 9, 4 / 9, 0, -4 / 9, -8 / 9], abs=1e-3)
     del b.rows[9]["pesq"], a.rows[2]["pesq"]
-    assert float(by_fifths(b, a).split()[-1]) == pytest.approx(1 - 14 / 9, abs=1e-3)
-    assert by_fifths(results(1.0), results(2.0)).split()[3:] == ["-1.000", "n/a", "n/a", "n/a", "n/a"]
+    assert by_fifths(b, a)["pesq"][-1] == pytest.approx(1 - 14 / 9, abs=1e-3)
+    assert by_fifths(results(1.0), results(2.0))["pesq"] == pytest.approx([-1, *[np.nan] * 4], nan_ok=True)

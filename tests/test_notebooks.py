@@ -172,16 +172,16 @@ def test_shown_functions_and_named_weights_count(tmp_path, monkeypatch, small):
 
 
 def test_rows_of_the_experiments_are_printed_with_what_tells_them_apart():
-    code = "import tools; tools.experiment('compare.csv', 'patches', 'DISPatch', seed=1, columns=('estoi',))"
+    code = "import tools; tools.experiment('patches', 'DISPatch', seed=1, columns=('estoi',))"
     done = subprocess.run([sys.executable, "-c", code], cwd=TUTORIALS, capture_output=True, text=True, check=True)
     n, head, *lines = done.stdout.splitlines()
-    with open(TUTORIALS / "experiments" / "compare.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["table"] == "patches" and row["seed"] == "1"
-                and row["row"].startswith("DISPatch")]
+    with open(TUTORIALS / "experiments" / "tables" / "patches.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["seed"] == "1" and row["row"].startswith("DISPatch")
+                and row["metric"] == "estoi"]
     assert n == "n = 110" and head.split() == ["row", "teacher", "steps", "estoi"] and len(lines) == len(rows) > 3
     for line, row in zip(lines, rows):
         assert line.startswith(row["row"]) and row["teacher"] in line and row["steps"] in line
-        assert line.endswith("{:.3f} [{:.3f}, {:.3f}]".format(*(float(row[f"estoi{end}"]) for end in ("", "_low", "_high"))))
+        assert line.endswith("{:.3f} [{:.3f}, {:.3f}]".format(*(float(row[name]) for name in ("mean", "low", "high"))))
 
 
 # ------------------------------------------------------------------------------------------------ pages

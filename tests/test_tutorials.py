@@ -1,6 +1,5 @@
 """The scripts in tutorials/experiments/ do what the README shows."""
 
-import csv
 import shutil
 import subprocess
 import sys
@@ -17,17 +16,23 @@ import dispatch
 import drift
 import meanflow
 import metrics
+import scoring
 import sgmse
 import train
 
 EXPERIMENTS = Path(__file__).parents[1] / "tutorials" / "experiments"
 
 
+def read(path):
+    """Rows of the tables in a file, without their paired differences."""
+    return scoring.wide(row for row in scoring.read_table(path) if not row["table"].endswith("_differences"))
+
+
 def test_quality_over_calls_is_tabled_drawn_and_kept(tmp_path, corpus):
     for name in ("first", "second"):
         config = sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=24))
         train.save_checkpoint(tmp_path / f"{name}.safetensors", sgmse.ScoreSDE(config))
-    command = [sys.executable, EXPERIMENTS / "nfe.py", "--data", corpus, "--calls", "1", "2", "--workers", "1",
+    command = [sys.executable, EXPERIMENTS / "nfe.py", "--data", corpus, "--nfe", "1", "2", "--workers", "1",
                "--scores", tmp_path / "scores", "--out", tmp_path / "nfe.png",
                "one=first.safetensors", "two=second.safetensors@3"]
     outputs = []
@@ -49,7 +54,7 @@ def test_other_weights_or_recordings_under_an_old_label_are_scored_anew(tmp_path
     shutil.copytree(corpus / "test", root / "test")
     config = sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=24))
     train.save_checkpoint(tmp_path / "model.safetensors", sgmse.ScoreSDE(config))
-    command = [sys.executable, EXPERIMENTS / "nfe.py", "--data", root, "--calls", "1", "--workers", "1",
+    command = [sys.executable, EXPERIMENTS / "nfe.py", "--data", root, "--nfe", "1", "--workers", "1",
                "--scores", tmp_path / "scores", "--out", tmp_path / "nfe.png", "one=model.safetensors"]
 
     def rows(*flags):
@@ -86,13 +91,12 @@ def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus
     command[4:4] = ["--rows", "student alone", "DISPatch"]
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "student alone, seed 3\n" in done.stdout                       # another teacher: all anew
-    assert "\n| DISPatch - student alone" in done.stdout and "random" not in done.stdout
+    assert "\n| DISPatch − student alone" in done.stdout and "random" not in done.stdout
     rows = {line.split("|")[1].strip() for line in tables[0].splitlines() if line.startswith("|")}
     assert {"noisy", "teacher", "student alone", "random patches", "DISPatch", "DISPatch + MSSP",
-            "DISPatch - random patches", "features, DISPatch - features, all"} <= rows
-    with open(tmp_path / "all.csv", newline="") as file:
-        kept = {row["row"]: row for row in csv.DictReader(file)}
-    assert kept.keys() == {label for label in rows if label and " - " not in label} - {"---"}
+            "DISPatch − random patches", "features, DISPatch − features, all"} <= rows
+    kept = {row["row"]: row for row in read(tmp_path / "all.csv")}
+    assert kept.keys() == {label for label in rows if label} - {"---"}
     assert kept["DISPatch"]["steps"] == "1" and kept["DISPatch"]["seed"] == "3"
     student = next((tmp_path / "runs/patches").glob("DISPatch-+-MSSP,-seed-3,-*/last.safetensors"))
     config = train.load_checkpoint(student).config
@@ -121,20 +125,19 @@ def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_p
     assert tables[0] == tables[1] and "training" not in outputs[1]
     assert [line[9:] for line in outputs[0].splitlines() if line.startswith("training")] == [
         "score, seed 0", "CRP 1, seed 0", "drift, own encoder, deepest, seed 0", "drift, random encoder, seed 0"]
-    with open(tmp_path / "all.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read(tmp_path / "all.csv")
     assert {row["table"] for row in rows} == {"budget"} and len(rows) == 2 + 3 * 2 and {row["test"] for row in rows} == {"test", "other"}
     known = {row["row"]: row for row in rows}
-    assert known["CRP, 1 call"]["crops_in_all"] == "8" and known["DriftSE, random encoder"]["crops_in_all"] == "4"
+    assert known["CRP, NFE 1"]["crops_in_all"] == "8" and known["DriftSE, random encoder"]["crops_in_all"] == "4"
     assert known["DriftSE, own encoder, deepest layer"]["crops_in_all"] == "34"
     assert all(row["preset"] == "tiny" and float(row["core_seconds"]) > 0 for row in rows[2:])
-    assert all(row["calls"] == "1" for row in rows[2:])
+    assert all(row["nfe"] == "1" for row in rows[2:])
 
 
 def test_rows_of_the_fair_table_are_chosen_by_name_or_by_part_of_it(monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     import compare
-    assert list(compare.rows_named(["DriftSE", "CRP, "])) == ["CRP, 5 calls", "CRP, 1 call", "DriftSE"]
+    assert list(compare.rows_named(["DriftSE", "CRP, "])) == ["CRP, NFE 5", "CRP, NFE 1", "DriftSE"]
     assert compare.rows_named([""]) == compare.ROWS and len(compare.rows_named(["DriftSE,"])) > 5
     with pytest.raises(ValueError, match="'MeCa': there are .*'MeCo'"):
         compare.rows_named(["MeCo", "MeCa"])
@@ -144,7 +147,7 @@ def test_rows_of_the_fair_table_are_chosen_by_name_or_by_part_of_it(monkeypatch)
 def test_sensitivity_is_tabled_and_drawn(tmp_path, corpus):
     config = sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=24))
     train.save_checkpoint(tmp_path / "first.safetensors", sgmse.ScoreSDE(config))
-    command = [sys.executable, EXPERIMENTS / "sensitivity.py", "--data", corpus, "--calls", "1", "3", "--starts", "0.1",
+    command = [sys.executable, EXPERIMENTS / "sensitivity.py", "--data", corpus, "--nfe", "1", "3", "--starts", "0.1",
                "0.5", "--workers", "1", "--scores", tmp_path / "scores", "--out", tmp_path / "map.png",
                "one=first.safetensors"]
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -158,13 +161,12 @@ def test_sensitivity_is_tabled_and_drawn(tmp_path, corpus):
 @pytest.mark.slow
 def test_frames_are_drawn_where_training_takes_them(tmp_path, corpus):
     command = [sys.executable, EXPERIMENTS / "drifting.py", "--data", corpus, "--steps", "0", "2", "--recordings", "2",
-               "--out", tmp_path / "runs", "--figure", tmp_path / "figure.png", "--", "--preset", "tiny", "--batch-size",
+               "--out", tmp_path / "runs", "--figure", tmp_path / "figure.png", "--csv", tmp_path / "figure.csv", "--", "--preset", "tiny", "--batch-size",
                "1", "--lr", "1e-2"]
     outputs = [subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
                for _ in range(2)]
     assert "trainable parameters" in outputs[0] and "trainable parameters" not in outputs[1]
-    with open(tmp_path / "figure.csv", newline="") as file:
-        rows = [(state, float(distance)) for state, distance in list(csv.reader(file))[1:]]
+    rows = [(row["row"], float(row["energy_distance"])) for row in read(tmp_path / "figure.csv")]
     assert [state for state, _ in rows] == ["noisy", "after 0 steps", "after 2 steps", "end: drift"]
     distances = [distance for _, distance in rows]
     assert len(set(distances)) == 4 and distances[3] < distances[0]
@@ -182,21 +184,33 @@ def results(*scores, column="pesq"):
     return metrics.Results(rows, [column])
 
 
-def test_the_csv_of_all_tables_keeps_what_was_not_scored_anew(tmp_path, monkeypatch):
+def test_a_table_keeps_rows_that_were_not_scored_again(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    import scoring
     path = tmp_path / "all.csv"
-    scoring.add_lines(None, [])                          # nobody asked for it
-    scoring.add_lines(path, [scoring.line("two", "a", results(1.0, 2.0), ["pesq"], seed=seed) for seed in (0, 1)])
-    scoring.add_lines(path, [scoring.line("one", "a", results(7.0, column="own_time"), ["own_time"], snr=5)])
+    scoring.add_rows(None, [])                           # without --csv
+    for seed in (0, 1):
+        scoring.add_rows(path, scoring.observations("two", "a", results(1.0, 2.0), ["pesq"], seed=seed))
+    scoring.add_rows(path, scoring.observations("one", "a", results(7.0, column="own_time"), ["own_time"], snr=5))
     for values in ((9.0, 9.0, 9.0), (3.0, 4.0, 5.0)):    # of as many recordings: in its place; of others: beside it
-        scoring.add_lines(path, [scoring.line("two", "a", results(*values), ["pesq"], seed=1)])
-    with open(path, newline="") as file:
-        first, *rest = csv.DictReader(file)
-    assert (first["table"], first["own_time"], first["pesq"], first["snr"]) == ("one", "7.000000", "", "5")
-    assert [(row["table"], row["seed"], row["n"], row["pesq"]) for row in rest] == [
+        scoring.add_rows(path, scoring.observations("two", "a", results(*values), ["pesq"], seed=1))
+    *rest, last, third = scoring.read_table(path)
+    assert (last["table"], last["metric"], last["mean"], last["snr"]) == ("one", "own_time", "7.000000", "5")
+    assert [(row["table"], row["seed"], row["n"], row["mean"]) for row in (*rest, third)] == [
         ("two", "0", "2", "1.500000"), ("two", "1", "2", "1.500000"), ("two", "1", "3", "4.000000")]
-    assert [float(rest[0][f"pesq_{end}"]) for end in ("low", "high")] == [1, 2]
+    assert [float(rest[0][name]) for name in ("low", "high")] == [1, 2]
+
+
+def test_tables_are_kept_in_a_file_each_and_read_as_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "TABLES", tmp_path)
+    rows = scoring.observations("one", "a", results(1.0, 2.0), ["pesq"], {"parameters": 7}, seed=0)
+    scoring.add_rows("", [*rows, *scoring.observations("two", "b", results(3.0), ["pesq"])])
+    assert {path.name for path in tmp_path.iterdir()} == {"one.csv", "two.csv"}
+    once = scoring.read_table(tmp_path / "one.csv")
+    scoring.write_table(tmp_path / "again.csv", once)
+    assert scoring.read_table(tmp_path / "again.csv") == once
+    assert list(once[0]) == ["table", "row", "seed", "metric", "mean", "low", "high", "n"]
+    assert scoring.wide(once) == [{"table": "one", "row": "a", "seed": "0", "n": "2", "pesq": "1.500000", "pesq_low": "1.000000",
+                                   "pesq_high": "2.000000", "parameters": "7", "parameters_low": "", "parameters_high": ""}]
 
 
 def test_runs_of_evaluate_are_compared_on_what_they_share(tmp_path, monkeypatch, capsys):
@@ -212,17 +226,15 @@ def test_runs_of_evaluate_are_compared_on_what_they_share(tmp_path, monkeypatch,
     side_by_side.main()
     shown = capsys.readouterr().out
     assert shown.startswith("n = 2,") and "| noisy | 1.500 [1.000, 2.000] |" in shown
-    assert "| new - noisy | 0.750 [0.500, 1.000] |" in shown
-    with open(tmp_path / "all.csv", newline="") as file:
-        assert [(row["table"], row["row"], row["pesq"]) for row in csv.DictReader(file)] == [
-            ("mine", "noisy", "1.500000"), ("mine", "new", "2.250000")]
+    assert "| new − noisy | 0.750 [0.500, 1.000] |" in shown
+    assert [(row["table"], row["row"], row["mean"]) for row in scoring.read_table(tmp_path / "all.csv")] == [
+        ("mine", "noisy", "1.500000"), ("mine", "new", "2.250000"), ("mine_differences", "new − noisy", "0.750000")]
     results(5.0).save_csv(tmp_path / "other" / "scores.csv")
     (tmp_path / "other" / "scores.csv").write_text((tmp_path / "other" / "scores.csv").read_text().replace("\n0,", "\nx,"))
     monkeypatch.setattr(sys, "argv", [*sys.argv, f"other={tmp_path / 'other'}"])
     with pytest.raises(SystemExit):
         side_by_side.main()
     assert "no recording in common" in capsys.readouterr().err
-    import scoring
     with pytest.raises(SystemExit, match="1 recordings could not be scored; the first, 2: pesq: no utterance"):
         scoring.scores(tmp_path / "run" / "scores.csv", [], 1)
 
@@ -301,7 +313,7 @@ def test_robustness_is_tabled_over_levels_of_both_noises(tmp_path, corpus):
     for noisy in (rows[2:4], rows[4:6]):                 # the noisy recordings have the level asked for
         assert float(noisy[1][3].split()[0]) - float(noisy[0][3].split()[0]) == pytest.approx(15, abs=1)
     pesq = float(rows[2][4].split()[0]) - float(rows[2][6].split()[0])
-    assert rows[8][:3] == ["one - two", "test", "0"] and float(rows[8][3].split()[0]) == pytest.approx(pesq, abs=2e-3)
+    assert rows[8][:3] == ["one − two", "test", "0"] and float(rows[8][3].split()[0]) == pytest.approx(pesq, abs=2e-3)
 
 
 @pytest.mark.slow
@@ -332,7 +344,6 @@ def test_correctors_are_tabled_behind_each_separator(tmp_path, corpus):
 
 def test_talkers_are_scored_in_the_order_of_the_clean_ones_and_an_array_by_its_first_microphone(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
-    import scoring
     torch.manual_seed(0)
     talkers, other = 0.1 * torch.randn(2, 8000), 0.1 * torch.randn(3, 8000)
     array = torch.cat([talkers.sum(0, keepdim=True) + other[:1], other])

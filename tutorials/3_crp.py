@@ -245,7 +245,7 @@ plt.legend();
 # Rows of the [experiments](experiments/README.md), where the commands stand, with voices that training never heard: mean [95 % interval over recordings]. Under "budget" every row had the same network size, crops a stage, batch and schedule.
 
 # %%
-experiment("compare.csv", "budget", "noisy", "predictive", "score", "CRP", test="test")
+experiment("budget", "noisy", "predictive", "score", "CRP", test="test")
 
 # %% [markdown]
 # With few crops the one-step prediction at $t=T$ beats the sampler, and CRP, which needs as many again, comes to that one evaluation: with 12,000 crops a stage 0.02 PESQ below it [-0.08, 0.04] and 0.3 dB above [-0.3, 0.9]. The predictive rows are the control. By the error of the spectrogram, as in the paper, the predictive one lies 0.21 PESQ [0.12, 0.30] below CRP for one evaluation with 12,000 crops a stage and 0.11 above with 3,000. By SI-SDR it lies above both CRP models in SI-SDR with either: what CRP is worth depends on what it is compared with. Score matching, the paper's stage 1, is slower to learn, and CRP mends most where most is wrong.

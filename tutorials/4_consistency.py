@@ -333,9 +333,9 @@ plt.ylabel("consistency loss");
 # Rows of the [experiments](experiments/README.md), where the commands stand, with voices that training never heard: mean [95 % interval over recordings]. "with" and "without": two students that heard the noise of the teacher's move in training, or not, tested over the level of the noise.
 
 # %%
-experiment("compare.csv", "budget", "score model, one call", "consistency", test="test")
+experiment("budget", "score model, one-step", "consistency", test="test")
 print()
-experiment("compare.csv", "robustness", test="test", columns=("pesq", "si_sdr"))
+experiment("robustness", test="test", columns=("pesq", "si_sdr"))
 
 # %% [markdown]
 # Without the noise of the move the student is better at every level of noise: the randomised trajectory makes it no more robust here. Each loss on the waveform buys its own score, and without both the student ends below the noisy speech.

@@ -245,7 +245,7 @@ below("distillation: last fifth over first fifth", last / first, 0.9, trained=Tr
 # **Does the choice matter?** Here it does not: on 110 test recordings, with three seeds, from a U-Net and from a recurrent teacher of 0.9 million parameters ([experiments](experiments/README.md)), random patches of the same number were as good as selected ones, and all of the teacher as good as both; it gained at most 0.02 PESQ over none. After 20,000 steps, over three seeds, the choice changed -0.06 dB [-0.19, 0.09] with the recurrent teacher and 0.17 dB [0.06, 0.29] with the U-Net, whose single seeds said 0.26, 0.04 and 0.22 dB. The intervals are over recordings, and trainings differ by more: one seed of the recurrent teacher said -0.35 dB [-0.59, -0.08]. Without random patches and other seeds one would have reported whatever the first seed said. Means over three seeds of each recording [95 % interval over recordings]:
 
 # %%
-experiment("compare.csv", "patches", seed="0 1 2")
+experiment("patches", seed="0 1 2")
 
 # %% [markdown]
 # ## Details that matter

@@ -386,10 +386,10 @@ axes[1].set(xlabel="step", title="SI-SDR of the one-call output, dB");
 # Rows of the [experiments](experiments/README.md), where the commands stand, with voices that training never heard: mean [95 % interval over recordings]. First one microphone under one budget, then two speakers in simulated rooms with every loss, then the corrector of both losses where it was not trained.
 
 # %%
-experiment("compare.csv", "budget", "noisy", "separator", "MeCo", "MeanFlowSE", test="test")
+experiment("budget", "noisy", "separator", "MeCo", "MeanFlowSE", test="test")
 for test in ("rooms2", "rooms", "rooms2-large", "rooms3"):
     print(f"\n{test}")
-    experiment("compare.csv", "correctors", test=test, columns=("pesq", "estoi", "si_sdr", "distillmos"))
+    experiment("correctors", test=test, columns=("pesq", "estoi", "si_sdr", "distillmos"))
 
 # %% [markdown]
 # With one microphone MeCo adds 0.6 dB to its separator, and no other score. For two speakers plain MeanFlow makes the separator's estimates worse, and the $x_r$-loss mends nothing of it after 300 steps. The Endpoint loss gains 0.04 dB [-0.00, 0.09], recording by recording, both together 0.05 [0.00, 0.10], and 0.08 DistillMOS, at a price of 0.03 PESQ. Behind a separator that was 1.5 dB worse it was 0.23 dB: a better one leaves less to correct. Where the corrector was not trained it gains 0.16 dB [0.06, 0.27] behind a separator of three speakers (`rooms3`), 0.15 [-0.00, 0.29] in large rooms, and nothing behind the separator of one (`rooms`).

@@ -6,10 +6,9 @@
 # **You will** see attraction and repulsion cancel, meet the two normalisers and why one temperature is not enough, and find out why the loss is no score. Papers: *Speech Enhancement Based on Drifting Models* (DriftSE, arXiv 2604.24199v1, Eqs. 1 to 9), *Generative Modeling via Drifting* (Deng et al., arXiv 2602.04770, Algorithm 2).
 
 # %%
-from tools import (ROOT, answer, below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show,
+from tools import (ROOT, answer, below, check, enhance, experiment, fast, fifths, play, pretrained, read_rows, recording, show,
                    spectrogram, tiny, train_small)
 
-import csv
 
 import matplotlib.pyplot as plt
 import torch
@@ -306,8 +305,7 @@ axes[0].set_ylabel("noisy frame, s");
 # ![Frames of one recording among those of clean speech, noisy and after 0, 100 and 1000 steps of training](experiments/drifting.png)
 
 # %%
-with open(ROOT / "tutorials" / "experiments" / "drifting.csv", newline="") as file:
-    path = {row["state"]: float(row["energy distance"]) for row in csv.DictReader(file)}
+path = {row["row"]: float(row["energy_distance"]) for row in read_rows("drifting")}
 print({state: round(distance, 2) for state, distance in path.items()})
 below("energy distance after 100 steps over that of the noisy speech",
       path["after 100 steps"] / path["noisy"], 1, trained=True)
@@ -337,13 +335,13 @@ plt.ylabel("drifting loss");
 # Rows of the [experiments](experiments/README.md), where the commands stand, with voices that training never heard: mean [95 % interval over recordings]. Pairs under one budget; unpaired from weights that had learnt from pairs; towards women's voices, by scores without a reference and by the share of voiced frames above 165 Hz; and how often a frame at 5 dB finds its own clean twin in a latent space.
 
 # %%
-experiment("compare.csv", "budget", "noisy", "DriftSE", test="test")
-for table, columns in (("unpaired", ("pesq", "estoi", "si_sdr")), ("to women", ("ovrl", "distillmos", "estoi")),
-                       ("voices", ("share_above",))):
+experiment("budget", "noisy", "DriftSE", test="test")
+for table, columns in (("unpaired", ("pesq", "estoi", "si_sdr")), ("women", ("ovrl", "distillmos", "estoi")),
+                       ("voices", ("fraction_above",))):
     print(f"\n{table}")
-    experiment("compare.csv", table, columns=columns)
+    experiment(table, columns=columns)
 print()
-experiment("compare.csv", "latents", snr=5, columns=("own_time",))
+experiment("latents", snr=5, columns=("own_time",))
 
 # %% [markdown]
 # A mask learns from drifts alone. Beside dagger's waveform losses the drifts add nothing with 12,000 crops: without them the scores are the same. With noise on the input or as a conditional generator there is no mask, and after so few crops no speech; nor is there with the field of Eq. (7). Unpaired, the joint field keeps 0.06 PESQ over the noisy speech, of 0.20 that the pairs had taught, and towards another corpus nothing. Towards women the share of high voices rises by 0.05 [0.03, 0.08] while quality falls: a mask weakens a low voice and raises none. An encoder of one's own that has heard noise finds more than one with random weights, by its first layer, and mel frames find more still; but drifts in it teach no better than in the random one.

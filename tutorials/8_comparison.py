@@ -6,9 +6,8 @@
 # **You will** choose by cost and quality, hear what fails and how, see who samples and who averages, and read an interval before you believe a difference.
 
 # %%
-from tools import ROOT, answer, below, check, enhance, fast, play, pretrained, recording, show, spectrogram
+from tools import ROOT, answer, below, check, enhance, fast, play, pretrained, read_rows, recording, show, spectrogram
 
-import csv
 import hashlib
 
 import matplotlib.pyplot as plt
@@ -200,23 +199,22 @@ print("the three differences:", np.round(difference.values("pesq"), 2))
 # So here are more: recordings of ten voices and eleven sources of noise that training never saw. The table was written by `python tutorials/experiments/comparison.py --data CORPUS`; it names each checkpoint by its hash, and this cell fails if one has changed since.
 
 # %%
-with open(ROOT / "tutorials" / "experiments" / "comparison.csv", newline="") as file:
-    table = list(csv.DictReader(file))
-for row in table[1:]:
-    assert row["sha256"] == hashlib.sha256(train.checkpoint_path(row["checkpoint"]).read_bytes()).hexdigest(), row["checkpoint"]
+shipped = [row for row in read_rows("shipped") if row["row"] in ("noisy", *NAMES)]
+for row in shipped[1:]:
+    assert row["sha256"] == hashlib.sha256(train.checkpoint_path(row["row"]).read_bytes()).hexdigest(), row["row"]
 figure, axes = plt.subplots(1, 4, figsize=(9, 2.7), sharey=True)
-labels = [row["checkpoint"] for row in table]
+labels = [row["row"] for row in shipped]
 for axis, (column, title) in zip(axes, (("pesq", "WB-PESQ"), ("estoi", "ESTOI"), ("si_sdr", "SI-SDR, dB"))):
-    mean, low, high = (np.array([float(row[column + end]) for row in table]) for end in ("", "_low", "_high"))
+    mean, low, high = (np.array([float(row[column + end]) for row in shipped]) for end in ("", "_low", "_high"))
     axis.errorbar(mean, labels, xerr=(mean - low, high - mean), fmt="none", ecolor="0.5", capsize=2)
     axis.scatter(mean, labels, color=["0.3", *COLORS.values()], zorder=3)
     axis.axvline(mean[0], color="0.6", linestyle=":")
     axis.set_title(title)
-seconds = [float(row["core_seconds"]) for row in table]
-axes[3].barh(labels[1:], seconds[1:], color=COLORS.values())
+seconds = [float(row["core_seconds"]) for row in shipped[1:]]
+axes[3].barh(labels[1:], seconds, color=COLORS.values())
 axes[3].set(title="cost", xlabel="seconds of one core\nfor a second of sound")
 axes[0].invert_yaxis()
-print(f"n = {table[0]['n']}, mean and 95 % interval")
+print(f"n = {shipped[0]['n']}, mean and 95 % interval")
 
 # %% [markdown]
 # ## Every paradigm under one budget
@@ -224,8 +222,7 @@ print(f"n = {table[0]['n']}, mean and 95 % interval")
 # The shipped weights had different losses, data and hours. Here every paradigm had the same: network (but for the separator, a small SpatialNet), crops a stage, batch, learning rate. The table was written by `python tutorials/experiments/compare.py`, whose `STAGES` and `ROWS` say what each row is. Filled: the test recordings after the most crops that a row was trained with, with 95 % intervals; grey: after fewer. Hollow: the same speech in noise of another kind, made by code; the lines are the noisy recordings of both.
 
 # %%
-with open(ROOT / "tutorials" / "experiments" / "compare.csv", newline="") as file:
-    fair = [row for row in csv.DictReader(file) if row["table"] == "budget" and row["seed"] in ("", "0")]
+fair = [row for row in read_rows("budget") if row["seed"] in ("", "0")]
 fair.sort(key=lambda row: int(row["crops"] or 0))
 test, other = ({row["row"]: row for row in fair if row["test"] == name} for name in ("test", "other"))   # most crops
 labels = [label for label in test if label != "noisy"]

@@ -62,7 +62,7 @@ def built_from(source, code_only=False):
     finally:
         del sys.path[:2]
     strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    named = [*sorted((ROOT / "pretrained").glob("*.safetensors")), *sorted((HERE / "experiments").glob("*.csv"))]
+    named = [*sorted((ROOT / "pretrained").glob("*.safetensors")), *sorted((HERE / "experiments" / "tables").glob("*.csv"))]
     parts += [path.read_bytes() for path in named if path.stem in strings or path.name in strings]
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 

@@ -3,7 +3,6 @@ a minute, printing rows of the experiments. The methods themselves stand in the 
 """
 
 import base64
-import csv
 import inspect
 import io
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 os.environ["TQDM_DISABLE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")      # threads that wait give way: on a busy machine ten times faster
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tutorials" / "experiments")]
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,6 +23,7 @@ import torch
 from IPython.display import HTML, Markdown, display
 
 import data
+import scoring
 import train
 
 STRICT = bool(os.environ.get("TUTORIALS_FAST") or os.environ.get("TUTORIALS_BUILD"))      # a wrong number stops the run
@@ -155,16 +155,19 @@ def fifths(values):
     return float(np.mean(values[:n])), float(np.mean(values[-n:]))
 
 
-def experiment(file, table, *rows, columns=("pesq", "estoi", "si_sdr"), **where):
-    """Print rows of a table of experiments/FILE: what tells them apart, and mean [95 % interval] of each score.
+def read_rows(table):
+    """Rows of experiments/tables/TABLE.csv: a dict each, with METRIC, METRIC_low, METRIC_high as text."""
+    return scoring.wide(scoring.read_table(scoring.TABLES / f"{table}.csv"))
 
-    rows: how their names begin (default: all); where: what other columns hold.
+
+def experiment(table, *rows, columns=("pesq", "estoi", "si_sdr"), **where):
+    """Print rows of a table of the experiments: the columns in which they differ, and mean [95 % interval] of each score.
+
+    rows: how their names begin (default: all); where: {column: value} of the rows to print.
     """
-    with open(ROOT / "tutorials" / "experiments" / file, newline="") as lines:
-        found = [row for row in csv.DictReader(lines) if row["table"] == table and row["row"].startswith(rows or "")
-                 and all(row[key] == str(value) for key, value in where.items())]
-    keys = [key for key in ("teacher", "layer", "test", "snr", "seed", "steps", "crops", "calls")
-            if len({row[key] for row in found if row["row"] != "noisy"}) > 1]
+    found = [row for row in read_rows(table) if row["row"].startswith(rows or "")
+             and all(row[key] == str(value) for key, value in where.items())]
+    keys = [key for key in scoring.KEYS[2:] if len({row.get(key) for row in found if row["row"] != "noisy"}) > 1]
     cells = [["row", *keys, *columns]]
     for row in found:
         scores = ["{:.3f} [{:.3f}, {:.3f}]".format(*(float(row[column + end]) for end in ("", "_low", "_high")))

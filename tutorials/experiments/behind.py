@@ -1,7 +1,7 @@
-"""A corrector behind a separator that it was not trained on: every corrector behind every separator.
+"""Every corrector behind every separator, including separators that it was not trained with.
 
     python tutorials/experiments/behind.py --data CORPUS "long=meanflow" "short=runs/compare/MECO/last.safetensors"
-    python tutorials/experiments/behind.py --data ROOMS "three talkers=SEPARATOR" --correctors "both losses=CHECKPOINT"
+    python tutorials/experiments/behind.py --data ROOMS "three speakers=SEPARATOR" --correctors "both losses=CHECKPOINT"
 
 Each checkpoint of meanflow.py holds a separator and, if it was trained, the corrector behind it. The table has each
 separator alone, then with each corrector, and the paired difference between the two, also over fifths of the recordings
@@ -21,7 +21,7 @@ import data
 import meanflow
 import metrics
 import train
-from scoring import (COLUMNS, add_csv_flag, add_lines, cell, enhanced_and_scored, identity, line, noisy_scored, sha256)
+from scoring import (COLUMNS, add_csv_flag, add_rows, cell, enhanced_and_scored, identity, noisy_scored, observations, sha256)
 
 
 def put_together(separator, corrector, folder):
@@ -40,19 +40,17 @@ def put_together(separator, corrector, folder):
 
 
 def by_fifths(results, other):
-    """A table of the mean of results - other over fifths of the recordings, a line for each score.
+    """Means of results - other over fifths of the recordings: {score: five numbers, NaN for a fifth without recordings}.
 
-    From the fifth where `other` itself scores worst to the fifth where it scores best.
+    From the fifth in which `other` has its lowest scores to the fifth in which it has its highest.
     """
-    theirs = {row["name"]: row for row in other.rows}
-    lines = [f"{'':12}" + "".join(f"{title:>10}" for title in ("worst", "", "", "", "best"))]
+    theirs, means = {row["name"]: row for row in other.rows}, {}
     for column in results.columns:
         pairs = sorted((theirs[row["name"]][column], row[column]) for row in results.rows
                        if column in row and column in theirs.get(row["name"], {}))
         fifths = np.array_split([after - before for before, after in pairs], 5)
-        lines.append(f"{column:12}" + "".join(f"{part.mean():10.3f}" if len(part) else f"{'n/a':>10}"
-                                              for part in fifths))
-    return "\n".join(lines)
+        means[column] = [part.mean() if len(part) else np.nan for part in fifths]
+    return means
 
 
 def main():
@@ -88,8 +86,16 @@ def main():
     array = (first.num_mics, first.num_speakers) != (1, 1)
     table = {("noisy", ""): noisy_scored(args.scores, recordings, args.workers, which, array)}
     table |= {(label, ""): result for label, result in alone.items()} | behind
-    add_lines(args.csv, [line("correctors", f"{a}, {b}".rstrip(", "), result, columns, test=Path(args.data).name)
-                         for (a, b), result in table.items()])
+    test, rows = Path(args.data).name, []
+    for (a, b), result in table.items():
+        rows += observations("correctors", f"{a}, {b}".rstrip(", "), result, columns, test=test)
+    for (a, b), result in behind.items():
+        label = f"{a}, {b} − {a}"
+        rows += observations("correctors_differences", label, result.compare(alone[a]), columns, test=test)
+        rows += [{"table": "correctors_differences", "row": label, "test": test, "fifth": fifth, "metric": column,
+                  "mean": f"{mean:.6f}", "n": len(result.rows)}
+                 for column, means in by_fifths(result, alone[a]).items() for fifth, mean in enumerate(means, 1)]
+    add_rows(args.csv, rows)
     for (a, b), result in table.items():
         print(f"| {a} | {b} | {' | '.join(cell(result, column) for column in columns)} |")
     print("\nadded to the separator, the same recordings\n")
@@ -99,7 +105,9 @@ def main():
         print(f"| {a} | {b} | {' | '.join(cell(difference, column) for column in columns)} |")
     for (a, b), result in behind.items():
         print(f"\nseparator {a}, corrector {b}: added, over fifths of the recordings by the separator's score")
-        print(by_fifths(result, alone[a]))
+        print(f"{'':12}{'worst':>10}{'':30}{'best':>10}")
+        for column, means in by_fifths(result, alone[a]).items():
+            print(f"{column:12}" + "".join(f"{mean:10.3f}" for mean in means))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """The fair table: every paradigm with the same network size, data, crops, batch and learning-rate schedule.
 
-    python tutorials/experiments/compare.py --data CORPUS --num-crops 12000 [--seeds 0 1 2] [--rows CRP ...] [-- FLAGS]
+    python tutorials/experiments/compare.py --data CORPUS --num-crops 12000 [--seeds 0 1 2] [--rows CRP ...] [--csv] [-- FLAGS]
 
-Each stage of a row is trained on --num-crops crops, by the commands of the README; the flags after -- are given to all of
+Each stage of a row is trained on --num-crops crops, by the commands of STAGES; the flags after -- are given to all of
 them. The column "crops in all" sums the crops over the stages of a row and over the training of its own encoder. Scores
-are those of the test split, and of the same speech in synthetic noise of another kind, which is in no training set: how
-much a method loses there is the question of the CRP paper. Checkpoints, waves and scores are kept in --out, so that a
-command that was interrupted continues. The table is printed; --csv FILE takes a line for each row, test and seed.
+are those of the test split, and of the same speech in synthetic noise of another kind, which is in no training set: the
+CRP paper asks how much a method loses there. Checkpoints, waves and scores are kept in --out, so that a command that was
+interrupted continues. --csv adds each row, test and seed to the table "budget", paired differences of the first seed on
+the test split to "budget_differences".
 """
 
 import argparse
@@ -24,8 +25,8 @@ import commands
 import data
 import metrics
 import train
-from scoring import (COLUMNS, add_csv_flag, add_lines, cell, code, cost, enhanced_and_scored, files, identity, line,
-                     mixtures, noisy_scored)
+from scoring import (COLUMNS, add_csv_flag, add_rows, cell, code, cost, enhanced_and_scored, files, identity, mixtures,
+                     noisy_scored, observations)
 
 # A stage: name, script and command, flags; {...} stands for the checkpoint of the stage named by it, or a folder.
 STAGES = {
@@ -68,24 +69,25 @@ STAGES = {
     "dagger, no drifts": ("drift.py train", "--clip 2 --drift-weight 0 --pesq-weight 0.1 --si-sdr-weight 0.1 "
                                             "--ccmse-weight 1"),
 }
-# What the table shows: a stage, and how it is used.
+# Rows of the table: a stage, and the fields of its config that change for sampling.
 ROWS = {
     "predictive, SI-SDR": ("predictive", {}), "predictive, error of the spectrogram": ("predictive, MSE", {}),
-    "score model, 30 calls": ("score", dict(N=30)), "score model, 5 calls": ("score", dict(N=5)),
-    "score model, one call at T": ("score", dict(sampler="one_step", start=1.0)),
-    "score model without PESQ, one call at T": ("score, no PESQ", dict(sampler="one_step", start=1.0)),
-    "CRP, 5 calls": ("CRP 5", {}), "CRP, 1 call": ("CRP 1", {}),
-    "score matching, 30 calls": ("score matching", dict(N=30)),
-    "CRP from score matching, 5 calls": ("CRP 5, score matching", {}),
+    "score model, NFE 30": ("score", dict(N=30)), "score model, NFE 5": ("score", dict(N=5)),
+    "score model, one-step prediction": ("score", dict(sampler="one_step", start=1.0)),
+    "score model without PESQ, one-step prediction": ("score, no PESQ", dict(sampler="one_step", start=1.0)),
+    "CRP, NFE 5": ("CRP 5", {}), "CRP, NFE 1": ("CRP 1", {}),
+    "score matching, NFE 30": ("score matching", dict(N=30)),
+    "CRP from score matching, NFE 5": ("CRP 5, score matching", {}),
     "consistency distillation": ("distilled", {}), "consistency distillation without PESQ": ("distilled, no PESQ", {}),
     "consistency distillation, SI-SDR alone": ("distilled, SI-SDR alone", {}),
     "consistency distillation, PESQ alone": ("distilled, PESQ alone", {}),
     "consistency distillation, neither": ("distilled, neither", {}),
-    "consistency distillation without the move's noise": ("distilled, no noise", {}),
+    "consistency distillation, deterministic steps": ("distilled, no noise", {}),
     "consistency training": ("renoised", {}),
     # Without an endpoint loss, only sampling depends on t_end.
     "MeanFlowSE": ("MeanFlowSE", dict(t_end=0.0)),
-    "MeanFlowSE, published setting": ("MeanFlowSE, published", dict(t_end=0.0)), "separator alone": ("separator", {}), "MeCo": ("MeCo", {}),
+    "MeanFlowSE, published setting": ("MeanFlowSE, published", dict(t_end=0.0)),
+    "separator alone": ("separator", {}), "MeCo": ("MeCo", {}),
     "DriftSE": ("drift", {}), "DriftSE, noise added": ("drift, noise", {}),
     "DriftSE, conditional": ("drift, conditional", {}), "DriftSE, self-exclusion": ("drift, self-exclusion", {}),
     "DriftSE, field of Eq. (7)": ("drift, Eq. (7)", {}), "DriftSE, one layer": ("drift, one layer", {}),
@@ -96,17 +98,17 @@ ROWS = {
     "DriftSE dagger": ("dagger", {}), "DriftSE dagger, joint field": ("dagger, joint", {}),
     "DriftSE dagger without drifts": ("dagger, no drifts", {}),
 }
-# What a step adds to the same weights, or to the same crops, recording by recording.
-PAIRS = [("CRP, 5 calls", "score model, 5 calls"), ("CRP, 5 calls", "score model, one call at T"),
-         ("CRP, 1 call", "predictive, error of the spectrogram"),
-         ("consistency distillation", "score model, one call at T"),
-         ("consistency distillation", "consistency distillation without the move's noise"),
+# Paired differences: row, and the row that is subtracted from it.
+PAIRS = [("CRP, NFE 5", "score model, NFE 5"), ("CRP, NFE 5", "score model, one-step prediction"),
+         ("CRP, NFE 1", "predictive, error of the spectrogram"),
+         ("consistency distillation", "score model, one-step prediction"),
+         ("consistency distillation", "consistency distillation, deterministic steps"),
          ("consistency distillation", "consistency distillation, neither"),
          ("MeCo", "separator alone"), ("DriftSE, own encoder", "DriftSE, random encoder"),
          ("DriftSE, unpaired after pairs", "DriftSE"), ("DriftSE dagger", "DriftSE dagger, joint field"),
          ("DriftSE dagger", "DriftSE dagger without drifts"), ("DriftSE dagger", "predictive, SI-SDR"),
          ("DriftSE", "predictive, SI-SDR"), ("consistency distillation", "predictive, SI-SDR"),
-         ("CRP, 5 calls", "predictive, SI-SDR")]
+         ("CRP, NFE 5", "predictive, SI-SDR")]
 
 
 def starts(flags):
@@ -129,7 +131,7 @@ def trained(name, seed, args):
     options = ["--preset", args.preset] * ("--init" not in words)
     options += ["--seed", str(seed), "--steps", str(args.num_crops // 4), "--batch-size", "4"]
     options += [*"--lr 1e-3 --lr-decay 0.33 --ema 0.995 --valid-every 0 --num-frames 128".split(), *args.flags]
-    # Known by content, not by where it lies: a corpus or a folder of runs that was moved starts nothing anew.
+    # A run is known by the content of its files: after a corpus or a folder of runs was moved, nothing is trained again.
     label = f"{name} {seed} {identity(flags, options, files(weights), files(data.list_audio(args.data)))}"
     run = args.out / "".join(c for c in label.replace(" ", "-") if c.isalnum() or c in "-.")
     if not (run / "last.safetensors").exists():
@@ -141,7 +143,7 @@ def trained(name, seed, args):
 
 
 def rows_named(names):
-    """Those of ROWS that have one of the names or, where it is no row's, contain it. Raises ValueError for one in none."""
+    """The ROWS of these names; a name of no row selects all rows that contain it. Raises ValueError if there are none."""
     parts = [name for name in names if name not in ROWS]
     if unknown := [part for part in parts if not any(part in label for label in ROWS)]:
         raise ValueError(f"--rows {' '.join(map(repr, unknown))}: there are {', '.join(map(repr, ROWS))}")
@@ -149,7 +151,7 @@ def rows_named(names):
 
 
 def encoder_crops(folder):
-    """Crops that `encoder.py` has trained an encoder on, by its last.pt. Raises ValueError without one."""
+    """Number of crops on which encoder.py trained, from its last.pt. Raises ValueError if there is no such file."""
     path = folder / "last.pt"
     if not path.is_file():
         raise ValueError(f"--encoder {folder}: expected the folder of encoder.py; there is no last.pt")
@@ -158,7 +160,7 @@ def encoder_crops(folder):
 
 
 def crops_in_all(name, crops, of_encoder=0):
-    """Crops of a stage, of the stages that it starts from or learns from, and of its own encoder."""
+    """Crops of a stage, of the stages that it starts from or is distilled from, and of its own encoder."""
     flags = STAGES[name][1]
     return (crops + of_encoder * ("{own}" in flags)
             + sum(crops_in_all(start, crops, of_encoder) for start in starts(flags)))
@@ -177,8 +179,8 @@ def other_noises(clean, folder):
             return sum(np.sin(2 * np.pi * 50 * k * seconds + rng.uniform(0, 6)) / k for k in range(1, 40))
         if number % 5 == 3:
             return (rng.random(length) < 1e-3) * rng.standard_normal(length)
-        talkers = (data.load_audio(clean[(number + 7 * k) % len(clean)])[0][0].numpy() for k in range(1, 7))
-        return sum(np.resize(wave, length) / wave.std() for wave in talkers)
+        speakers = (data.load_audio(clean[(number + 7 * k) % len(clean)])[0][0].numpy() for k in range(1, 7))
+        return sum(np.resize(wave, length) / wave.std() for wave in speakers)
 
     return mixtures(clean, folder, noise, lambda number: 2.5 + 5 * (number // 5 % 4), seed=6)
 
@@ -191,7 +193,7 @@ def main():
     parser.add_argument("--rows", nargs="+", default=[""], metavar="ROW",
                         help="rows of these names, or whose names contain one (default: all)")
     parser.add_argument("--preset", default="small", help="(default: small)")
-    parser.add_argument("--encoder", type=Path, help="of encoder.py, for the two rows with and without it")
+    parser.add_argument("--encoder", type=Path, help="folder of encoder.py, for the three rows that need one")
     parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
     add_csv_flag(parser)
@@ -215,7 +217,7 @@ def main():
     if not metrics.missing("dnsmos"):
         which, columns = (*which, "dnsmos"), columns | {"ovrl": "OVRL"}
     before = {test: noisy_scored(args.out, recordings, args.workers, which) for test, recordings in tests.items()}
-    lines = [line("budget", "noisy", results, columns, test=test) for test, results in before.items()]
+    rows = [row for test, results in before.items() for row in observations("budget", "noisy", results, columns, test=test)]
     results_of, costs = {}, {}
     for seed in args.seeds:                              # outermost: a table of fewer seeds is there early
         for label, (stage, changes) in chosen.items():
@@ -227,14 +229,20 @@ def main():
                 results = enhanced_and_scored(checkpoint, args.out / "waves", recordings, args.workers, which,
                                               **changes)
                 results_of.setdefault((label, test), []).append(results)
-                lines.append(line("budget", label, results, columns, test=test, preset=args.preset, seed=seed,
-                                  crops=args.num_crops, calls=calls, parameters=parameters, core_seconds=f"{seconds:.4f}",
-                                  crops_in_all=crops_in_all(stage, args.num_crops, of_encoder)))
-    add_lines(args.csv, lines)
+                costs_of = {"parameters": parameters, "core_seconds": f"{seconds:.4f}",
+                            "crops_in_all": crops_in_all(stage, args.num_crops, of_encoder)}
+                rows += observations("budget", label, results, columns, costs_of, test=test, preset=args.preset, seed=seed,
+                                     crops=args.num_crops, nfe=calls)
+    differences = {f"{a} − {b}": results_of[a, "test"][0].compare(results_of[b, "test"][0])
+                   for a, b in PAIRS if costs.keys() >= {a, b}}
+    for label, difference in differences.items():
+        rows += observations("budget_differences", label, difference, columns, test="test", preset=args.preset,
+                             seed=args.seeds[0], crops=args.num_crops)
+    add_rows(args.csv, rows)
 
     print(f"\n{args.num_crops} crops a stage, n = {len(noisy)}; mean [95 % interval] of the first seed (spread, if "
           f"there are more), then the gains over the noisy recordings, test -> other noises\n\n"
-          f"| | calls | crops in all | {' | '.join(columns.values())} | PESQ gain | SI-SDR gain |\n"
+          f"| | NFE | crops in all | {' | '.join(columns.values())} | PESQ gain | SI-SDR gain |\n"
           f"|---|---|---|{'---|' * len(columns)}---|---|")
     print(f"| noisy | | | {' | '.join(cell(before['test'], column) for column in columns)} | | |")
     for label, (calls, *_) in costs.items():
@@ -246,9 +254,8 @@ def main():
         crops = crops_in_all(ROWS[label][0], args.num_crops, of_encoder)
         print(f"| {label} | {calls} | {crops} | {' | '.join(cells + gains)} |")
     print(f"\nthe same test recordings, difference\n\n| | {' | '.join(columns.values())} |\n|---|{'---|' * len(columns)}")
-    for a, b in (pair for pair in PAIRS if costs.keys() >= set(pair)):
-        difference = results_of[a, "test"][0].compare(results_of[b, "test"][0])
-        print(f"| {a} - {b} | {' | '.join(cell(difference, column) for column in columns)} |")
+    for label, difference in differences.items():
+        print(f"| {label} | {' | '.join(cell(difference, column) for column in columns)} |")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""Where speech lies while DriftSE is trained: Figure 2 of the paper, and the distance to clean speech over the steps.
+"""Figure 2 of the DriftSE paper: frames of enhanced speech during training, and their distance to clean speech.
 
     python tutorials/experiments/drifting.py --data CORPUS -- --preset small --batch-size 8 --lr 1e-3 --clip 2
 
-Trains drift.py by the flags that follow --, up to each number of --steps, and keeps the averaged weights of each in
---out; a command that was interrupted goes on. Frames of the latent space are projected to the two directions in which
-those of the clean test recordings vary most. Lines are where a tenth, a half and nine tenths of the frames lie within,
-of clean speech and of one recording, enhanced; a cross is the mean. The distance is the energy distance between the
+Trains drift.py with the flags that follow --, up to each number of --steps, and keeps the averaged weights of each in
+--out; a command that was interrupted continues. Frames of the latent space are projected onto the first two principal
+components of the clean test recordings. The contours hold a tenth, a half and nine tenths of the frames of clean speech
+and of one enhanced recording; a cross is the mean. The distance is the energy distance between the
 frames of --recordings enhanced recordings and those of the same, clean: 0 only for equal distributions.
 """
 
 import argparse
-import csv
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import drift
 import train
-from scoring import files, identity
+from scoring import add_csv_flag, add_rows, files, identity
 
 
 def weights_after(steps, args):
@@ -38,7 +37,7 @@ def weights_after(steps, args):
         if checkpoints[count].exists():
             continue
         flags = ["--data", args.data, "--valid-every", "0", "--out", run, *args.flags]
-        # No training has 0 steps; one with a rate of 0 leaves the weights as they were at the start.
+        # A training has at least one step; with --lr 0 it keeps the initial weights.
         flags += ["--steps", str(count)] if count else ["--steps", "1", "--lr", "0", "--out", run / "start"]
         subprocess.run([sys.executable, train.HERE / "drift.py", "train", *map(str, flags)], check=True)
         shutil.copyfile((run / "start" if count == 0 else run) / "last.safetensors", checkpoints[count])
@@ -51,7 +50,7 @@ def frames(latents, waves):
 
 
 def energy_distance(x, y, most=3000):
-    """2 E|x - y| - E|x - x'| - E|y - y'| of frames (N, D), (M, D), of `most` of each, evenly taken."""
+    """2 E|x - y| - E|x - x'| - E|y - y'| of frames (N, D), (M, D); at most `most` of each, evenly spaced."""
     x, y = (z[np.linspace(0, len(z) - 1, min(most, len(z))).astype(int)] for z in (x, y))
     mean = lambda a, b: drift.distances(a, b).mean().item()
     return 2 * mean(x, y) - mean(x, x) - mean(y, y)
@@ -61,11 +60,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="corpus with a train and a test split, as for train")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 100, 1000], help="(default: %(default)s)")
-    parser.add_argument("--end", default="drift", help="checkpoint that stands for the end (default: %(default)s)")
-    parser.add_argument("--number", type=int, default=0, help="of the test recording that is drawn (default: 0)")
-    parser.add_argument("--recordings", type=int, default=20, help="whose frames are compared (default: %(default)s)")
+    parser.add_argument("--end", default="drift", help="checkpoint of the last panel (default: %(default)s)")
+    parser.add_argument("--number", type=int, default=0, help="index of the test recording in the figure (default: 0)")
+    parser.add_argument("--recordings", type=int, default=20, help="number of recordings in the energy distance (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/drifting"), help="folder (default: %(default)s)")
     parser.add_argument("--figure", type=Path, default=train.HERE / "tutorials/experiments/drifting.png")
+    add_csv_flag(parser)
     parser.add_argument("flags", nargs="*", help="after --: flags of drift.py train")
     args = parser.parse_args()
 
@@ -92,13 +92,13 @@ def main():
         with torch.inference_mode():
             look(f"after {name} steps" if name != "end" else f"end: {args.end}",
                  [method.enhance(wave[None])[0] for wave in noisy_waves])
-    with data.atomic_write(args.figure.with_suffix(".csv")) as part, open(part, "w", newline="") as file:
-        csv.writer(file).writerows([("state", "energy distance"), *distances.items()])
+    add_rows(args.csv, [{"table": "drifting", "row": state, "metric": "energy_distance", "mean": f"{distance:.6f}",
+                         "n": len(wanted)} for state, distance in distances.items()])
     draw(((target - mean) @ plane).numpy(), clouds, distances, args.figure)
 
 
 def contours(axis, points, colour, box):
-    """Where a tenth, a half and nine tenths of the points (N, 2) lie within, by a Gaussian kernel; and their mean."""
+    """Draw contours that hold a tenth, a half and nine tenths of the points (N, 2), by a Gaussian kernel, and their mean."""
     density = gaussian_kde(points.T)
     x, y = np.meshgrid(np.linspace(*box[0], 60), np.linspace(*box[1], 60))
     levels = np.quantile(density(points.T), (0.1, 0.5, 0.9))

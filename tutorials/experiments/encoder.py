@@ -1,4 +1,4 @@
-"""A small speech encoder of one's own for the latent space of drift.py: HuBERT, trained on a corpus without labels.
+"""Trains a small HuBERT on unlabelled speech, as the latent space of drift.py.
 
     python tutorials/experiments/encoder.py --data DIR --noisy --out runs/encoder
     python drift.py train --data DIR --encoder runs/encoder
@@ -33,19 +33,17 @@ class EncoderConfig:
     hidden: int = 128                # width of the transformer, size of its frames
     depth: int = 2                   # its layers
     channels: int = 64               # width of the convolutions before it
-    clusters: int = 64               # of mel frames, by k-means: what is told apart
+    clusters: int = 64               # classes of mel frames, by k-means
     mask_start: float = 0.08         # probability that a frame begins a masked span
     mask_length: int = 10            # frames of a span: 0.2 s
-    noisy: bool = False              # it hears noisy speech, the clusters are of the clean
+    noisy: bool = False              # input noisy speech; the classes are those of the clean reference
 
 
 class MaskedPrediction(nn.Module):
-    """Hidden-unit BERT (HuBERT, arXiv 2106.07447), first iteration: which cluster is a
-    frame of that was hidden?
+    """First iteration of HuBERT (arXiv 2106.07447): predicts the clusters of masked frames.
 
-    Speech without labels; the clusters are those of its mel frames. Where the encoder hears
-    noisy speech it learns what the noise hides, too (WavLM, arXiv 2110.13900). Trained by
-    train.fit; `encoder` is kept.
+    The clusters are those of mel frames, by k-means. With noisy input the encoder also learns to
+    denoise (WavLM, arXiv 2110.13900). Trained by train.fit; `encoder` is kept.
     """
 
     num_samples = 32640                                  # of a crop
@@ -65,13 +63,13 @@ class MaskedPrediction(nn.Module):
 
     def loss(self, batch):
         """batch: clean and noisy waves (B, L). Returns (cross-entropy at the masked frames,
-        their share of hits).
+        fraction of hits).
         """
         config, clean = self.config, drift.standardised(batch[0])
         wave = drift.standardised(batch[1]) if config.noisy else clean
         frames = wave.shape[1] // 320 - 1                # T' of the encoder
         starts = torch.rand(len(wave), frames, device=wave.device) < config.mask_start
-        starts[:, 0] |= ~starts.any(1)                   # no crop without a span
+        starts[:, 0] |= ~starts.any(1)                   # at least one span in each crop
         spans = F.pad(starts.float(), (config.mask_length - 1, 0))
         masked = F.max_pool1d(spans, config.mask_length, 1) > 0            # (B, T')
         states = self.encoder(wave, mask_time_indices=masked).last_hidden_state

@@ -1,14 +1,13 @@
-"""Hiss in pauses, a quiet speaker after a loud one, recordings without speech: what the front end of data.py does.
+"""The front end of data.py with hiss in pauses, a quiet speaker after a loud one, and recordings without speech.
 
-    python tutorials/experiments/front_end.py drift_dagger consistency [--pauses 25 30 34 38 42] [--csv FILE]
+    python tutorials/experiments/front_end.py drift_dagger consistency [--pauses 25 30 34 38 42] [--csv]
 
-SI-SDR in dB of the shipped recordings windmill and cheer, alone and beside what disturbs them: three seconds of hiss after
-the voice, and cheer 20 or 30 dB below windmill in one file. --pauses: values of data.PAUSE, the level in dB below the
-loudest second from which on a frame is a pause. "plain" is the front end without its parts: one level, one pass.
+SI-SDR in dB of the shipped recordings windmill and cheer, each alone, before three seconds of hiss, and with cheer 20 or
+30 dB below windmill in one file. --pauses: values of data.PAUSE; a frame whose power is so many dB below that of the
+loudest second is a pause. The control "plain" normalises the whole recording by one gain and enhances it in one pass.
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 from unittest import mock
@@ -20,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import metrics
 import train
+from scoring import add_csv_flag, add_rows
 
 AUDIO = train.HERE / "tutorials" / "audio"
 
@@ -30,7 +30,7 @@ def recording(name):
 
 
 def plain(enhance, wave):
-    """One level for the whole wave (B, M, L), no parts, no mirrored edges: what the front end is compared with."""
+    """The control: one gain for the whole wave (B, M, L), without segments and mirrored edges."""
     wave = wave - wave.mean(-1, keepdim=True)
     level = data.click_robust_peak(wave).amax(1, keepdim=True).clamp(min=1e-8)
     return enhance((wave / level).clamp(-data.LIMIT, data.LIMIT)) * level
@@ -58,7 +58,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+")
     parser.add_argument("--pauses", type=float, nargs="+", default=[data.PAUSE], help="dB (default: %(default)s)")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each value")
+    add_csv_flag(parser)
     args = parser.parse_args()
     rows = []
     for checkpoint in args.checkpoints:
@@ -77,13 +77,10 @@ def main():
         print(f"\n{checkpoint}\n\n| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
         for condition in columns["plain"]:
             print(f"| {condition} | {' | '.join(f'{column[condition]:.1f}' for column in columns.values())} |")
-        rows += [{"checkpoint": checkpoint, "front_end": name, "condition": condition, "db": f"{value:.3f}"}
+        rows += [{"table": "front_end", "row": condition, "checkpoint": checkpoint, "front_end": name,
+                  "metric": "attenuation" if "attenuation" in condition else "si_sdr", "mean": f"{value:.3f}", "n": 1}
                  for name, column in columns.items() for condition, value in column.items()]
-    if args.csv:
-        with data.atomic_write(args.csv) as part, open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["checkpoint", "front_end", "condition", "db"])
-            writer.writeheader()
-            writer.writerows(rows)
+    add_rows(args.csv, rows)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What a latent space is worth to drifts: how often is the clean frame nearest to a noisy frame that of its own time?
+"""Retrieval in a latent space: how often is the clean frame nearest to a noisy frame the one of the same time?
 
     python tutorials/experiments/encoder.py --data CORPUS --out runs/encoder
     python tutorials/experiments/latents.py --data CORPUS mel runs/encoder
 
-A drift pulls a frame towards the clean frames that are near it, so it can only help where these are the right ones.
-Crops of 1 s of the validation split, mixed at each SNR, 16 crops at a time as in a training step; the frames of all of
-them are candidates, and the neighbours of the own frame count, too. An encoder is also measured with random weights.
+A drift moves a frame towards nearby clean frames, so it can only help if these are the right ones. Crops of 1 s of the
+validation split are mixed at each SNR. As in a training step, the frames of 16 crops are candidates together. A frame one
+before or after the right one counts as a hit. An encoder is also measured with random weights.
 """
 
 import argparse
@@ -20,17 +20,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import drift
 import metrics
-from scoring import add_csv_flag, add_lines, with_interval
+from scoring import add_csv_flag, add_rows, observation
 
 
 def hits(latents, clean, noisy):
-    """Per crop and layer, the share of frames that find their own time: waves (B, L) -> (layers, B)."""
-    shares = []
+    """Fraction of frames that retrieve their own time, for each layer and crop: waves (B, L) -> (layers, B)."""
+    fractions = []
     for x, p in zip(latents(noisy), latents(clean)):                       # (B, T', D)
         nearest = drift.distances(x.flatten(0, 1), p.flatten(0, 1)).argmin(1)
         own = torch.arange(len(nearest), device=nearest.device)
-        shares.append(((nearest - own).abs() <= 1).double().unflatten(0, x.shape[:2]).mean(1).cpu())
-    return torch.stack(shares).numpy()
+        fractions.append(((nearest - own).abs() <= 1).double().unflatten(0, x.shape[:2]).mean(1).cpu())
+    return torch.stack(fractions).numpy()
 
 
 def spaces(name):
@@ -59,21 +59,20 @@ def main():
     for snr in args.snrs:
         dataset = data.open_data(args.data, "valid", snrs=(snr,), num_samples=16000, seed=0)
         mixtures[snr] = list(itertools.islice(data.batches(dataset, 16, workers=0), args.num_crops // 16))
-    print(f"{args.num_crops // 16 * 16} crops per SNR; share of frames, mean [95 % interval over crops]\n")
+    print(f"{args.num_crops // 16 * 16} crops per SNR; fraction of frames, mean [95 % interval over crops]\n")
     print(f"| latent | layer | {' | '.join(f'{snr:g} dB' for snr in args.snrs)} |")
     print("|---|---|" + "---|" * len(args.snrs))
-    lines = []
+    rows = []
     for label, latents in itertools.chain.from_iterable(map(spaces, args.encoders)):
         with torch.no_grad():
-            shares = [np.concatenate([hits(latents, *batch) for batch in mixtures[snr]], 1) for snr in args.snrs]
+            fractions = [np.concatenate([hits(latents, *batch) for batch in mixtures[snr]], 1) for snr in args.snrs]
         for layer in latents.layers:
-            cells = [(share[layer].mean(), *metrics.bootstrap_interval(share[layer])) for share in shares]
+            cells = [(found[layer].mean(), *metrics.bootstrap_interval(found[layer])) for found in fractions]
             cells = " | ".join("{:.3f} [{:.3f}, {:.3f}]".format(*cell) for cell in cells)
             print(f"| {label} | {layer} | {cells} |")
-            lines += [{"table": "latents", "row": label, "layer": layer, "test": "valid", "snr": f"{snr:g}",
-                       "n": share.shape[1]} | with_interval("own_time", share[layer])
-                      for snr, share in zip(args.snrs, shares)]
-    add_lines(args.csv, lines)
+            rows += [observation("latents", label, "own_time", found[layer], layer=layer, test="valid", snr=snr)
+                     for snr, found in zip(args.snrs, fractions)]
+    add_rows(args.csv, rows)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Quality over the number of network calls, of any number of score models on one test set: table and plot.
+"""Scores of score models over the number of network evaluations (NFE), as a table and a figure.
 
-    python tutorials/experiments/nfe.py --data CORPUS "stage 1=sgmse_stage1" "CRP for 5 calls=sgmse" "CRP for 1 call=sgmse_crp1@1"
+    python tutorials/experiments/nfe.py --data CORPUS "stage 1=sgmse_stage1" "CRP for NFE 5=sgmse" "CRP for NFE 1=sgmse_crp1@1"
 
-Every model runs by Euler-Maruyama steps from its own starting point; after @ may stand its own numbers of calls. Scores
-per file are kept in --scores under what they were computed from, so that a command which was interrupted goes on, and a
-new model adds its curve without running the others again.
+Every model is sampled by Euler-Maruyama steps from its own starting point, with the NFEs after @ or else those of --nfe.
+Waves and scores are kept in --scores, so that a command that was interrupted continues and a new model adds its curve
+without running the others again.
 """
 
 import argparse
@@ -16,14 +16,14 @@ import matplotlib
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import metrics
-from scoring import COLUMNS, add_csv_flag, add_lines, cell, enhanced_and_scored, line, noisy_scored
+from scoring import COLUMNS, add_csv_flag, add_rows, cell, enhanced_and_scored, noisy_scored, observations
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="LABEL=CHECKPOINT[@CALLS,...]")
+    parser.add_argument("models", nargs="+", metavar="LABEL=CHECKPOINT[@NFE,...]")
     parser.add_argument("--data", required=True, help="folder with a test set, as for evaluate")
-    parser.add_argument("--calls", type=int, nargs="+", default=[1, 2, 3, 5, 10, 30, 60], help="(default: %(default)s)")
+    parser.add_argument("--nfe", type=int, nargs="+", default=[1, 2, 3, 5, 10, 30, 60], help="(default: %(default)s)")
     parser.add_argument("--every", type=int, default=1, help="score every n-th file only (default: 1)")
     parser.add_argument("--scores", type=Path, default=Path("evaluated/nfe"), help="folder (default: %(default)s)")
     add_csv_flag(parser)
@@ -37,14 +37,16 @@ def main():
     curves = {}
     for label, checkpoint in (model.split("=", 1) for model in args.models):
         checkpoint, _, own = checkpoint.partition("@")
-        for calls in [int(calls) for calls in own.split(",")] if own else args.calls:
+        for calls in [int(calls) for calls in own.split(",")] if own else args.nfe:
             results = enhanced_and_scored(checkpoint, args.scores, recordings, args.workers, sampler="em", N=calls)
             curves.setdefault(label, {})[calls] = results
 
-    add_lines(args.csv, [line("calls", "noisy", before, test="test")]
-              + [line("calls", label, results, test="test", calls=calls)
-                 for label, curve in curves.items() for calls, results in curve.items()])
-    print(f"\nn = {len(recordings)}, mean [95 % interval]\n\n| | calls | {' | '.join(COLUMNS.values())} |")
+    rows = observations("nfe", "noisy", before, test="test")
+    for label, curve in curves.items():
+        for calls, results in curve.items():
+            rows += observations("nfe", label, results, test="test", nfe=calls)
+    add_rows(args.csv, rows)
+    print(f"\nn = {len(recordings)}, mean [95 % interval]\n\n| | NFE | {' | '.join(COLUMNS.values())} |")
     print("|---|---|" + "---|" * len(COLUMNS))
     print(f"| noisy | | {' | '.join(cell(before, column) for column in COLUMNS)} |")
     for label, curve in curves.items():
@@ -54,7 +56,7 @@ def main():
 
 
 def draw(curves, before, out):
-    """One panel a score: mean and 95 % interval over the number of calls, on a logarithmic axis."""
+    """One panel for each score: mean and 95 % interval over the NFE, on a logarithmic axis."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, len(COLUMNS), figsize=(11, 3.4), layout="constrained")
@@ -71,7 +73,7 @@ def draw(curves, before, out):
         ticks = sorted({calls for curve in curves.values() for calls in curve})
         axis.set_xticks(ticks, ticks)
         axis.minorticks_off()
-        axis.set_xlabel("network calls")
+        axis.set_xlabel("NFE")
         axis.set_title(name, loc="left", fontsize=10)
         axis.grid(alpha=0.25)
     axes[0].legend(fontsize=8)

@@ -1,11 +1,11 @@
-"""Distillation of selected patches against its controls: trains and scores each row with several seeds.
+"""Distillation of selected patches and its controls: trains and scores each row with several seeds.
 
     python dispatch.py train --preset teacher --data CORPUS --out runs/teacher
     python tutorials/experiments/patches.py --data CORPUS --teacher runs/teacher/last.safetensors -- --steps 400 --lr 3e-3
 
-What follows -- are flags of every student's `dispatch.py train`. Students and scores are kept in --out under
-what they were made from, so that a command which was interrupted goes on. The intervals are over the recordings, each
-scored as the mean over the seeds; --csv has each seed, too.
+The flags after -- are given to every `dispatch.py train`. Compact students and scores are kept in --out, so that a command
+that was interrupted continues. Intervals are over recordings, whose score is the mean over the seeds; --csv also adds
+each seed.
 """
 
 import argparse
@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import metrics
 import train
-from scoring import (COLUMNS, add_csv_flag, add_lines, cell, enhanced_and_scored, files, identity, line, noisy_scored,
-                     sha256)
+from scoring import (COLUMNS, add_csv_flag, add_rows, cell, enhanced_and_scored, files, identity, noisy_scored,
+                     observations, sha256)
 
 ROWS = {
     "student alone": ["none"],
@@ -31,7 +31,7 @@ ROWS = {
     "magnitudes, all": ["all", "--distance", "response"],
     "magnitudes, DISPatch": ["selective", "--distance", "response"],
 }
-# Where the teacher is a recurrent network, too.
+# Only if the teacher is a recurrent network.
 FEATURE_ROWS = {
     "features, all": ["all", "--distance", "feature"],
     "features, DISPatch": ["selective", "--distance", "feature"],
@@ -74,8 +74,8 @@ def main():
     learnt_from = identity(files(data.list_audio(args.data)), sha256(args.teacher), args.flags)
     preset = args.flags[args.flags.index("--preset") + 1] if "--preset" in args.flags else "paper"
     results = {label: [] for label in rows}
-    lines = [line("patches", label, scored, teacher=args.teacher, test="test")
-             for label, scored in (("noisy", noisy), ("teacher", teacher))]
+    table = [row for label, scored in (("noisy", noisy), ("teacher", teacher))
+             for row in observations("patches", label, scored, teacher=args.teacher, test="test")]
     for seed in args.seeds:                              # outermost: a table of fewer seeds is there early
         for label, flags in rows.items():
             run = args.out / f"{label}, seed {seed}, {learnt_from}".replace(" ", "-")
@@ -87,25 +87,28 @@ def main():
             student = run / "last.safetensors"
             results[label].append(enhanced_and_scored(student, run / "test", recordings, args.workers))
             what = dict(teacher=args.teacher, test="test", steps=train.read_metadata(student)["extra"]["step"], preset=preset)
-            lines.append(line("patches", label, results[label][-1], seed=seed, **what))
+            table += observations("patches", label, results[label][-1], seed=seed, **what)
 
     means = {label: mean_over(runs) for label, runs in results.items()}
+    seeds = " ".join(map(str, args.seeds))
     if len(args.seeds) > 1:
-        lines += [line("patches", label, mean, seed=" ".join(map(str, args.seeds)), **what) for label, mean in means.items()]
-    add_lines(args.csv, lines)
+        table += [row for label, mean in means.items() for row in observations("patches", label, mean, seed=seeds, **what)]
+    differences = {f"{a} − {b}": means[a].compare(means[b]) for a, b in PAIRS if means.keys() >= {a, b}}
+    for label, difference in differences.items():
+        table += observations("patches_differences", label, difference, seed=seeds, **what)
+    add_rows(args.csv, table)
     print(f"\nn = {len(recordings)}, {len(args.seeds)} seeds; mean [95 % interval]; (lowest and highest seed)\n")
     print(f"| | {' | '.join(COLUMNS.values())} |\n|---|{'---|' * len(COLUMNS)}")
     for label, other in ("noisy", noisy), ("teacher", teacher):
         print(f"| {label} | {' | '.join(cell(other, column) for column in COLUMNS)} |")
     for label, runs in results.items():
         spread = [sorted(results.mean(column) for results in runs) for column in COLUMNS]
-        print(f"| {label} | " + " | ".join(f"{cell(means[label], column)} ({seeds[0]:.3f}, {seeds[-1]:.3f})"
-                                           for column, seeds in zip(COLUMNS, spread)) + " |")
+        print(f"| {label} | " + " | ".join(f"{cell(means[label], column)} ({scores[0]:.3f}, {scores[-1]:.3f})"
+                                           for column, scores in zip(COLUMNS, spread)) + " |")
     print("\nthe same recordings, difference\n")
     print(f"| | {' | '.join(COLUMNS.values())} |\n|---|{'---|' * len(COLUMNS)}")
-    for a, b in (pair for pair in PAIRS if means.keys() >= set(pair)):
-        difference = means[a].compare(means[b])
-        print(f"| {a} - {b} | {' | '.join(cell(difference, column) for column in COLUMNS)} |")
+    for label, difference in differences.items():
+        print(f"| {label} | {' | '.join(cell(difference, column) for column in COLUMNS)} |")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Are one-step students robust? Scores over the level of the noise, in the test set's noises and in made ones.
+"""Robustness of one-step models: scores over the SNR, in the noises of the test set and in white noise.
 
-    python tutorials/experiments/robustness.py --data CORPUS "with its noise=A.safetensors" "without=B.safetensors"
+    python tutorials/experiments/robustness.py --data CORPUS "with=A.safetensors" "without=B.safetensors"
 
-ROSE-CD keeps the noise of the teacher's move in training and calls the student robust. Every checkpoint hears the clean
-test recordings in the noises of CORPUS/test/noise, at each of --snrs, and in white noise, which nobody trains on here.
-The last rows are the differences between the first checkpoint and each other. Waves and scores are kept in --scores
-under what they were computed from, so that a command which was interrupted goes on.
+ROSE-CD distils by stochastic solver steps and calls the distilled model robust. Each checkpoint enhances the clean test
+recordings mixed with the noises of CORPUS/test/noise at each of --snrs, and with white noise, which is in no training set.
+The last rows are the paired differences between the first checkpoint and each of the others. Waves and scores are kept in
+--scores, so that a command that was interrupted continues.
 """
 
 import argparse
@@ -16,12 +16,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
-from scoring import (add_csv_flag, add_lines, cell, code, enhanced_and_scored, files, identity, line, mixtures,
-                     noisy_scored)
+from scoring import (add_csv_flag, add_rows, cell, code, enhanced_and_scored, files, identity, mixtures, noisy_scored,
+                     observations)
 
 
 def at_level(clean, noises, snr, folder):
-    """(name, clean, noisy) of each recording in the noises in turn at `snr` dB; in white noise where there are none."""
+    """(name, clean, noisy) of each recording with one of the noises in turn at `snr` dB; white noise if there are none."""
     def noise(number, length, rng):
         if not noises:
             return rng.standard_normal(length)
@@ -52,21 +52,23 @@ def main():
     print(f"n = {len(clean)} at each level, mean [95 % interval]\n")
     print(f"| noise | SNR (dB) | {' | '.join(f'{label}: WB-PESQ | SI-SDR (dB)' for label in ('noisy', *models))} |")
     print("|---|---|" + "---|---|" * (1 + len(models)))
-    differences, lines = [], []
+    differences, rows = [], []
     for kind, noises in (("test", data.list_audio(Path(args.data) / "test" / "noise")), ("white", [])):
         for snr in args.snrs:
             recordings = at_level(clean, noises, snr, args.scores)
             results = {"noisy": noisy_scored(args.scores, recordings, args.workers)}
             for label, checkpoint in models.items():
                 results[label] = enhanced_and_scored(checkpoint, args.scores, recordings, args.workers)
-            lines += [line("robustness", label, result, test=kind, snr=f"{snr:g}") for label, result in results.items()]
+            for label, result in results.items():
+                rows += observations("robustness", label, result, test=kind, snr=snr)
             cells = [cell(result, column) for result in results.values() for column in ("pesq", "si_sdr")]
             print(f"| {kind} | {snr:g} | {' | '.join(cells)} |", flush=True)
             for other in others:
                 difference = results[first].compare(results[other])
                 cells = [cell(difference, column) for column in ("pesq", "si_sdr")]
-                differences.append(f"| {first} - {other} | {kind} | {snr:g} | {' | '.join(cells)} |")
-    add_lines(args.csv, lines)
+                rows += observations("robustness_differences", f"{first} − {other}", difference, test=kind, snr=snr)
+                differences.append(f"| {first} − {other} | {kind} | {snr:g} | {' | '.join(cells)} |")
+    add_rows(args.csv, rows)
     if differences:
         print("\npaired\n\n| | noise | SNR (dB) | WB-PESQ | SI-SDR (dB) |\n|---|---|---|---|---|")
         print("\n".join(differences))

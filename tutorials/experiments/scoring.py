@@ -1,4 +1,4 @@
-"""Shared by the experiments: a cache of scores, known by what they were computed from, and the CSV of all tables."""
+"""Shared by the experiments: a cache of scores, known by what they were computed from, and tables as CSV files."""
 
 import ast
 import csv
@@ -22,9 +22,12 @@ import metrics
 import train
 
 COLUMNS = {"pesq": "WB-PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR (dB)"}
-# The columns that identify a line of the CSV of all tables; the others are results.
-KEYS = ("table", "row", "teacher", "layer", "test", "n", "snr", "preset", "seed", "steps", "crops", "calls", "start",
-        "spacing")
+TABLES = Path(__file__).parent / "tables"
+# Columns of a table, in this order, of which it has those that it needs; with the number of recordings n and the metric
+# they identify an observation.
+KEYS = ("table", "row", "sha256", "checkpoint", "front_end", "teacher", "layer", "test", "device", "seconds", "snr", "fifth",
+        "preset", "seed", "steps", "crops", "nfe", "start", "spacing")
+VALUES = ("metric", "mean", "low", "high", "n")
 
 
 def identity(*parts):
@@ -34,7 +37,7 @@ def identity(*parts):
 
 @functools.cache
 def code(folder=ROOT):
-    """The identity of the programs in a folder: syntax trees without docstrings, so that words and spaces do not count."""
+    """Identity of the modules in a folder, by their syntax trees: docstrings, comments and spaces do not count."""
     trees = []
     for path in sorted(folder.glob("*.py")):
         tree = ast.parse(path.read_bytes())
@@ -47,7 +50,7 @@ def code(folder=ROOT):
 
 @functools.cache
 def content(path, size, changed):
-    """A hash of a file's content, read once while its size and time of change stay."""
+    """Hash of a file, read again only if its size or time of modification changed."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
@@ -62,9 +65,9 @@ def sha256(checkpoint):
 
 
 def scores(path, pairs, workers, which=tuple(COLUMNS)):
-    """Results of (name, clean, other) pairs, from the file `path` where there is one. which: names of metrics.
+    """Results of (name, clean, other) pairs, from the file `path` if it exists. which: names of metrics.
 
-    Ends the program if a recording has no score: a table is over all of them.
+    Ends the program if a recording has no score, since a table is over all recordings.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +129,7 @@ def cost(checkpoint, paths, **changes):
 def mixtures(clean, folder, noise, snr, seed):
     """(name, clean, noisy) of clean recordings, each in noise(number, samples, rng) at snr(number) dB, in a folder.
 
-    Every recording has a random generator of its own, by its number and the seed.
+    Each recording has its own random generator, seeded with its number and the seed.
     """
     recordings = []
     for number, path in enumerate(clean):
@@ -141,14 +144,14 @@ def mixtures(clean, folder, noise, snr, seed):
 
 
 def noisy_scored(folder, recordings, workers, which=tuple(COLUMNS), array=False):
-    """Results of the noisy recordings themselves, kept in the same way; of an array: of its first microphone."""
+    """Results of the noisy recordings, kept in the same way; of an array, those of its reference microphone."""
     waves = identity(code(), files(path for _, *pair in recordings for path in pair))
     scored = folder / f"noisy-{waves}-{scores_of(which)}"
     if array and not scored.exists():
-        heard = [(name, clean, folder / f"microphone0-{waves}" / f"{name}.wav") for name, clean, _ in recordings]
-        for (_, clean, noisy), (*_, out) in zip(recordings, heard):
+        reference = [(name, clean, folder / f"microphone0-{waves}" / f"{name}.wav") for name, clean, _ in recordings]
+        for (_, clean, noisy), (*_, out) in zip(recordings, reference):
             commands.microphone_0(clean, noisy, out)
-        recordings = heard
+        recordings = reference
     return scores(scored, recordings, workers, which)
 
 
@@ -161,18 +164,20 @@ def cell(results, column):
     return f"{results.mean(column):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def with_interval(column, values):
-    """Mean and 95 % interval of a score, for a CSV."""
-    numbers = {column: np.mean(values)} | dict(zip((f"{column}_low", f"{column}_high"), metrics.bootstrap_interval(values)))
-    return {name: f"{number:.6f}" for name, number in numbers.items()}
+# ---- tables: CSV files with one observation a row ----
+
+def observation(table, row, metric, values, **keys):
+    """Mean and 95 % interval of the values of a metric, as a row of a table; keys: of KEYS."""
+    numbers = np.mean(values), *metrics.bootstrap_interval(values)
+    return {"table": table, "row": row, **keys, "metric": metric, "n": len(values)} | {
+        name: f"{number:.6f}" for name, number in zip(("mean", "low", "high"), numbers)}
 
 
-def line(table, row, results, columns=COLUMNS, **what):
-    """A line of the CSV of all tables: the KEYS, among them the number of recordings, each score with its interval."""
-    found = {"table": table, "row": row, **what, "n": len(results.rows)}
-    for column in columns:
-        found |= with_interval(column, results.values(column))
-    return found
+def observations(table, row, results, columns=COLUMNS, costs={}, **keys):
+    """Rows of a table: each score of the results, and each of the costs {metric: number}, which has no interval."""
+    found = [observation(table, row, column, results.values(column), **keys) for column in columns]
+    return found + [{"table": table, "row": row, **keys, "metric": name, "mean": number, "n": len(results.rows)}
+                    for name, number in costs.items()]
 
 
 def plain(value):
@@ -183,25 +188,50 @@ def plain(value):
         return str(value)
 
 
-def add_lines(path, lines):
-    """Add lines to the CSV of all tables: each replaces the one with the same KEYS; the others stay.
+def read_table(path):
+    """The rows of a table, dicts of text."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
-    path: None if --csv was not given.
+
+def write_table(path, rows):
+    """Write a table; of two rows for the same observation the later one counts."""
+    def key(row):
+        return tuple(row.get(name) or "" for name in (*KEYS, "metric", "n"))
+
+    rows = [{name: plain(value) if name in (*KEYS, "n") else value for name, value in row.items()} for row in rows]
+    used = [name for name in KEYS if any(row.get(name) for row in rows)]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with data.atomic_write(Path(path)) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, (*used, *VALUES), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key(row): row for row in rows}.values())
+
+
+def add_rows(path, rows):
+    """Add rows to their tables: each replaces the row of the same observation; the others stay.
+
+    path: of --csv. None: do nothing; "": tables/TABLE.csv; otherwise a file that takes all of them.
     """
     if path is None:
         return
-    before = []
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            before = list(csv.DictReader(file))
-    lines = [{name: plain(value) if name in KEYS else value for name, value in one.items()} for one in [*before, *lines]]
-    every = {tuple(one.get(key) or "" for key in KEYS): one for one in lines}.values()
-    names = dict.fromkeys(name for one in every for name in one)
-    with data.atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*(key for key in KEYS if key in names), *(n for n in names if n not in KEYS)])
-        writer.writeheader()
-        writer.writerows(sorted(every, key=lambda one: one["table"]))
+    by_path = {}
+    for row in rows:
+        by_path.setdefault(Path(path) if path else TABLES / f"{row['table']}.csv", []).append(row)
+    for file, new in by_path.items():
+        write_table(file, [*(read_table(file) if file.exists() else ()), *new])
+
+
+def wide(rows):
+    """Observations of a table, joined: one dict for each row and its keys, with METRIC, METRIC_low, METRIC_high, n."""
+    joined = {}
+    for row in rows:
+        keys = {name: value for name, value in row.items() if name not in ("metric", "mean", "low", "high")}
+        found = joined.setdefault(tuple(keys.items()), keys)
+        found |= {row["metric"]: row["mean"], f"{row['metric']}_low": row["low"], f"{row['metric']}_high": row["high"]}
+    return list(joined.values())
 
 
 def add_csv_flag(parser):
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="add the rows and their intervals to those of other tables")
+    parser.add_argument("--csv", nargs="?", const="", metavar="FILE",
+                        help="add the printed scores to a table, by default in tutorials/experiments/tables/")

@@ -1,11 +1,11 @@
-"""Runs of `evaluate` side by side: one table, and what each differs by from the first, recording by recording.
+"""Scores of several runs of `evaluate` in one table, and their paired differences to the first.
 
     python drift.py evaluate --data CORPUS --every 3 --checkpoint drift --out evaluated/drift
     python drift.py evaluate --data CORPUS --every 3 --checkpoint runs/unpaired/last.safetensors --out evaluated/unpaired
     python tutorials/experiments/side_by_side.py --table unpaired "paired=evaluated/drift" "unpaired=evaluated/unpaired"
 
-A run is a folder that `evaluate` wrote to, or a CSV of metrics.py, as for the noisy recordings. What counts are the
-recordings and the scores that all of them have.
+A run is a folder that `evaluate` wrote to, or a CSV of metrics.py, for example for the noisy recordings. The table uses
+the recordings and the scores that all runs have.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from scoring import COLUMNS, add_csv_flag, add_lines, cell, line, read
+from scoring import COLUMNS, add_csv_flag, add_rows, cell, observations, read
 
 TITLES = COLUMNS | {"ovrl": "OVRL", "distillmos": "DistillMOS"}
 
@@ -21,7 +21,7 @@ TITLES = COLUMNS | {"ovrl": "OVRL", "distillmos": "DistillMOS"}
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="LABEL=RUN")
-    parser.add_argument("--table", required=True, help="name of the table in --csv")
+    parser.add_argument("--table", required=True, help="name of the table")
     add_csv_flag(parser)
     args = parser.parse_args()
     results = {}
@@ -41,10 +41,12 @@ def main():
         print(f"| {label} | {' | '.join(cell(found, column) for column in columns)} |")
     first, *others = results
     print(f"\nthe same recordings, difference\n\n{head}")
+    rows = [row for label, found in results.items() for row in observations(args.table, label, found, columns, test="test")]
     for label in others:
         difference = results[label].compare(results[first])
-        print(f"| {label} - {first} | {' | '.join(cell(difference, column) for column in columns)} |")
-    add_lines(args.csv, [line(args.table, label, found, columns, test="test") for label, found in results.items()])
+        rows += observations(f"{args.table}_differences", f"{label} − {first}", difference, columns, test="test")
+        print(f"| {label} − {first} | {' | '.join(cell(difference, column) for column in columns)} |")
+    add_rows(args.csv, rows)
 
 
 if __name__ == "__main__":
