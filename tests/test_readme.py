@@ -1,6 +1,7 @@
 """What the pages promise about the files beside them."""
 
 import argparse
+import hashlib
 import inspect
 import re
 import runpy
@@ -116,6 +117,32 @@ def test_spectrogram_and_mixing_run_alone():
     assert wave.grad.isfinite().all() and wave.grad.any()
 
 
+def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+    """Both blocks as they stand, but for two steps of training instead of a hundred."""
+    import data
+    import metrics
+    import train
+    (tmp_path / "tutorials").symlink_to(ROOT / "tutorials")
+    monkeypatch.chdir(tmp_path)
+    first, second = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(first, {})
+    clean, out = (data.load_audio(path)[0][0] for path in ("tutorials/audio/clean/windmill.flac", "windmill.wav"))
+    assert metrics.si_sdr(clean, out) > 12
+    assert "steps=100" in second
+    exec(second.replace("steps=100", "steps=2"), {})
+    assert train.load_checkpoint("mine.safetensors").num_samples
+
+
+@pytest.mark.parametrize("name, digest", re.findall(r"^\| `(\w+)` \|.* (\w{12}) \|$", PAGES[ROOT / "pretrained/README.md"], re.M))
+def test_card_knows_the_weights(name, digest):
+    assert hashlib.sha256((ROOT / f"pretrained/{name}.safetensors").read_bytes()).hexdigest()[:12] == digest
+
+
+def test_card_names_all_weights():
+    shipped = {path.stem for path in (ROOT / "pretrained").glob("*.safetensors")}
+    assert set(re.findall(r"^\| `(\w+)` \|.* \w{12} \|$", PAGES[ROOT / "pretrained/README.md"], re.M)) == shipped
+
+
 def test_continuous_integration_runs_the_second_command():
     commands = re.findall(r"^python3 -m venv .*$", README, re.M)
     assert len(commands) == 2
@@ -128,12 +155,13 @@ def blocks(text):
 
 def page_commands():
     """Each command of a method on the pages, variables of the block filled in: (page, arguments from the script on)."""
-    for page, text in PAGES.items():
+    script = ROOT / "pretrained/train_all.sh"
+    for page, text in [*PAGES.items(), (script, f"```sh\n{script.read_text()}```")]:
         for block in blocks(text):
-            variables = {}
+            variables = {"CORPUS": "corpus", "DEVICE": "cpu"}
             for line in block.splitlines():
                 line = re.sub(r"\$(\w+)", lambda found: variables.get(found[1], found[0]), line)
-                if assigned := re.match(r'(\w+)="(.*)"$', line):
+                if (assigned := re.match(r'(\w+)="(.*)"$', line)) and "${" not in line:
                     variables[assigned[1]] = assigned[2]
                 words = shlex.split(line, comments=True)
                 starts = [i for i, word in enumerate(words) if word in METHODS]
