@@ -151,7 +151,7 @@ def filled_in(block):
 
 
 def page_commands():
-    """Each command of a method on the pages and in the scripts of the guide: (page, arguments from the method's file on)."""
+    """Each command of a method on the pages and in SHELL: (page, arguments from the method's file on)."""
     for page, text in [*PAGES.items(), *SHELL.items()]:
         found = [text] if page in SHELL else blocks(text)
         if text == GUIDE:
@@ -231,7 +231,7 @@ def test_every_section_of_the_guide_has_command_and_control():
     questions = re.findall(r"^## [^\n]*\?\n(.*?)(?=^## )", GUIDE, re.M | re.S)
     assert len(questions) > 12
     for section in (" ".join(section.split()) for section in questions):
-        assert re.search(r"\*Commands?:\*", section) and "*Control:*" in section and "*What could change it:*" in section, section
+        assert all(re.search(rf"\*{word}:\*", section) for word in ("Commands?", "Control", "What could change it")), section
 
 
 def test_options_named_in_the_guide_exist():
