@@ -17,6 +17,7 @@ import torch
 
 import commands
 import encoder
+import scoring
 import train
 
 ROOT = Path(__file__).parents[1]
@@ -263,3 +264,16 @@ def test_a_method_of_ones_own_trains_enhances_and_is_scored(corpus, tmp_path):
     assert (tmp_path / "out/0.wav").exists()
     scores = run("evaluate", "--data", corpus, "--workers", "1", "--metrics", "si_sdr", "--N", "1", *use, "scores")
     assert "enhanced - noisy" in scores and len((tmp_path / "scores/scores.csv").read_text().splitlines()) == 3
+
+
+def test_intervals_of_the_guide_are_in_the_tables():
+    """Each [low, high] of the guide, to its digits: of a row, of minus a row (a loss), or in percent."""
+    rows = [row for path in (ROOT / "tutorials/experiments/tables").glob("*.csv") for row in scoring.read_table(path)]
+    known = [(float(row["low"]), float(row["high"])) for row in rows if row["low"]]
+    known += [(-high, -low) for low, high in known] + [(100 * low, 100 * high) for low, high in known]
+    found = re.findall(r"\[(−?\d+(?:\.\d+)?),\s(−?\d+(?:\.\d+)?)\]", GUIDE)
+    assert len(found) > 40
+    for pair in found:
+        unit = 10.0 ** -len(pair[0].partition(".")[2])
+        low, high = (float(text.replace("−", "-")) for text in pair)
+        assert any(max(abs(a - low), abs(b - high)) <= 0.5001 * unit for a, b in known), pair
