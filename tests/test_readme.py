@@ -1,11 +1,14 @@
 """What the pages promise about the files beside them."""
 
 import argparse
+import dataclasses
 import hashlib
 import inspect
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -14,12 +17,18 @@ import pytest
 import torch
 
 import commands
+import encoder
+import scoring
+import train
 
 ROOT = Path(__file__).parents[1]
 NAMES = "README.md", "pretrained/README.md", "tests/README.md", "tutorials/experiments/README.md"
 PAGES = {ROOT / name: (ROOT / name).read_text() for name in NAMES}
 METHODS = "sgmse.py", "consistency.py", "dispatch.py", "meanflow.py", "drift.py"
 README = PAGES[ROOT / "README.md"]
+GUIDE = PAGES[ROOT / "tutorials/experiments/README.md"]
+# Scripts of the guide, whose commands are checked as well.
+SHELL = {path: path.read_text() for path in [ROOT / "pretrained/train_all.sh", *sorted((ROOT / "tutorials/experiments").glob("*.sh"))]}
 
 
 @pytest.mark.parametrize("name, file, line", sorted(set(re.findall(r"\[`(\w+)`\]\((\w+\.py)#L(\d+)\)", README))))
@@ -153,20 +162,33 @@ def blocks(text):
     return re.findall(r"```sh\n(.*?)```", text, re.S)
 
 
+def spans(text):
+    """Inline code of a page, each on one line."""
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))]
+
+
+def filled_in(block):
+    """Lines of a block of commands, with its variables replaced by their values."""
+    variables = {"1": "CORPUS", "CORPUS": "CORPUS", "DEVICE": "cpu"}
+    for line in block.splitlines():
+        line = re.sub(r"\$(\w+)", lambda found: variables.get(found[1], found[0]), line)
+        if assigned := re.match(r'(\w+)="([^:]*)"$', line):
+            variables[assigned[1]] = assigned[2]
+        else:
+            yield line
+
+
 def page_commands():
-    """Each command of a method on the pages, variables of the block filled in: (page, arguments from the script on)."""
-    script = ROOT / "pretrained/train_all.sh"
-    for page, text in [*PAGES.items(), (script, f"```sh\n{script.read_text()}```")]:
-        for block in blocks(text):
-            variables = {"CORPUS": "corpus", "DEVICE": "cpu"}
-            for line in block.splitlines():
-                line = re.sub(r"\$(\w+)", lambda found: variables.get(found[1], found[0]), line)
-                if (assigned := re.match(r'(\w+)="(.*)"$', line)) and "${" not in line:
-                    variables[assigned[1]] = assigned[2]
-                words = shlex.split(line, comments=True)
-                starts = [i for i, word in enumerate(words) if word in METHODS]
-                if starts and not assigned:
-                    yield str(page.relative_to(ROOT)), words[starts[0]:]
+    """Each command of a method on the pages and in SHELL: (page, arguments from the method's file on)."""
+    for page, text in [*PAGES.items(), *SHELL.items()]:
+        found = [text] if page in SHELL else blocks(text)
+        if text == GUIDE:
+            found.append("\n".join(span for span in spans(text) if span.startswith("python ")))
+        for line in (line for block in found for line in filled_in(block)):
+            words = shlex.split(line, comments=True)
+            starts = [i for i, word in enumerate(words) if word in METHODS]
+            if starts:
+                yield str(page.relative_to(ROOT)), words[starts[0]:]
 
 
 COMMANDS = list(page_commands())
@@ -190,13 +212,12 @@ def test_every_command_of_the_pages_is_understood(page, words, monkeypatch):
 
 
 def scripts():
-    """Each command of a script of tests/ or tutorials/ on the pages, in blocks and within sentences."""
-    for text in PAGES.values():
-        sentences = re.sub(r"```.*?```", "", text, flags=re.S)
-        spans = [span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", sentences)]
-        for span in [*spans, *(line for block in blocks(text) for line in block.splitlines())]:
-            if found := re.match(r"(?:\S*/)?python ((?:tests|tutorials)/\S+\.py.*)", span):
-                yield tuple(shlex.split(found[1], comments=True))
+    """Each command of a script of tests/ or tutorials/ on the pages, in blocks and within sentences, and in SHELL."""
+    lines = [line for text in PAGES.values() for line in [*spans(text), *(line for block in blocks(text)
+                                                                         for line in filled_in(block))]]
+    for line in [*lines, *(line for text in SHELL.values() for line in filled_in(text))]:
+        if found := re.match(r"(?:\S*/)?python ((?:tests|tutorials)/\S+\.py.*)", line):
+            yield tuple(shlex.split(found[1], comments=True))
 
 
 SCRIPTS = sorted(set(scripts()))
@@ -223,3 +244,63 @@ def test_every_command_of_a_script_is_understood(words, monkeypatch):
     monkeypatch.syspath_prepend(str((ROOT / words[0]).parent))
     with pytest.raises(Understood):
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+
+
+# ---- the guide to the experiments ----
+
+def test_the_guide_is_a_guide():
+    """At most 200 lines, and tables of at most six rows; the numbers are in tables/."""
+    lines = GUIDE.splitlines()
+    assert len(lines) <= 200
+    assert all(table.count("\n") <= 8 for table in re.findall(r"(?:^\|.*\n)+", GUIDE, re.M))
+
+
+def test_every_section_of_the_guide_has_command_and_control():
+    questions = re.findall(r"^## [^\n]*\?\n(.*?)(?=^## )", GUIDE, re.M | re.S)
+    assert len(questions) > 12
+    for section in (" ".join(section.split()) for section in questions):
+        assert all(re.search(rf"\*{word}:\*", section) for word in ("Commands?", "Control", "What could change it")), section
+
+
+def test_options_named_in_the_guide_exist():
+    known = {option for script in ("compare.py", "voices.py", "behind.py") for option in re.findall(
+        r'"(--[a-z-]+)"', (ROOT / "tutorials/experiments" / script).read_text())} | {"--help", "--csv"}
+    configs = [runpy.run_path(str(ROOT / name))["Config"] for name in METHODS]
+    for Config in (*configs, train.TrainConfig, encoder.EncoderConfig):
+        known |= {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)}
+    assert not {option for span in spans(GUIDE) if not span.startswith("python ")
+                for option in re.findall(r"--[a-z][a-z-]*", span)} - known
+
+
+def test_a_method_of_ones_own_trains_enhances_and_is_scored(corpus, tmp_path):
+    """The example of the guide, as a file beside its run."""
+    [code] = re.findall(r"```python\n(.*?)```", GUIDE, re.S)
+    (tmp_path / "flow.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def run(*words):
+        done = subprocess.run([sys.executable, "flow.py", *map(str, words)], cwd=tmp_path, env=environment,
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("train", "--data", corpus, "--preset", "tiny", "--num-frames", "24", "--batch-size", "2", "--steps", "2",
+        "--valid-every", "0", "--device", "cpu", "--out", "run")
+    use = "--checkpoint", "run/last.safetensors", "--device", "cpu", "--out"
+    assert "5 network calls" in run("enhance", corpus / "test/noisy/0.wav", *use, "out")
+    assert (tmp_path / "out/0.wav").exists()
+    scores = run("evaluate", "--data", corpus, "--workers", "1", "--metrics", "si_sdr", "--N", "1", *use, "scores")
+    assert "enhanced - noisy" in scores and len((tmp_path / "scores/scores.csv").read_text().splitlines()) == 3
+
+
+def test_intervals_of_the_guide_are_in_the_tables():
+    """Each [low, high] of the guide, to its digits: of a row, of minus a row (a loss), or in percent."""
+    rows = [row for path in (ROOT / "tutorials/experiments/tables").glob("*.csv") for row in scoring.read_table(path)]
+    known = [(float(row["low"]), float(row["high"])) for row in rows if row["low"]]
+    known += [(-high, -low) for low, high in known] + [(100 * low, 100 * high) for low, high in known]
+    found = re.findall(r"\[(−?\d+(?:\.\d+)?),\s(−?\d+(?:\.\d+)?)\]", GUIDE)
+    assert len(found) > 40
+    for pair in found:
+        unit = 10.0 ** -len(pair[0].partition(".")[2])
+        low, high = (float(text.replace("−", "-")) for text in pair)
+        assert any(max(abs(a - low), abs(b - high)) <= 0.5001 * unit for a, b in known), pair

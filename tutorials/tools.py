@@ -1,5 +1,5 @@
-"""What the notebooks share: showing a function, playing sound, checking a number, drawing a spectrogram, training for
-a minute, printing rows of the experiments. The methods themselves stand in the files above this folder, which this module puts on the path.
+"""Shared by the notebooks: show a function, play sound, check a number, draw a spectrogram, train for a minute, and
+print tables of the experiments. Puts the folder of the methods and that of the experiments on the path.
 """
 
 import base64

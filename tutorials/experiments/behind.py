@@ -21,7 +21,8 @@ import data
 import meanflow
 import metrics
 import train
-from scoring import (COLUMNS, add_csv_flag, add_rows, cell, enhanced_and_scored, identity, noisy_scored, observations, sha256)
+from scoring import (COLUMNS, add_csv_flag, add_rows, cell, enhanced_and_scored, identity, noisy_scored, observations,
+                     sha256)
 
 
 def put_together(separator, corrector, folder):

@@ -1,6 +1,6 @@
 """The fair table: every paradigm with the same network size, data, crops, batch and learning-rate schedule.
 
-    python tutorials/experiments/compare.py --data CORPUS --num-crops 12000 [--seeds 0 1 2] [--rows CRP ...] [--csv] [-- FLAGS]
+    python tutorials/experiments/compare.py --data CORPUS --num-crops 12000 [--seeds 0 1] [--rows CRP ...] [--csv] [-- FLAGS]
 
 Each stage of a row is trained on --num-crops crops, by the commands of STAGES; the flags after -- are given to all of
 them. The column "crops in all" sums the crops over the stages of a row and over the training of its own encoder. Scores

@@ -62,7 +62,8 @@ def main():
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 100, 1000], help="(default: %(default)s)")
     parser.add_argument("--end", default="drift", help="checkpoint of the last panel (default: %(default)s)")
     parser.add_argument("--number", type=int, default=0, help="index of the test recording in the figure (default: 0)")
-    parser.add_argument("--recordings", type=int, default=20, help="number of recordings in the energy distance (default: %(default)s)")
+    parser.add_argument("--recordings", type=int, default=20,
+                        help="number of recordings in the energy distance (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/drifting"), help="folder (default: %(default)s)")
     parser.add_argument("--figure", type=Path, default=train.HERE / "tutorials/experiments/drifting.png")
     add_csv_flag(parser)

@@ -1,6 +1,6 @@
 """Scores of score models over the number of network evaluations (NFE), as a table and a figure.
 
-    python tutorials/experiments/nfe.py --data CORPUS "stage 1=sgmse_stage1" "CRP for NFE 5=sgmse" "CRP for NFE 1=sgmse_crp1@1"
+    python tutorials/experiments/nfe.py --data CORPUS "stage 1=sgmse_stage1" "CRP for NFE 1=sgmse_crp1@1"
 
 Every model is sampled by Euler-Maruyama steps from its own starting point, with the NFEs after @ or else those of --nfe.
 Waves and scores are kept in --scores, so that a command that was interrupted continues and a new model adds its curve

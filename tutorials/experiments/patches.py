@@ -86,7 +86,8 @@ def main():
                                 str(seed), "--out", run, *args.flags], check=True)
             student = run / "last.safetensors"
             results[label].append(enhanced_and_scored(student, run / "test", recordings, args.workers))
-            what = dict(teacher=args.teacher, test="test", steps=train.read_metadata(student)["extra"]["step"], preset=preset)
+            steps = train.read_metadata(student)["extra"]["step"]
+            what = dict(teacher=args.teacher, test="test", steps=steps, preset=preset)
             table += observations("patches", label, results[label][-1], seed=seed, **what)
 
     means = {label: mean_over(runs) for label, runs in results.items()}
