@@ -287,7 +287,7 @@ def test_a_method_of_ones_own_trains_enhances_and_is_scored(corpus, tmp_path):
     run("train", "--data", corpus, "--preset", "tiny", "--num-frames", "24", "--batch-size", "2", "--steps", "2",
         "--valid-every", "0", "--device", "cpu", "--out", "run")
     use = "--checkpoint", "run/last.safetensors", "--device", "cpu", "--out"
-    assert "5 network calls" in run("enhance", corpus / "test/noisy/0.wav", *use, "out")
+    assert "5 network evaluations" in run("enhance", corpus / "test/noisy/0.wav", *use, "out")
     assert (tmp_path / "out/0.wav").exists()
     scores = run("evaluate", "--data", corpus, "--workers", "1", "--metrics", "si_sdr", "--N", "1", *use, "scores")
     assert "enhanced - noisy" in scores and len((tmp_path / "scores/scores.csv").read_text().splitlines()) == 3
