@@ -48,6 +48,8 @@ STAGES = {
     "MeanFlowSE": ("meanflow.py train", "--no-displacement --endpoint-weight 0 --clip 0.05"),
     "MeanFlowSE, published": ("meanflow.py train", "--no-displacement --endpoint-weight 0 --c 0.5 --derivative difference "
                                                    "--derivative-clip 5 --reduction sum --sigma-data 0 --clip 1"),
+    "MeanFlowSE, composed": ("meanflow.py train", "--no-displacement --endpoint-weight 0 --derivative compose --clip 0.05"),
+    "flow": ("meanflow.py train", "--endpoint-weight 0 --average-weight 0 --clip 0.05"),
     "separator": ("meanflow.py train", "--separator train --separator-size compact --separator-seconds 0 --clip 5"),
     "MeCo": ("meanflow.py train", "--init {separator} --separator frozen --clip 0.05"),
     "drift": ("drift.py train", "--clip 2"),
@@ -87,6 +89,10 @@ ROWS = {
     # Without an endpoint loss, only sampling depends on t_end.
     "MeanFlowSE": ("MeanFlowSE", dict(t_end=0.0)),
     "MeanFlowSE, published setting": ("MeanFlowSE, published", dict(t_end=0.0)),
+    "MeanFlowSE, composed": ("MeanFlowSE, composed", dict(t_end=0.0)),
+    "flow matching, NFE 1": ("flow", dict(t_end=0.0, average=False)),
+    "flow matching, NFE 5": ("flow", dict(t_end=0.0, average=False, N=5)),
+    "flow matching, NFE 30": ("flow", dict(t_end=0.0, average=False, N=30)),
     "separator alone": ("separator", {}), "MeCo": ("MeCo", {}),
     "DriftSE": ("drift", {}), "DriftSE, noise added": ("drift, noise", {}),
     "DriftSE, conditional": ("drift, conditional", {}), "DriftSE, self-exclusion": ("drift, self-exclusion", {}),
@@ -104,6 +110,8 @@ PAIRS = [("CRP, NFE 5", "score model, NFE 5"), ("CRP, NFE 5", "score model, one-
          ("consistency distillation", "score model, one-step prediction"),
          ("consistency distillation", "consistency distillation, deterministic steps"),
          ("consistency distillation", "consistency distillation, neither"),
+         ("MeanFlowSE", "flow matching, NFE 1"), ("MeanFlowSE", "flow matching, NFE 5"),
+         ("MeanFlowSE, composed", "MeanFlowSE"), ("MeanFlowSE, published setting", "MeanFlowSE"),
          ("MeCo", "separator alone"), ("DriftSE, own encoder", "DriftSE, random encoder"),
          ("DriftSE, unpaired after pairs", "DriftSE"), ("DriftSE dagger", "DriftSE dagger, joint field"),
          ("DriftSE dagger", "DriftSE dagger without drifts"), ("DriftSE dagger", "predictive, SI-SDR"),
