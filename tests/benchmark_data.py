@@ -65,13 +65,13 @@ def main():
         print(f"decode {files} files, {minutes:.1f} min of audio: {took:.2f} s")
         for workers in (0,) if args.device == "cpu" else (0, 2, 4):
             print(f"mapped, {workers} workers    {crops_per_second(dataset, args.seconds, workers):8.0f} crops/s")
-        for mics, talkers in ((1, 1), (4, 1), (4, 2)):
-            config, cache = rooms.RoomConfig(mics, talkers), Path(folder) / "rooms"
+        for mics, speakers in ((1, 1), (4, 1), (4, 2)):
+            config, cache = rooms.RoomConfig(mics, speakers), Path(folder) / "rooms"
             start = time.perf_counter()
             rooms.simulated_rooms(range(ROOMS), config, cache)
             took = time.perf_counter() - start
             mixtures = rooms.RoomMixtures(*folders, config, ROOMS, cache=cache, num_samples=SAMPLES, device=args.device)
-            print(f"rooms, mics {mics}, talkers {talkers}  {crops_per_second(mixtures, args.seconds):8.0f} crops/s; "
+            print(f"rooms, mics {mics}, speakers {speakers}  {crops_per_second(mixtures, args.seconds):8.0f} crops/s; "
                   f"{took / ROOMS:.2f} s a room to simulate")
 
 

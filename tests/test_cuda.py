@@ -115,7 +115,7 @@ def test_enhanced_is_that_of_the_host(name, drawn_on_the_host):
     assert (waves[0] - waves[1]).norm() < 1e-3 * waves[1].norm()
 
 
-@pytest.mark.parametrize("name", ["drift_dagger", "talkers"])
+@pytest.mark.parametrize("name", ["drift_dagger", "speakers"])
 def test_shipped_weights_give_the_waves_of_the_host(name, drawn_on_the_host):
     noisy, waves = VOICE + 0.05 * torch.randn(VOICE.shape), []
     noisy = noisy if name == "drift_dagger" else noisy.repeat(2, 1)[None]  # four microphones

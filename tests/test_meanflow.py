@@ -357,7 +357,7 @@ def test_sa_sdr_takes_and_returns_the_best_permutation():
         assert loss.item() == pytest.approx(-21.549020, abs=1e-4)
         torch.testing.assert_close(aligned, estimate)
     torch.manual_seed(0)
-    clean = torch.randn(4, 3, 50)                        # each example its own order; one talker is silent
+    clean = torch.randn(4, 3, 50)                        # each example its own order; one speaker is silent
     clean[:, 1] = 0
     orders = torch.stack([torch.randperm(3) for _ in clean])
     shuffled = torch.stack([(c + 0.01 * torch.randn_like(c))[order] for c, order in zip(clean, orders)])
@@ -639,8 +639,8 @@ def test_separator_is_trained_alone_and_its_output_is_the_result():
         assert -losses.sa_sdr_loss(clean, estimate)[0].mean() == pytest.approx(parts["sa_sdr"].item(), abs=1e-4)
 
 
-def test_order_of_the_talkers_changes_no_loss(monkeypatch):
-    """Each estimate is put beside its own talker."""
+def test_order_of_the_speakers_changes_no_loss(monkeypatch):
+    """Each estimate is put beside its own speaker."""
     model = tiny(separator="frozen", num_mics=2, num_speakers=2)
     clean, mixture = some_batch(model)
     waves, swapped = model.contexts(mixture, clean), model.contexts(mixture, clean.flip(1))
@@ -684,7 +684,7 @@ def test_separator_hears_each_crop_that_comes_again_once(tmp_path):
     kept = model.contexts(mixture.flip(0), clean.flip(0))
     torch.testing.assert_close(kept.unflatten(0, (2, 2)).flip(0).flatten(0, 1), expected)
     assert model.calls == 2
-    swapped = model.contexts(mixture, clean.flip(1))        # the order is that of the clean talkers, whenever
+    swapped = model.contexts(mixture, clean.flip(1))        # the order is that of the clean speakers, whenever
     torch.testing.assert_close(swapped.unflatten(0, (2, 2)).flip(1).flatten(0, 1), expected)
     paths[0].write_bytes(paths[0].read_bytes()[:1000])
     torch.testing.assert_close(model.contexts(mixture, clean), expected)

@@ -351,11 +351,11 @@ def test_feature_loss_compares_similarity_where_selected():
     assert h_S.grad.abs().sum() > 0 and h_T.grad is None
 
 
-def test_a_teacher_of_several_talkers_is_refused(tmp_path):
+def test_a_teacher_of_several_speakers_is_refused(tmp_path):
     import meanflow
     config = meanflow.Config(**meanflow.PRESETS["tiny"] | dict(separator="train", separator_size="compact", num_speakers=2))
     train.save_checkpoint(tmp_path / "two.safetensors", meanflow.MeanFlowCorrector(config))
-    with pytest.raises(ValueError, match="two.safetensors hears several microphones or separates talkers"):
+    with pytest.raises(ValueError, match="two.safetensors hears several microphones or separates speakers"):
         student(teacher=str(tmp_path / "two.safetensors")).prepare(fresh=True)
 
 

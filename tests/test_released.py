@@ -49,7 +49,7 @@ def official(name):
 
 
 def separator(prefix="arch."):
-    """A SpatialNet for one microphone and one talker, and its tensors as NBSS names them."""
+    """A SpatialNet for one microphone and one speaker, and its tensors as NBSS names them."""
     torch.manual_seed(0)
     net, theirs, weights = nets.SpatialNet(1, 1), {ours: name for name, ours in nets.OFFICIAL_PARTS.items()}, {}
     for name, p in net.state_dict().items():

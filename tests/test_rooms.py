@@ -168,13 +168,13 @@ def test_mixture_equals_scipy_s_convolution_at_its_ratios(mixtures):
     heard = np.stack([[scipy.signal.fftconvolve(wave, h)[N - 1:N - 1 + 8000] for h in rows]
                       for wave, rows in zip(waves, responses)])            # (3, 3, L)
     scale = np.sqrt(10 ** (np.array(levels) / 10) / (heard[:2, 0] ** 2).mean(-1))
-    talkers = scale[:, None, None] * heard[:2]
+    speakers = scale[:, None, None] * heard[:2]
     clean, mixture = dataset.combine(*(torch.from_numpy(wave[None]).float() for wave in waves), torch.tensor([choices]))
-    noise = mixture[0].double().numpy() - talkers[:, :2].sum(0)
-    np.testing.assert_allclose(clean[0], talkers[:, 2], atol=2e-4)
+    noise = mixture[0].double().numpy() - speakers[:, :2].sum(0)
+    np.testing.assert_allclose(clean[0], speakers[:, 2], atol=2e-4)
     ratio = lambda a, b: 10 * np.log10((a ** 2).mean() / (b ** 2).mean())
-    assert ratio(talkers[:, :2].sum(0)[0], noise[0]) == pytest.approx(snr, abs=0.05)
-    assert ratio(talkers[0, 0], talkers[1, 0]) == pytest.approx(-levels[1], abs=0.05)
+    assert ratio(speakers[:, :2].sum(0)[0], noise[0]) == pytest.approx(snr, abs=0.05)
+    assert ratio(speakers[0, 0], speakers[1, 0]) == pytest.approx(-levels[1], abs=0.05)
     assert abs(np.corrcoef(noise[1], heard[2, 1])[0, 1]) > 0.999           # the noise, at the other microphone
 
 
@@ -192,7 +192,7 @@ def test_batches_are_divided_by_the_peak_of_all_microphones(mixtures):
     assert len(set(mixture.abs().amax(2)[:, 0].tolist())) > 1              # not that of microphone 0
 
 
-def test_one_talker_and_one_microphone_are_a_batch_of_waves(mixtures):
+def test_one_speaker_and_one_microphone_are_a_batch_of_waves(mixtures):
     clean, mixture = first(mixtures(rooms.RoomConfig(1, 1)))
     assert clean.shape == mixture.shape == (4, 8000)
     clean, mixture = first(mixtures(rooms.RoomConfig(1, 2)))
@@ -208,7 +208,7 @@ def test_batches_are_a_function_of_seed_and_position(mixtures):
     assert not torch.equal(one[1], first(mixtures(seed=1), 2)[1])
 
 
-def test_talkers_are_different_speakers_where_there_are_some(mixtures, root):
+def test_speakers_are_different_speakers_where_there_are_some(mixtures, root):
     dataset = mixtures()
     for position in range(30):
         a, b, _ = dataset[position][0]
@@ -285,7 +285,7 @@ def test_rooms_of_other_sizes_and_reverberation_by_command(root, tmp_path, monke
 
 @pytest.fixture(scope="module")
 def trained(root, tmp_path_factory):
-    """A separator of two talkers with two microphones and the corrector on it, by command; the folder of the runs."""
+    """A separator of two speakers with two microphones and the corrector on it, by command; the folder of the runs."""
     runs = tmp_path_factory.mktemp("runs")
     flags = ("train", "--data", root, "--preset", "tiny", "--num-frames", "24", "--batch-size", "2", "--device", "cpu",
              "--valid-every", "0", "--rooms", "2", "--room-cache", root / "cache", "--separator-seconds", "1")
@@ -313,7 +313,7 @@ def test_corrector_keeps_its_separator_and_its_array(trained):
 
 
 @pytest.mark.slow
-def test_another_number_of_talkers_starts_from_what_fits(trained, root, tmp_path, capsys):
+def test_another_number_of_speakers_starts_from_what_fits(trained, root, tmp_path, capsys):
     """All but the separator's last layer, the corrector's network too, which is not trained."""
     first = trained / "corrector/last.safetensors"
     flags = ("train", "--data", root, "--init", first, "--separator", "train", "--num-speakers", "1", "--lr", "0",
@@ -327,7 +327,7 @@ def test_another_number_of_talkers_starts_from_what_fits(trained, root, tmp_path
     assert all(torch.equal(a[name], b[name]) for name in a if "decoder" not in name)
 
 
-def test_array_is_enhanced_as_one_and_evaluated_talker_by_talker(trained, root, tmp_path, monkeypatch, capsys):
+def test_array_is_enhanced_as_one_and_evaluated_speaker_by_speaker(trained, root, tmp_path, monkeypatch, capsys):
     write_mixtures(monkeypatch, root, "--num-mics", 2, "--count", 2, "--out", tmp_path / "set")
     checkpoint = ("--checkpoint", trained / "corrector/last.safetensors")
     assert run("enhance", tmp_path / "set/test/noisy", *checkpoint, "--out", tmp_path / "enhanced") == 0
@@ -353,7 +353,7 @@ def test_another_number_of_channels_is_named(trained, root, tmp_path, capsys):
 
 
 class Swapping(torch.nn.Module):
-    """Finds both talkers in a mixture whose microphones are the talkers, in another order at every call."""
+    """Finds both speakers in a mixture whose microphones are the speakers, in another order at every call."""
 
     num_mics, num_speakers, calls = 2, 2, 0
 
@@ -368,7 +368,7 @@ class Swapping(torch.nn.Module):
         return wave.flip(1) if self.calls % 2 else wave
 
 
-def test_talkers_keep_their_place_from_window_to_window(tmp_path):
+def test_speakers_keep_their_place_from_window_to_window(tmp_path):
     rng = np.random.default_rng(0)
     waves = np.stack([voice(rng, 8), voice(rng, 8)])
     data.save_audio(tmp_path / "in.wav", waves, 16000, "FLOAT")
@@ -379,7 +379,7 @@ def test_talkers_keep_their_place_from_window_to_window(tmp_path):
     np.testing.assert_allclose(data.load_audio(tmp_path / "out.wav")[0], waves[::-1], atol=1e-6)
 
 
-def test_order_is_found_for_three_talkers_and_signs_count():
+def test_order_is_found_for_three_speakers_and_signs_count():
     torch.manual_seed(0)
     clean = torch.randn(3, 4000)
     for order in ([2, 0, 1], [1, 0, 2]):

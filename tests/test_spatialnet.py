@@ -141,7 +141,7 @@ def test_output_scales_with_the_input_and_per_frequency():
 
 @pytest.mark.parametrize("num_mics, num_speakers, frames", [(1, 1, 1), (2, 3, 8), (4, 2, 11)])
 @torch.no_grad()
-def test_takes_any_number_of_microphones_talkers_and_frames(num_mics, num_speakers, frames):
+def test_takes_any_number_of_microphones_speakers_and_frames(num_mics, num_speakers, frames):
     out = compact(num_mics, num_speakers)(some(num_mics, frames, 3))
     assert out.shape == (3, num_speakers, BINS, frames) and out.dtype == torch.complex64 and out.isfinite().all()
 
@@ -159,7 +159,7 @@ def test_a_wrong_shape_is_refused(wrong):
         compact()(wrong)
 
 
-def test_learns_to_separate_two_talkers_by_their_delays():
+def test_learns_to_separate_two_speakers_by_their_delays():
     """SA-SDR with the best permutation: two noises, of which the second reaches microphone 1 three samples later.
 
     Nothing but the direction tells them apart, and the order of the references changes from batch to batch.
@@ -169,10 +169,10 @@ def test_learns_to_separate_two_talkers_by_their_delays():
     opt = torch.optim.Adam(net.parameters(), lr=3e-3)
     scores = []
     for update in range(120):
-        talkers = torch.randn(4, 2, 1024)
-        mixture = torch.stack([talkers.sum(1), talkers[:, 0] + talkers[:, 1].roll(3, -1)], dim=1)
+        speakers = torch.randn(4, 2, 1024)
+        mixture = torch.stack([speakers.sum(1), speakers[:, 0] + speakers[:, 1].roll(3, -1)], dim=1)
         estimate = stft.istft(net(stft.stft(mixture)), 1024)
-        loss = losses.sa_sdr_loss(talkers.flip(1) if update % 2 else talkers, estimate)[0].mean()
+        loss = losses.sa_sdr_loss(speakers.flip(1) if update % 2 else speakers, estimate)[0].mean()
         opt.zero_grad()
         loss.backward()
         opt.step()
