@@ -208,7 +208,7 @@ def test_batches_are_a_function_of_seed_and_position(mixtures):
     assert not torch.equal(one[1], first(mixtures(seed=1), 2)[1])
 
 
-def test_speakers_are_different_speakers_where_there_are_some(mixtures, root):
+def test_speakers_of_a_mixture_differ(mixtures, root):
     dataset = mixtures()
     for position in range(30):
         a, b, _ = dataset[position][0]
