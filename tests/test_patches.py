@@ -355,7 +355,7 @@ def test_a_teacher_of_several_speakers_is_refused(tmp_path):
     import meanflow
     config = meanflow.Config(**meanflow.PRESETS["tiny"] | dict(separator="train", separator_size="compact", num_speakers=2))
     train.save_checkpoint(tmp_path / "two.safetensors", meanflow.MeanFlowCorrector(config))
-    with pytest.raises(ValueError, match="two.safetensors hears several microphones or separates speakers"):
+    with pytest.raises(ValueError, match="two.safetensors takes several microphones or separates speakers"):
         student(teacher=str(tmp_path / "two.safetensors")).prepare(fresh=True)
 
 
