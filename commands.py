@@ -129,7 +129,7 @@ def enhance_file(method, path, out, seed=0, window=30.0, progress=None, strict=F
     if info.samplerate != second:
         back = soxr.ResampleStream(second, info.samplerate, channels_out, dtype="float32",
                                    quality="HQ")
-    format = data.FORMATS.get(out.suffix.lower(), out.suffix[1:].upper())
+    format = format_of(out)
     lossless = info.format in (*data.LOSSLESS, "WAVEX") and format in data.LOSSLESS
     subtype = data.written_subtype(info, format) if lossless else None
     frames = math.ceil(samples * info.samplerate / second)
@@ -170,6 +170,12 @@ def in_order(reference, speakers):
                              key=lambda order: sum(row[k] for row, k in zip(likeness, order))))]
 
 
+def format_of(path):
+    """libsndfile's name of the format that a suffix means."""
+    suffix = path.suffix.lower()
+    return data.FORMATS.get(suffix, suffix[1:].upper())
+
+
 def output_paths(inputs, folder):
     """Pairs (recording, output path); folders keep their structure below `folder`.
 
@@ -189,9 +195,7 @@ def output_paths(inputs, folder):
             pairs.append((given, folder / given.name))
         else:
             raise FileNotFoundError(f"no file or folder {given}")
-    lossy = (".mp3", ".ogg", ".oga", ".opus")
-    keep = [suffix for suffix in data.SUFFIXES if suffix not in lossy]
-    pairs = [(p, out if out.suffix.lower() in keep else out.with_suffix(".flac"))
+    pairs = [(p, out if format_of(out) in data.LOSSLESS else out.with_suffix(".flac"))
              for p, out in pairs]
     sources, seen = {p.resolve() for p, _ in pairs}, {}
     for p, out in pairs:
@@ -279,8 +283,7 @@ def train_command(Method, args):
         say(f"continues at step {done}")
     log = open_log(out, done) if rank == 0 else None
     batches = data.batches(dataset, config.batch_size, done * config.accumulate, rank, world,
-                           config.workers,
-                           config.num_crops)
+                           config.workers, config.num_crops)
     # What ends the run is what the bar counts.
     total, unit = (round(60 * config.minutes), "s") if config.minutes else (config.steps, "step")
     bar, smooth = tqdm(total=total, unit=unit, disable=rank > 0, mininterval=1), None

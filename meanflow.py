@@ -396,7 +396,8 @@ class MeanFlowCorrector(train.Method):
         with nets.in_precision(self, None):        # of a difference in bf16 noise is left
             return average_velocity_target(
                 u, xt, r, t, v, config.c, derivative,
-                config.derivative_clip or float("inf"), u_now if config.along == "own" else None)
+                config.derivative_clip or float("inf"),
+                u_now if config.along == "own" else None)
 
     @torch.no_grad()
     def contexts(self, mixture, clean=None):

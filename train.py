@@ -299,7 +299,7 @@ class Run:
         if self.bad == 10:
             last = Path(self.config.out) / "last.pt"
             then = f"continue from {last}" if self.config.out and last.exists() else "start again"
-            raise FloatingPointError(f"ten steps in a row without a finite gradient, up to step "
+            raise FloatingPointError("ten steps in a row without a finite gradient, up to step "
                                      f"{step}. Lower --lr, set --clip 1 or --precision fp32, and "
                                      f"{then}")
         self.step, self.seconds = step, time.monotonic() - self.started

@@ -391,6 +391,23 @@ def test_what_cannot_be_enhanced_is_named_and_the_rest_done(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {good.name, odd.name}
 
 
+def test_every_format_that_is_read_is_enhanced_by_command(tmp_path, capsys):
+    """M4A and WebM, which nobody writes here, come out as FLAC, as other lossy formats do."""
+    import sgmse
+    from helpers import run_command
+    train.save_checkpoint(tmp_path / "w.safetensors", sgmse.ScoreSDE(sgmse.Config(**sgmse.PRESETS["tiny"] | {"N": 1})))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    encode(folder / "a.m4a", "aac", sound(16000).T, 16000)
+    encode(folder / "b.webm", "libopus", sound(48000).T, 48000)
+    for name in ("c.mp3", "d.ogg", "e.caf", "f.aiff"):
+        write(folder / name, sound(16000))
+    assert run_command(sgmse.ScoreSDE, "enhance", folder, "--out", tmp_path / "out", "--checkpoint",
+                       tmp_path / "w.safetensors") == 0, capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a.flac", "b.flac", "c.flac", "d.flac", "e.caf", "f.aiff"]
+
+
 # ---- writing ----
 
 @pytest.mark.parametrize("suffix, expected", [
