@@ -74,7 +74,7 @@ def paths(score, sde, N, n=2000):
 
 torch.manual_seed(0)
 reference, states = toy.clean(2000), paths(toy.Exact(BBED), BBED, 60)
-print("shares", [round(share, 2) for share in toy.shares(states[-1])], "of", toy.WEIGHTS)
+print("shares", [round(share, 2) for share in toy.fractions(states[-1])], "of", toy.WEIGHTS)
 below("energy distance to samples of the truth", toy.energy_distance(states[-1], reference), 0.01)
 axes = toy.panels(3)
 for axis, k in zip(axes, (30, 50, 60)):
@@ -345,7 +345,7 @@ for name, x in both.items():
 # %%
 torch.manual_seed(0)
 n = 4000
-third = lambda x: toy.shares(x)[2]
+third = lambda x: toy.fractions(x)[2]
 
 
 def from_marginal(sde, N=100):

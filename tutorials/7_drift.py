@@ -73,7 +73,7 @@ for axis, step in zip(axes, (0, 10, 50, 200)):
     distance = toy.energy_distance(states[step], reference)
     toy.draw(axis, states[step], paths=states[:step + 1], title=f"{step} steps: {distance:.3f}")
 below("energy distance after 200 steps", distance, 0.01)
-print("shares", [round(share, 2) for share in toy.shares(states[200])], "of", toy.WEIGHTS)
+print("shares", [round(share, 2) for share in toy.fractions(states[200])], "of", toy.WEIGHTS)
 
 # %% [markdown]
 # The number above each panel is the energy distance to samples of the truth: 0 for equal distributions. The cloud tears into three, in the right proportions. Now with the smallest temperature alone.
@@ -83,7 +83,7 @@ cold = move(200, (0.1,))
 check("energy distance, temperature 0.1 alone", toy.energy_distance(cold[-1], reference), 0.52, 0.1)
 axes = toy.panels(2)
 toy.draw(axes[0], cold[-1], paths=cold, title="τ = 0.1 alone, 200 steps")
-print("shares", [round(share, 2) for share in toy.shares(cold[-1])], "of", toy.WEIGHTS)
+print("shares", [round(share, 2) for share in toy.fractions(cold[-1])], "of", toy.WEIGHTS)
 apart = torch.linspace(0, 1.3, 100)
 for tau in (0.1, 0.5, 1.0):
     axes[1].plot(apart.numpy(), (-apart / tau).exp().numpy(), label=f"τ = {tau}")
@@ -211,7 +211,7 @@ with torch.no_grad():
     end = generator(start)
 distance = toy.energy_distance(end, reference)
 print(f"energy distance {before:.2f} -> {distance:.4f}, spread {toy.spread(end):.2f} of {toy.VARIANCE ** 0.5:.2f}, "
-      f"shares {[round(share, 2) for share in toy.shares(end)]}, loss {losses[:20].mean():.4f} -> {losses[-200:].mean():.4f}")
+      f"shares {[round(share, 2) for share in toy.fractions(end)]}, loss {losses[:20].mean():.4f} -> {losses[-200:].mean():.4f}")
 below("energy distance of the generator", distance, 0.02, trained=True)
 axes = toy.panels(2)
 toy.draw(axes[0], end, start, torch.stack([start, end]), "drifting, one call")

@@ -97,7 +97,7 @@ print(f"truth: spread {toy.VARIANCE ** 0.5:.2f}, shares {list(toy.WEIGHTS)}")
 distance = {}
 for name, x in {"score SDE": walk[-1], **end}.items():
     distance[name] = toy.energy_distance(x, reference)
-    print(f"{name}: spread {toy.spread(x):.2f}, shares {[round(share, 2) for share in toy.shares(x)]}, "
+    print(f"{name}: spread {toy.spread(x):.2f}, shares {[round(share, 2) for share in toy.fractions(x)]}, "
           f"energy distance {distance[name]:.3f}")
 for name, limit in (("score SDE", 0.02), ("consistency", 0.08), ("MeanFlow", 0.03), ("drifting", 0.03)):
     below(f"{name} samples: energy distance", distance[name], limit, trained=True)
