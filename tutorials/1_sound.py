@@ -1,12 +1,22 @@
 # %% [markdown]
 # # 1 Sound and its spectrogram
 #
-# Everything here happens in one picture of the sound: a complex spectrogram whose amplitudes are compressed, so that quiet sounds weigh as much as loud ones. This page walks there and back, and to the numbers that say how good a result is.
+# All methods work on a complex spectrogram with compressed amplitudes. This notebook computes it, inverts it, and introduces the scores that say how good an enhanced recording is.
 #
-# **You will** mix at a given ratio, transform, compress, level, add noise by the convention that all methods share, score, and run shipped weights on a recording of your own. Where it comes from: SGMSE+ (arXiv 2208.05830) for the transform; Le Roux et al. (2019) for SI-SDR; ITU-T P.862.2 for PESQ.
+# **You will** mix speech and noise at a given ratio, transform, compress and normalise the mixture, add complex noise, compute scores, and run a trained model on a recording of your own. Sources: SGMSE+ ([arXiv 2208.05830](https://arxiv.org/abs/2208.05830)) for the transform; SI-SDR ([arXiv 1811.02508](https://arxiv.org/abs/1811.02508)); ITU-T P.862.2 for PESQ.
+#
+# | symbol | meaning | value |
+# |---|---|---|
+# | $y,\ s,\ n$ | noisy speech, clean speech, noise: waves at 16 kHz | |
+# | $n_{\mathrm{win}},\ h$ | window and hop of the STFT | 510 and 128 samples |
+# | $F,\ T$ | frequency bins, frames | 256, $1+\lceil L/h\rceil$ |
+# | $\alpha,\ \beta$ | exponent and scale of the compression | 0.5, 0.15 |
+# | $z$ | complex noise, $E\lvert z\rvert^2=1$ per bin | variance 0.5 in each part |
+#
+# **Scores.** SI-SDR is an energy ratio in dB, defined below. WB-PESQ (1 to 4.64) models how loud a listener perceives the differences to the clean reference. ESTOI (0 to 1) predicts intelligibility from the correlation of short-time band envelopes. DistillMOS and the overall score of DNSMOS, OVRL (both 1 to 5), are networks that predict a listener's grade without a reference. For all of them, more is better.
 
 # %%
-from tools import (ROOT, answer, below, check, enhance, fast, fifths, play, pretrained, recording, show, spectrogram, tiny,
+from tools import (answer, below, check, enhance, fast, fifths, play, pretrained, recording, show, spectrogram, tiny,
                    train_small)
 
 import matplotlib.pyplot as plt
@@ -19,26 +29,29 @@ import losses
 import metrics
 
 # %% [markdown]
-# ## Hear it
+# ## Listen
 #
-# Three voices that no model here was trained on, in the noise of a windmill (5 dB), at a waterfall (2.5 dB) and in front of a cheering crowd (7.5 dB).
+# Three speakers on whom no model was trained, in the noise of a windmill (5 dB), at a waterfall (2.5 dB) and in front of a cheering crowd (7.5 dB).
 
 # %%
 pairs = {name: recording(name) for name in ("windmill", "waterfall", "cheer")}
 play(**{f"{name}_{side}": wave for name, pair in pairs.items() for side, wave in zip(("clean", "noisy"), pair)})
 
 # %% [markdown]
-# One network evaluation of `drift_dagger` on the second. This picture is the whole task: what is speech, and what only looks like it?
+# The second recording, enhanced by one network evaluation of `drift_dagger`:
 
 # %% tags=["export-waterfall"]
 clean, noisy = pairs["waterfall"]
 enhanced = enhance(pretrained("drift_dagger"), noisy)
 figure, axes = plt.subplots(3, 1, figsize=(8, 5), sharex=True)
-for axis, title, wave in zip(axes, ("noisy, 2.5 dB", "enhanced by one call of the network", "clean"),
+for axis, title, wave in zip(axes, ("noisy, 2.5 dB", "enhanced, one network evaluation", "clean"),
                              (noisy, enhanced, clean)):
     image = spectrogram(axis, wave, title)
 axes[2].set_xlabel("s")
 figure.colorbar(image, ax=axes, label="dB below the loudest bin", pad=0.02);
+
+# %% [markdown]
+# The noise between the harmonics and above 4 kHz is gone; weak high-frequency parts of consonants are gone with it.
 
 # %%
 play(enhanced=enhanced)
@@ -54,9 +67,9 @@ print(f"SI-SDR {metrics.si_sdr(clean, noisy):.1f} -> {metrics.si_sdr(clean, enha
 # |---|---|---|
 # | $y=s+g\,n$ | noise at a given ratio | `mix_at_snr` |
 # | $c$ | STFT of a wave, $F\times T$ complex bins | `Spectrogram.stft`, `.istft` |
-# | $\tilde c=\beta\lvert c\rvert^\alpha e^{i\angle c}$ | compressed: $\alpha=0.5$, $\beta=0.15$ | `.compress`, `.decompress` |
+# | $\tilde c=\beta\left\lvert c\right\rvert^\alpha e^{i\angle c}$ | compressed bin | `Spectrogram.compress`, `.decompress` |
 # | $z\sim\mathcal N_{\mathbb C}(0,1)$ | noise of all methods | `torch.randn_like` |
-# | SI-SDR, PESQ | how good is it | `si_sdr`, `pesq`; to train with: `si_sdr_loss`, `PESQLoss` |
+# | SI-SDR, PESQ | scores | `si_sdr`, `pesq`; as losses: `si_sdr_loss`, `PESQLoss` |
 #
 # ## Mixing
 #
@@ -72,23 +85,25 @@ for (name, (s, y)), snr in zip(pairs.items(), (5.0, 2.5, 7.5)):
         check(f"{name}: SNR of the file, dB", ratio, snr, 0.01)
     mixed = data.mix_at_snr(s, y - s, snr + 10)
     again = 10 * (s.square().mean() / (mixed - s).square().mean()).log10().item()
-    check("   mixed anew with 10 dB less noise", again, snr + 10, 0.001)
+    check("   mixed again with 10 dB less noise", again, snr + 10, 0.001)
 figure, axes = plt.subplots(1, 3, figsize=(9, 2), sharey=True)
 for axis, (name, (s, y)) in zip(axes, pairs.items()):
     seconds = np.arange(len(s)) / data.SAMPLE_RATE
-    axis.plot(seconds, y.numpy(), color="tab:gray", linewidth=0.3, label="noisy")
-    axis.plot(seconds, s.numpy(), color="tab:green", linewidth=0.3, label="clean")
+    axis.plot(seconds, y.numpy(), color="tab:orange", linewidth=0.3, label="noisy")
+    axis.plot(seconds, s.numpy(), color="tab:blue", linewidth=0.3, label="clean")
     axis.set(title=name, xlabel="s")
 axes[0].set_ylabel("amplitude")
 for line in figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center").get_lines():
     line.set_linewidth(3)
 
 # %% [markdown]
+# Clean speech (blue) over the noisy recording (orange): at the waterfall the noise never pauses; the windmill and the crowd change over time.
+#
 # ## The short-time Fourier transform
 #
-# $$F=\tfrac n2+1,\qquad T=1+\lceil L/h\rceil$$
+# $$F=\tfrac{n_{\mathrm{win}}}2+1,\qquad T=1+\lceil L/h\rceil$$
 #
-# Windows of $n=510$ samples, so that $F=256$, which a U-Net can halve eight times; a hop of $h=128$. A frame more than usual stands at the end where $L$ is no multiple of $h$: there the windows fade to nothing, and the way back would divide by that.
+# A window of 510 samples gives $F=256$ bins, which a U-Net can halve eight times. If $L$ is no multiple of $h$, one more frame than usual is appended: at the end the windows fade to zero, and the inverse would divide by their sum.
 
 # %%
 show(data.Spectrogram.stft, data.Spectrogram.istft)
@@ -99,23 +114,23 @@ sine = torch.sin(2 * np.pi * 1000 * torch.arange(16000) / 16000)
 spec = transform(sine).abs()
 print("1 s is", tuple(spec.shape), "bins x frames")
 assert spec.shape == (256, 1 + 125)
-check("a tone of 1 kHz stands in bin 1000 n / 16000 = 31.9:", spec[:, 60].argmax().item(), 32, 0)
+check("a tone of 1 kHz has its maximum in bin 1000 * 510 / 16000 = 31.9:", spec[:, 60].argmax().item(), 32, 0)
 check("its magnitude there", spec[32, 60].item(), 126.2203, 1e-3)
 odd = noisy[:24_001 - fast(0, 40)]
 for dtype, limit in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
     there = data.Spectrogram()(odd.to(dtype))
     back = data.Spectrogram().inverse(there, len(odd))
-    check(f"there and back in {dtype}, {len(odd)} samples", (back - odd).abs().max(), 0, limit)
+    check(f"transform and inverse in {dtype}, {len(odd)} samples", (back - odd).abs().max(), 0, limit)
 
 # %% [markdown]
 # ## Compression
 #
-# $$\tilde c=\beta\,\lvert c\rvert^{\alpha}e^{i\angle c},\qquad\alpha=0.5,\ \beta=0.15$$
+# $$\tilde c=\beta\left\lvert c\right\rvert^{\alpha}e^{i\angle c},\qquad\alpha=0.5,\ \beta=0.15$$
 #
-# Amplitudes of speech spread over decades. Under the square root the loudest percent of the bins is ten times the median, where it was a hundred times. A Gaussian can imitate that.
+# The amplitudes of speech cover several decades. The square root brings the loudest percent of the bins from about a hundred times to about ten times the median, so that Gaussian noise of one standard deviation is comparable with all of them.
 
 # %%
-show(data.Spectrogram.compress, data.Spectrogram.decompress)
+show(data.Spectrogram.__init__)
 
 # %%
 compressed = data.Spectrogram()
@@ -134,9 +149,11 @@ axes[0].set_ylabel("bins")
 below("compressed: 99 % quantile over median", ratio, 15)
 
 # %% [markdown]
-# ## Level
+# The histograms (logarithmic axis) show the magnitudes relative to their median: the long tail of the STFT is cut off at 12, the compressed magnitudes fit into the axis.
 #
-# Networks want a level that does not depend on the microphone. Published: divide by the peak of the noisy recording, multiply at the end. A click moves the peak; the small models here use the peak of the loudest second without its loudest 2 ms, which no click and no pause moves, and let the gain follow the signal, so that a quiet speaker after a loud one arrives at the level of training.
+# ## Gain
+#
+# The input of a network should not depend on the gain of the microphone. The papers divide by the peak of the noisy recording and multiply by it at the end. A single click changes the peak. The small models here use the peak of the loudest second without its loudest 2 ms, which neither a click nor a pause changes, and a gain that follows the signal, so that a quiet speaker after a loud one has the loudness of the training data.
 
 # %%
 show(data.in_spectrogram, data.click_robust_peak, data.riding_gain, data.normalise)
@@ -150,16 +167,16 @@ check("three times louder in, three times louder out", (passed - 3 * batch).abs(
 check("silence stays silence", data.enhance_normalised(lambda x: x, 0 * batch, "peak").abs().max(), 0, 0)
 click = batch.clone()
 click[0, 1000] = 20.0
-change = lambda level: (level(click) / level(batch)).item()
-check("a click: the robust level, times", change(data.click_robust_peak), 1, 0.01)
-print(f"            the peak, times {change(lambda x: x.abs().amax()):.0f}")
+change = lambda peak: (peak(click) / peak(batch)).item()
+check("a click multiplies the robust peak by", change(data.click_robust_peak), 1, 0.01)
+print(f"and the plain peak by {change(lambda x: x.abs().amax()):.0f}")
 
 # %% [markdown]
 # ## The noise of all methods
 #
-# $$z\sim\mathcal N_{\mathbb C}(0,1):\quad E\lvert z\rvert^2=1,\qquad E(\Re z)^2=E(\Im z)^2=\tfrac12$$
+# $$z\sim\mathcal N_{\mathbb C}(0,1):\quad E\left\lvert z\right\rvert^2=1,\qquad E(\Re z)^2=E(\Im z)^2=\tfrac12$$
 #
-# `torch.randn_like` of a complex tensor is just that. It is added *after* compression, where a bin of speech has an rms of about 0.11: the 0.39 of SGMSE+'s last time drowns it.
+# `torch.randn_like` of a complex tensor draws exactly this. The noise is added *after* the compression, where a clean bin has an rms of about 0.11. At the latest time of SGMSE+ the standard deviation of the noise is 0.39: it masks the speech.
 
 # %%
 torch.manual_seed(0)
@@ -177,11 +194,13 @@ for axis, std in zip(axes, (0, 0.05, 0.15, 0.389)):
 axes[0].set_ylabel("kHz");
 
 # %% [markdown]
+# With a standard deviation of 0.05 the harmonics are still visible, with 0.15 only the strongest, with 0.389 hardly any.
+#
 # ## SI-SDR
 #
 # $$\text{SI-SDR}=10\log_{10}\frac{\lVert as\rVert^2}{\lVert as-\hat s\rVert^2},\qquad a=\frac{\hat s^\top s}{\lVert s\rVert^2}$$
 #
-# The best scale $a$ is free. The best delay is not: a perfect wave, a millisecond late, scores like a bad one.
+# The scale $a$ is fitted, the delay is not: a perfect wave that comes a millisecond late has a very low score. With the correlation $\rho$ of $\hat s$ and $s$ this is $10\log_{10}\frac{\rho^2}{1-\rho^2}$: the sign of $\rho$ does not count.
 
 # %%
 show(metrics.si_sdr)
@@ -195,22 +214,26 @@ check("noise at a right angle, 7 dB", metrics.si_sdr(s, s + noise), 7, 1e-3)
 check("three times louder", metrics.si_sdr(s, 3 * (s + noise)), 7, 1e-3)
 delays = (1, 2, 4, 8, 16)
 late = [metrics.si_sdr(s[d:], s[:-d]) for d in delays]
+rho = [(s[d:] @ s[:-d] / (s[d:].norm() * s[:-d].norm())).item() for d in delays]
+print("correlation:", [round(x, 2) for x in rho])
 print("1, 2, 4, 8, 16 samples late:", [round(x, 1) for x in late], "dB")
 if fast(True, False):
     for d, score, known in zip(delays, late, (8.0, 5.0, 2.1, -4.5, -22.4)):
         check(f"{d} samples late", score, known, 0.5)
 below("8 samples late, dB", late[3], 0)
 plt.figure(figsize=(4.5, 2.4))
-plt.plot(np.array(delays) / 16, late, "o-", color="tab:red")
+plt.plot(np.array(delays) / 16, late, "o-", color="tab:blue")
 plt.axhline(metrics.si_sdr(*pairs["windmill"]), color="tab:gray", linestyle=":", label="the noisy recording")
 plt.xlabel("delay of the perfect wave, ms")
 plt.ylabel("SI-SDR, dB")
 plt.legend();
 
 # %% [markdown]
-# ## PESQ, and one to train with
+# After half a millisecond the perfect wave scores below 0 dB, worse than the noisy recording (dotted). The correlation is then about one half, and after one millisecond (16 samples) almost zero: the delay is a quarter of a period of the strongest components, where the delayed wave is orthogonal to the original.
 #
-# PESQ models loudness on a Bark scale and time alignment. `PESQLoss` leaves out the alignment and has a gradient.
+# ## PESQ, and a differentiable version of it
+#
+# PESQ compares loudness on a Bark scale after a time alignment. `PESQLoss` leaves out the alignment and can be differentiated.
 
 # %%
 show(losses.PESQLoss.mos)
@@ -225,7 +248,7 @@ check("a perfect wave", loss.mos(loss(s, s)).item(), 4.644, 1e-3)
 # %% [markdown]
 # ## Train small
 #
-# A recurrent mask of 39,089 parameters learns the three recordings by heart, with -SI-SDR as its loss. It shows the loop and a falling loss; a model is `python consistency.py train-student --distil none --data DIR`.
+# A recurrent network of 39,089 parameters estimates a mask and memorises the three recordings, with -SI-SDR as its loss. This shows the training loop only. To train a useful model: `python dispatch.py train --distil none --data DIR`.
 
 # %%
 torch.manual_seed(0)
@@ -240,69 +263,67 @@ plt.xlabel("step")
 plt.ylabel("SI-SDR of crops, dB");
 
 # %% [markdown]
+# The SI-SDR of the training crops rises within a few dozen steps; it fluctuates because every step draws new crops.
+#
 # ## Details that matter
 #
 # p: paper, c: released code, m: measured here.
 #
-# 1. 510 samples a window make $F=256$ (p).
-# 2. Noise comes after the compression: at the last time of SGMSE+ 0.389, where a bin of speech has 0.11 (m).
-# 3. The level is the whole file's in use and the crop's in training (c).
-# 4. `torch.stft` reflects at the ends, which needs more than half a window of sound (c).
+# 1. A window of 510 samples gives $F=256$ (p).
+# 2. Noise is added after the compression: std 0.389 at the latest time of SGMSE+, where a clean bin has an rms of 0.11 (m).
+# 3. The gain is computed from the whole file in use and from the crop in training (c).
+# 4. `torch.stft` reflects the signal at its ends and needs more than half a window of it (c).
 #
 # ## Where paper and code differ
 #
 # - The first paper of the series had $\beta=0.33$ and windows of 512; everything later 0.15 and 510.
-# - Released code divides by the peak without a guard: silence becomes NaN. Here it stays silence.
+# - The released code divides by the peak without a guard: silence becomes NaN. Here it stays silence.
 #
 # ## Exercises
 #
-# Put your own value into the cell below; it says how close it is.
+# Put your value into the cell at the end: it says whether it is right.
 #
-# **1.** Draw noise for real and imaginary part with `torch.randn` and forget the $1/\sqrt2$. What is its power?
-#
-# <details><summary>Hint</summary>
-#
-# The power of a sum of two independent parts is the sum of their powers.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# 2 instead of 1: every std is off by 1.41.
-#
-# </details>
-#
-# **2.** A crop has 32,640 samples. How many frames does it have at a hop of 256?
+# **1.** Draw the real and the imaginary part of $z$ with `torch.randn` and forget the factor $1/\sqrt2$. What is $E\left\lvert z\right\rvert^2$?
 #
 # <details><summary>Hint</summary>
 #
-# One frame at the start of the crop, then one for each hop that is begun.
+# The power of a complex number is the sum of the powers of its parts.
 #
 # </details>
-#
 # <details><summary>Solution</summary>
 #
-# $1+\lceil32640/256\rceil=129$; at a hop of 128 it has 256. A crop that fills exactly 128 frames at 256 has `Spectrogram.samples(128)` = 32,512 samples.
+# 2 instead of 1. Every standard deviation is then wrong by a factor of $\sqrt2$.
 #
 # </details>
 #
-# **3.** The clean windmill is delayed by half a millisecond, 8 samples. What SI-SDR does this perfect recording have, in dB?
+# **2.** A crop has 32,640 samples, which are 256 frames at a hop of 128. How many frames are they at a hop of 256?
 #
 # <details><summary>Hint</summary>
 #
-# With the correlation $\rho$ of a signal with its delayed self, SI-SDR is $10\log_{10}\frac{\rho^2}{1-\rho^2}$.
+# $32640/256$ is not an integer.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# $1+\lceil127.5\rceil=129$. A crop of exactly 128 frames at a hop of 256 has `Spectrogram.samples(128)` = 32,512 samples.
 #
 # </details>
 #
+# **3.** A perfect wave that comes half a millisecond late has the correlation $\rho=0.51$ with the original. What is its SI-SDR in dB?
+#
+# <details><summary>Hint</summary>
+#
+# Split the delayed wave into a part along $s$ and a part orthogonal to it. Which fraction of the energy has each?
+#
+# </details>
 # <details><summary>Solution</summary>
 #
-# The correlation of this voice with itself is about 0.51 after 8 samples (and -0.08 after 16), so the score is about -4.5 dB. A shift by a quarter of a period is at a right angle to the original and counts as error; a shift by half a period is a change of sign, which SI-SDR forgives.
+# $10\log_{10}\frac{0.51^2}{1-0.51^2}=-4.54$ dB. The part along $s$ has the energy $\rho^2$, and all the rest counts as error. If the delay were half a period of every component, $\rho$ would be $-1$, only a change of sign, which SI-SDR ignores; the worst delay is a quarter of a period.
 #
 # </details>
 
 # %%
 real = torch.complex(torch.randn(1_000_000), torch.randn(1_000_000))
-answer("1", 2, real.abs().square().mean().item(), 0.01, "the power of each part is 1")
-answer("2", 129, data.Spectrogram(hop_length=256)(torch.randn(32640)).shape[1], 0, "the last hop is not full, and has a frame too")
-whole = data.load_audio(ROOT / "tutorials/audio/clean/windmill.flac")[0][0]
-answer("3", -4.5, metrics.si_sdr(whole[:-8], whole[8:]), 1.0, "both waves have the same energy")
+answer("1.1", real.abs().square().mean())
+answer("1.2", data.Spectrogram(hop_length=256)(torch.randn(32640)).shape[1])
+answer("1.3", 10 * np.log10(0.51 ** 2 / (1 - 0.51 ** 2)))

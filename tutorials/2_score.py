@@ -1,9 +1,21 @@
 # %% [markdown]
-# # 2 Score SDE: add noise, then run the film backwards
+# # 2 Score SDE: add noise, then reverse time
 #
-# A forward process slides the clean spectrogram $x_0$ towards the noisy $y$ while it adds Gaussian noise. Where it stands at any time is known in closed form. A network learns the *score*, the direction in which the state becomes more likely, and with the score the film runs backwards: from noisy speech to *a* clean speech that fits it.
+# A forward process moves the clean spectrogram $x_0$ towards the noisy $y$ while it adds Gaussian noise. The distribution of its state at any time is known in closed form. A network learns the *score*, the direction in which the state becomes more likely, and with the score the process can be run backwards: from noisy speech to *one* clean speech signal that is compatible with it.
 #
-# **You will** see the three processes, the score, the reverse SDE and its ODE and what each costs, and a mismatch at the start that every sampler inherits. Papers: SGMSE+ (arXiv 2208.05830), BBED (2302.14748), *Investigating Training Objectives* (2409.10753), bridge (Jukić et al., Interspeech 2024), Song et al. (ICLR 2021).
+# **You will** see three processes, the score, the reverse SDE and its ODE and the cost of each, and a mismatch at the start that every sampler inherits. Papers: SGMSE+ ([arXiv 2208.05830](https://arxiv.org/abs/2208.05830)), BBED ([2302.14748](https://arxiv.org/abs/2302.14748)), *Investigating Training Objectives* ([2409.10753](https://arxiv.org/abs/2409.10753)), Schrödinger bridge ([2407.16074](https://arxiv.org/abs/2407.16074)), score SDEs (Song et al., [2011.13456](https://arxiv.org/abs/2011.13456)).
+#
+# | symbol | meaning | value |
+# |---|---|---|
+# | $x_0,\ y,\ x_t$ | clean, noisy and intermediate spectrogram | complex |
+# | $t,\ T,\ t_\varepsilon$ | process time, 0: clean; its latest and its earliest value | $T=1$, BBED 0.999; $t_\varepsilon=0.03$ |
+# | $f,\ g$ | drift and diffusion of the process | |
+# | $\theta$ | OUVE: rate at which the mean approaches $y$ | 1.5 |
+# | $\sigma_{\min},\ \sigma_{\max}$ | OUVE: noise scale at $t=0$ and 1 | 0.05, 0.5 |
+# | $c,\ k$ | BBED and bridge: $g=\sqrt c\,k^t$ | 0.51 (bridge 0.4), 2.6 |
+# | $\mu_t=a_tx_0+b_t,\ \sigma_t$ | mean of $x_t$ (weight $a_t$ of $x_0$, part $b_t$ from $y$) and its std per complex bin | |
+# | $m_k,\ w_k$ | toy: the three places and their probabilities | see `toy.py`; 0.5, 0.3, 0.2 |
+# | NFE | network evaluations for one recording | |
 
 # %%
 from tools import (answer, below, check, enhance, fast, fifths, play, pretrained, recording, show, spectrogram, tiny,
@@ -13,6 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+import data
 import metrics
 import sgmse
 import toy
@@ -21,44 +34,78 @@ OUVE, BBED, SBVE = sgmse.OUVE(), sgmse.BBED(), sgmse.SBVE()
 noise = lambda n: torch.randn(n, 1, 1, 1, dtype=torch.complex64)           # E|z|^2 = 1
 
 # %% [markdown]
-# ## Hear it
+# ## Listen
 #
-# `sgmse_stage1`, a small score model after two and a half hours on two CPU cores and nine and a half minutes on GPUs, on the cheering crowd: 3, 15 and 60 network evaluations.
+# `sgmse_stage1`, a small score model, on the recording in front of a cheering crowd, with 3, 15 and 60 network evaluations.
 
 # %%
 clean, noisy = recording("cheer")
 outputs = {calls: enhance(pretrained("sgmse_stage1", N=calls), noisy) for calls in fast((3, 15, 60), (3,))}
-play(noisy=noisy, **{f"{calls}_calls": wave for calls, wave in outputs.items()}, clean=clean)
+play(noisy=noisy, **{f"NFE_{calls}": wave for calls, wave in outputs.items()}, clean=clean)
 for calls, wave in {0: noisy, **outputs}.items():
-    print(f"{calls} calls: PESQ {metrics.pesq(clean, wave):.2f}, SI-SDR {metrics.si_sdr(clean, wave):.1f} dB")
+    print(f"NFE {calls}: PESQ {metrics.pesq(clean, wave):.2f}, SI-SDR {metrics.si_sdr(clean, wave):.1f} dB")
 
 # %%
 figure, axes = plt.subplots(1, len(outputs) + 1, figsize=(9, 2.6), sharey=True)
 spectrogram(axes[0], noisy, "noisy")
 for axis, (calls, wave) in zip(axes[1:], outputs.items()):
-    image = spectrogram(axis, wave, f"{calls} calls")
+    image = spectrogram(axis, wave, f"NFE {calls}")
     axis.set_ylabel("")
 for axis in axes:
     axis.set_xlabel("s")
 figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 
 # %% [markdown]
-# With more evaluations PESQ rises a little and SI-SDR does not. Scores like SI-SDR compare with the one voice that was recorded and reward an average of the likely ones, and more steps are a better sample, not a better average. (That this is the reason has not been tested.)
+# The three outputs look alike: most of the noise is removed with three evaluations. The scores above barely change with the number of evaluations, and not in the same direction. SI-SDR compares with the one voice that was recorded and rewards an average of the plausible ones; more steps give a better sample, not a better average. (Whether this is the reason has not been tested.)
+#
+# What the sampler does on its way: the state $x_t$, made audible, from the start $t=T$ (noise dominates) to $t=0$.
+
+# %%
+film = []
+def watched(x, y, t):
+    film.append((t[0].item(), x[0, 0]))
+    return model.score(x, y, t)
+
+
+model, y_wave = pretrained("sgmse_stage1"), noisy[:fast(48000, 24000)]
+peak = y_wave.abs().max()
+torch.manual_seed(0)
+with torch.no_grad():
+    y = model.spectrogram(y_wave[None] / peak)[:, None]
+    frames, y = y.shape[-1], data.pad_frames(y, 64)
+    end = sgmse.euler_maruyama(watched, y, model.sde, 15, 0.999)
+film.append((0.0, end[0, 0]))
+chosen = [film[i] for i in (0, 5, 10, 13, 15)]
+states_heard = {f"t_=_{t:.2f}": model.spectrogram.inverse(x[:, :frames], len(y_wave)) * peak for t, x in chosen}
+play(**states_heard)
+figure, axes = plt.subplots(1, 5, figsize=(9, 2.3), sharey=True)
+for axis, (t, x) in zip(axes, chosen):
+    size = x[:, :frames].abs().clamp(min=1e-3).log10().numpy()
+    image = axis.imshow(size, vmin=-2.5, vmax=0.3, cmap="magma", extent=(0, len(y_wave) / 16000, 0, 8))
+    axis.set(title=f"t = {t:.2f}", xlabel="s")
+axes[0].set_ylabel("kHz")
+figure.colorbar(image, ax=axes, label="log10 of the magnitude");
+
+# %% [markdown]
+# At $t=T$ the state is noisy speech under complex noise of the same size. The noise leaves gradually; the harmonics become visible in the last third of the steps.
 #
 # ## Key equations
 #
 # | symbol | meaning | function |
 # |---|---|---|
 # | $dx=f\,dt+g\,dw$ | forward process, $t=0$ clean, $t=T$ noisy | `OUVE`, `BBED`, `SBVE`: `.drift`, `.diffusion` |
-# | $x_t=\mu+\sigma z$ | where it stands at $t$; $E\lvert z\rvert^2=1$ per complex bin | `.mean`, `.std`, `diffuse` |
+# | $x_t=\mu_t+\sigma_tz$ | its state at $t$; $E\left\lvert z\right\rvert^2=1$ per complex bin | `.mean`, `.std`, `diffuse` |
 # | $s=\nabla\log p_t(x_t\mid y)$ | the score | `ScoreSDE.score`; on the toy `toy.Exact` |
-# | $\frac12E\lvert\sigma s+z\rvert^2$ | denoising score matching | `dsm_loss` |
+# | $\frac12E\left\lvert\sigma s+z\right\rvert^2$ | denoising score matching | `dsm_loss` |
+# | $\frac12E\,w(\sigma)\left\lvert D-\mu_t\right\rvert^2$ | the same for a denoiser $D=x_t+\sigma^2s$ | `denoising_loss` |
+# | $D=c_{skip}x_t+c_{out}F(c_{in}x_t,c_{in}y,t)$ | EDM's scaling around a network $F$ | `edm_scaling` |
+# | $\frac{x_t+\sigma^2s-b_t}{a_t}$ | one-step prediction $E[x_0\mid x_t,y]$ | `posterior_mean`, `sampler="one_step"` |
 # | $dx=(f-g^2s)\,dt+g\,d\bar w$ | reverse SDE | `reverse_step`, `euler_maruyama`, `predictor_corrector` |
 # | $\dot x=f-\frac12g^2s$ | its ODE | `flow_velocity`, `probability_flow` |
 #
 # ## The toy
 #
-# One noisy point $y$ (the cross), three places where the clean one may be (blue). Orange: what the reverse SDE makes of 2000 starts, dark lines: eight of its paths, 60 evaluations of the exact score each.
+# One noisy point $y$ (the cross), three places where the clean point may be (blue). Orange triangles: where the reverse SDE has brought 2000 starts (grey); grey lines: eight of its paths. Each path takes 60 evaluations of the exact score.
 
 # %%
 def paths(score, sde, N, n=2000):
@@ -74,34 +121,38 @@ def paths(score, sde, N, n=2000):
 
 torch.manual_seed(0)
 reference, states = toy.clean(2000), paths(toy.Exact(BBED), BBED, 60)
-print("shares", [round(share, 2) for share in toy.shares(states[-1])], "of", toy.WEIGHTS)
-below("energy distance to samples of the truth", toy.energy_distance(states[-1], reference), 0.01)
+below("energy distance to samples of the truth", toy.report("60 steps", states[-1], reference), 0.01)
+toy.report("200 steps", paths(toy.Exact(BBED), BBED, fast(200, 100))[-1], reference)
 axes = toy.panels(3)
 for axis, k in zip(axes, (30, 50, 60)):
     toy.draw(axis, states[k], states[0], states[:k + 1, :8], f"after {k} of 60 steps")
 
 # %% [markdown]
-# It samples: three clouds, in the right proportions, where the mean of all explanations, $-0.07+0.21i$, would lie in none.
+# It samples: three clouds in the right proportions, where the mean of all explanations, $-0.07+0.21i$, lies in none of them. The *energy distance* between two sets of points is 0 for equal distributions; its floor is the value for two sets drawn from the truth. Each single cloud is too narrow, though: the spread within a place is about 0.065 where the truth has 0.10, and more steps do not help, because the last step, from $t_\varepsilon$ to 0, adds no noise and returns a mean.
 #
 # ## The forward process
 #
-# $$\text{OUVE: } dx=\theta(y-x)\,dt+g\,dw\qquad \text{BBED: } dx=\frac{y-x}{1-t}\,dt+g\,dw,\quad g=\sqrt c\,k^t$$
+# $$\text{OUVE: } dx=\theta(y-x)\,dt+g\,dw,\quad g=\sigma_{\min}\Big(\frac{\sigma_{\max}}{\sigma_{\min}}\Big)^t\sqrt{2\Lambda}\qquad \text{BBED: } dx=\frac{y-x}{1-t}\,dt+g\,dw,\quad g=\sqrt c\,k^t$$
 #
 # $$\text{OUVE: } \mu=e^{-\theta t}x_0+(1-e^{-\theta t})\,y,\qquad\sigma^2=\frac{\sigma_{\min}^2\Lambda\big[(\sigma_{\max}/\sigma_{\min})^{2t}-e^{-2\theta t}\big]}{\theta+\Lambda},\quad\Lambda=\ln\frac{\sigma_{\max}}{\sigma_{\min}}$$
+#
+# $$\text{BBED: } \mu=(1-t)\,x_0+t\,y,\qquad\sigma^2=(1-t)^2\int_0^t\frac{c\,k^{2\tau}}{(1-\tau)^2}\,d\tau$$
+#
+# The integral has a closed form in the exponential integral, which is what `BBED.std` computes.
 
 # %%
 show(sgmse.OUVE.drift, sgmse.OUVE.diffusion, sgmse.OUVE.mean, sgmse.OUVE.std)
 
 # %% [markdown]
-# A linear drift $f=-a(t)\,x+\dots$ makes the variance follow $\dot V=-2aV+g^2$. Solve that by 1000 Heun steps and compare with the closed form. The slope $-a$ is read off the drift itself.
+# A drift that is linear in $x$, $f=-\lambda_t\,x+\dots$, makes the variance follow $\dot V=-2\lambda_tV+g^2$. The next cell solves this with 1000 Heun steps and compares with the closed form; the rate $\lambda_t$ is taken from the drift function itself.
 
 # %%
 def solved(sde, end=0.9, steps=1000):
-    """std at `end` from V' = -2 a V + g^2, float64."""
+    """std at `end` from V' = -2 rate V + g^2, float64."""
     def slope(V, t):
         t, zero, one = torch.tensor([t], dtype=torch.float64), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
-        a = (sde.drift(zero, zero, t) - sde.drift(one, zero, t)).item()
-        return -2 * a * V + sde.diffusion(t).item() ** 2
+        rate = (sde.drift(zero, zero, t) - sde.drift(one, zero, t)).item()
+        return -2 * rate * V + sde.diffusion(t).item() ** 2
     V, h = 0.0, end / steps
     for k in range(steps):
         first = slope(V, k * h)
@@ -120,10 +171,10 @@ figure, axes = plt.subplots(1, 3, figsize=(9, 2.7))
 for name, sde, color in (("OUVE", OUVE, "tab:purple"), ("BBED", BBED, "tab:orange"), ("bridge", SBVE, "tab:cyan")):
     weight = sde.mean(torch.ones(201, 1, 1, 1, dtype=torch.float64), torch.zeros(201, 1, 1, 1), t).flatten()
     axes[0].plot(t.numpy(), sde.std(t).numpy(), color=color, label=name)
-    axes[1].plot(t.numpy(), weight.numpy(), color=color)
+    axes[1].plot(t.numpy(), weight.numpy(), color=color, label=name)
 axes[0].set(xlabel="t", ylabel="std per complex bin", title="noise")
 axes[0].legend()
-axes[1].set(xlabel="t", title="share of $x_0$ in the mean", ylim=(0, 1))
+axes[1].set(xlabel="t", title="weight of $x_0$ in the mean", ylim=(0, 1))
 torch.manual_seed(1)
 dt, x = 1 / 200, toy.clean(5)
 walk = [x]
@@ -132,16 +183,16 @@ for k in range(199):
     x = x + BBED.drift(x, toy.noisy(5), now) * dt + BBED.diffusion(k * dt) * dt ** 0.5 * torch.randn_like(x)
     walk.append(x)
 axes[2].plot(t[:200].numpy(), torch.stack(walk).reshape(200, 5).real.numpy(), linewidth=0.8)
-axes[2].set(xlabel="t", title="five forward paths of the toy, BBED, real part");
+axes[2].set(xlabel="t", title="five forward paths, BBED, real part");
 
 # %% [markdown]
-# OUVE never arrives: at $t=1$ its mean still holds 22 % of $x_0$. BBED and the bridge end at $y$.
+# Left: the noise of OUVE grows until $t=1$, that of BBED and of the bridge returns to zero. Middle: OUVE never arrives at $y$; at $t=1$ its mean still contains 22 % of $x_0$. Right: forward paths start at the places and end at the real part of $y$, 0.2.
 #
 # ## The score
 #
-# $$s(x,y,t)=\nabla\log p_t(x\mid y),\qquad\text{on the toy } s=-\sum_kr_k\frac{d_k}{V},\quad d_k=x-a_tm_k-b_t,\quad V=a_t^2\,0.1^2+\sigma_t^2,\quad r_k\propto w_ke^{-\lvert d_k\rvert^2/V}$$
+# $$s(x,y,t)=\nabla_{\bar x}\log p_t(x\mid y),\qquad\text{on the toy } s=-\sum_kr_k\frac{d_k}{V},\quad d_k=x-a_tm_k-b_t,\quad V=a_t^2\,0.1^2+\sigma_t^2,\quad r_k\propto w_ke^{-\left\lvert d_k\right\rvert^2/V}$$
 #
-# The convention matters: per *complex* bin $z$ has variance 1, so each part has variance ½ and the score is **half** the gradient that real and imaginary part would give.
+# Here $a_t$ is the weight of $x_0$ in the mean and $b_t$ the part that comes from $y$; $r_k$ is the probability of place $k$ given $x$. The derivative is the *Wirtinger* derivative with respect to the complex conjugate, $\nabla_{\bar x}=\frac12\big(\frac{\partial}{\partial\Re x}+i\frac{\partial}{\partial\Im x}\big)$: **half** of the gradient in real and imaginary part. For a complex Gaussian of variance $\sigma^2$ it is $-(x-\mu)/\sigma^2$, the familiar form.
 
 # %%
 show(toy.Exact)
@@ -167,17 +218,27 @@ for axis, time in zip(axes, (0.9, 0.3, 0.05)):
                 cmap="Blues", clim=(-4, 5), scale=24, width=0.006)
 
 # %% [markdown]
-# (Arrows of equal length; the darker, the longer.) With much noise the score points to one middle; with little it decides.
+# All arrows have the same length; dark ones stand for long vectors. At $t=0.9$, with much noise, all arrows point to one centre; at $t=0.05$ each points to the nearest place.
 #
 # ## Denoising score matching
 #
-# $$\mathcal L=\tfrac12\,E\,\lvert\sigma\,s_\theta(x_t,y,t)+z\rvert^2$$
+# $$\mathcal L=\tfrac12\,E\left\lvert\sigma\,s_\theta(x_t,y,t)+z\right\rvert^2$$
+#
+# <details><summary>Derivation: why this loss learns the score</summary>
+#
+# Given $x_0$, the state is Gaussian, $p_t(x\mid x_0,y)=\frac1{\pi\sigma^2}e^{-\left\lvert x-\mu\right\rvert^2/\sigma^2}$, with the score $-\frac{x-\mu}{\sigma^2}=-\frac z\sigma$ at $x=\mu+\sigma z$. The marginal is the mean over $x_0$, $p_t(x\mid y)=E_{x_0}\,p_t(x\mid x_0,y)$. Differentiate and divide by $p_t$:
+#
+# $$\nabla_{\bar x}\log p_t(x\mid y)=\frac{E_{x_0}\big[p_t(x\mid x_0,y)\,\nabla_{\bar x}\log p_t(x\mid x_0,y)\big]}{p_t(x\mid y)}=E\Big[-\frac z\sigma\,\Big|\,x_t=x,y\Big].$$
+#
+# So the score is a conditional mean, and a conditional mean is the minimiser of a squared error: $E\left\lvert s_\theta+z/\sigma\right\rvert^2$ is smallest for $s_\theta=\nabla_{\bar x}\log p_t(x\mid y)$. The loss above is this error with weight $\frac12\sigma^2$.
+#
+# </details>
 
 # %%
 show(sgmse.diffuse, sgmse.dsm_loss)
 
 # %% [markdown]
-# Two facts that a test can hold on to. For one Gaussian place of std $\varsigma$ the best possible loss is $\frac12a^2\varsigma^2/V$. And a score that is wrong by $\delta$ costs exactly $\frac12\sigma^2\lvert\delta\rvert^2$ more.
+# Two facts can be checked. For one Gaussian place of std $\varsigma$ the smallest possible loss is $\frac12a_t^2\varsigma^2/V$. A score with the error $\delta$ costs exactly $\frac12\sigma^2\left\lvert\delta\right\rvert^2$ more.
 
 # %%
 torch.manual_seed(0)
@@ -204,13 +265,21 @@ same = sgmse.dsm_loss(lambda x, y, t: -(x - (1 - a) * y), x0, y, OUVE, t, z)
 check("the denoiser's loss with weight 1 / variance is the same", (denoised / same).item(), 1, 1e-5)
 plt.figure(figsize=(4.5, 2.6))
 plt.plot(offsets, predicted, label="minimum + parabola")
-plt.plot(offsets, loss, "o", color="tab:red", label="dsm_loss")
+plt.plot(offsets, loss, "^", color="tab:orange", label="dsm_loss")
 plt.xlabel("error of the score")
 plt.ylabel("loss at t = 0.5")
 plt.legend();
 
 # %% [markdown]
-# **A small network on the toy**, output over $\sigma$. The floor is the loss of the exact score.
+# The measured losses (triangles) lie on the predicted parabola.
+#
+# **EDM.** A network that predicts noise at every level does best with inputs and targets of unit variance. Instead of the score, the network gives a denoiser $D=c_{skip}\,x_t+c_{out}\,F(c_{in}x_t,c_{in}y,t)$ with $v=\sigma^2+\sigma_d^2$, $\sigma_d=0.1$ (rms of a clean bin) and
+#
+# $$c_{in}=\frac1{\sqrt v},\qquad c_{skip}=\frac{\sigma_d^2}{v},\qquad c_{out}=\frac{\sigma\,\sigma_d}{\sqrt v},\qquad w(\sigma)=\frac1{c_{out}^2}=\frac{v}{\sigma^2\sigma_d^2}.$$
+#
+# It is trained with $\frac12E\,w(\sigma)\left\lvert D-\mu_t\right\rvert^2$ (`denoising_loss`), and the score follows from Tweedie's formula, $s=(D-x_t)/\sigma^2$.
+#
+# **A small network on the toy.** Its output is divided by $\sigma$; the floor is the loss of the exact score.
 
 # %%
 show(toy.learn_score)
@@ -230,12 +299,22 @@ below("energy distance of its samples", toy.energy_distance(learnt, reference), 
 # ## The reverse SDE
 #
 # $$dx=\big[f-g^2s\big]dt+g\,d\bar w$$
+#
+# <details><summary>Derivation: the reverse SDE (Anderson, 1982)</summary>
+#
+# Take a small step $x_{t+\Delta}=x_t+f\Delta+g\sqrt\Delta\,z$. Seen backwards, Bayes' rule gives $\log p(x_t\mid x_{t+\Delta})=-\frac{1}{g^2\Delta}\left\lvert x_{t+\Delta}-x_t-f\Delta\right\rvert^2+\log p_t(x_t)-\log p_{t+\Delta}(x_{t+\Delta})$ up to a constant. Expand $\log p_t(x_t)$ around $x_{t+\Delta}$ to first order; with the Wirtinger derivative its change is $2\,\Re\{\bar s\,(x_t-x_{t+\Delta})\}$. Completing the square in $x_t$,
+#
+# $$p(x_t\mid x_{t+\Delta})\approx\mathcal N_{\mathbb C}\big(x_{t+\Delta}-f\Delta+g^2s\,\Delta,\;g^2\Delta\big).$$
+#
+# A step backwards is again Gaussian with the same noise, and its mean has the extra term $g^2s\,\Delta$: the line of `reverse_step`.
+#
+# </details>
 
 # %%
 show(sgmse.reverse_grid, sgmse.reverse_step, sgmse.euler_maruyama)
 
 # %% [markdown]
-# Euler-Maruyama has order 1: with twice the steps, half the error. For one Gaussian place each step is an affine map, so its mean and variance can be followed without any sampling: `reverse_step` at $x=0$ and $x=1$ gives the map. Only then are 200,000 samples asked whether they agree.
+# Euler-Maruyama has order 1: twice as many steps halve the error. For one Gaussian place each step is an affine map, so mean and variance can be followed without sampling: `reverse_step` at $x=0$ and $x=1$ gives the map. Then 200,000 samples are compared with it.
 
 # %%
 def affine(sde, N, place=0.5, spread=0.1, y=-0.3):
@@ -279,13 +358,24 @@ check("samples: their variance over that of the map", x.flatten().var().item() /
 #
 # $$\dot x=f-\tfrac12g^2s$$
 #
-# The same marginals without any noise on the way: where a path ends is decided by where it starts. Euler is of order 1, Heun of order 2, against an adaptive solver of tolerance $10^{-9}$ from the same start.
+# It has the same marginals without noise on the way: the start of a path decides its end. Euler has order 1, Heun order 2, compared with an adaptive solver of tolerance $10^{-9}$ from the same start.
+#
+# <details><summary>Derivation: the ODE from the Fokker-Planck equation</summary>
+#
+# The density of the forward process obeys $\partial_tp=-\nabla\cdot(fp)+\frac{g^2}{4}\nabla^2p$ in real and imaginary part (each has half of the variance $g^2$). Write $\nabla^2p=\nabla\cdot(p\,\nabla\log p)$, where $\nabla\log p=2s$ is the real gradient:
+#
+# $$\partial_tp=-\nabla\cdot\Big[\big(f-\tfrac{g^2}{2}s\big)\,p\Big].$$
+#
+# This is the continuity equation of a flow without noise and with the velocity $f-\frac12g^2s$, so the flow has the same $p_t$ at all times.
+#
+# </details>
 
 # %%
 show(sgmse.flow_velocity, sgmse.probability_flow)
 
 # %%
 exact_ouve = toy.Exact(OUVE)
+bbed_speed = lambda x, t: sgmse.flow_velocity(exact, x, toy.noisy(len(x), torch.complex128), t, BBED)
 speed = lambda x, t: sgmse.flow_velocity(exact_ouve, x, toy.noisy(len(x), torch.complex128), t, OUVE)
 y = toy.noisy(40, torch.complex128)
 torch.manual_seed(0)
@@ -304,26 +394,28 @@ for method, order in (("euler", 1), ("heun", 2)):
     e = errors[method]
     check(f"{method}: order", np.log(e[0] / e[-1]) / np.log((numbers[-1] - 1) / (numbers[0] - 1)), order, 0.15)
 
-times = np.linspace(1, OUVE.t_eps, 60)
-start = OUVE.prior(toy.noisy(400))
-curves = toy.flow(speed, start, times)
+times = np.linspace(BBED.T, BBED.t_eps, 60)
+start = BBED.prior(toy.noisy(400))
+curves = toy.flow(bbed_speed, start, times)
 axes = toy.panels(3)
-axes[0].loglog(2 ** np.arange(6, 10), error, "o-", color="tab:purple", label="reverse SDE, its mean")
+axes[0].loglog(2 ** np.arange(6, 10), error, "o-", color="tab:purple", label="SDE, OUVE: mean, one place")
 for method, color in (("euler", "tab:blue"), ("heun", "tab:orange")):
-    axes[0].loglog(numbers, errors[method], "o-", color=color, label=f"ODE, {method}")
-axes[0].set(xlabel="steps N", title="error")
+    axes[0].loglog(numbers, errors[method], "o-", color=color, label=f"ODE, OUVE, {method}: end points")
+axes[0].set(xlabel="steps N", title="two errors over the steps")
 axes[0].set_xticks(2 ** np.arange(6, 10), 2 ** np.arange(6, 10))
 axes[0].minorticks_off()
-axes[0].legend()
-toy.draw(axes[1], curves[-1], start, curves, "ODE: no noise on the way")
-toy.draw(axes[2], states[-1], states[0], states[:, :8], "SDE: noise at each step")
+axes[0].legend(fontsize=7)
+toy.draw(axes[1], curves[-1], start, curves, "ODE, BBED: no noise on the way")
+toy.draw(axes[2], states[-1], states[0], states[:, :8], "SDE, BBED: noise at each step")
 
 # %% [markdown]
+# The left panel shows two different errors, both for OUVE: of the SDE the error of the mean for one Gaussian place, of the ODE the mean distance between end points and the exact end points on the toy. Only the slopes can be compared: SDE and Euler have slope $-1$, Heun $-2$. The other two panels show BBED: the paths of the ODE are smooth and do not cross, those of the SDE are rough.
+#
 # ## The corrector
 #
 # $$x\leftarrow x+\epsilon\,s+\sqrt{2\epsilon}\,z,\qquad\epsilon=2(r\sigma)^2$$
 #
-# A Langevin step at the same time, before each step of the reverse SDE: two evaluations a step. On the toy 15 such pairs beside 30 plain steps, 30 evaluations each:
+# This is a Langevin step at constant time, before each step of the reverse SDE, with $r=0.5$: two network evaluations per step. On the toy, both samplers below have NFE 30: 15 pairs of corrector and step, or 30 plain steps.
 
 # %%
 show(sgmse.langevin_step, sgmse.predictor_corrector)
@@ -333,19 +425,19 @@ torch.manual_seed(0)
 both = {"15 x corrector + step": sgmse.predictor_corrector(exact, toy.noisy(2000), BBED, 15),
         "30 plain steps": sgmse.euler_maruyama(exact, toy.noisy(2000), BBED, 30)}
 for name, x in both.items():
-    below(f"{name}: energy distance", toy.energy_distance(x, reference), 0.01)
+    below(f"{name}: energy distance", toy.report(name, x, reference), 0.01)
 
 # %% [markdown]
-# ## The start does not know what the end knows
+# ## The start contains nothing of the clean speech
 #
 # $$x_T=y+\sigma_Tz$$
 #
-# For OUVE the true marginal at $T$ still contains 22 % of $x_0$, which the prior leaves out. Whatever the sampler does later, some points have started on the wrong side: the third place, nearest to $y$, gets too many. This *prior mismatch* is why BBED exists.
+# For OUVE the true marginal at $T$ still contains 22 % of $x_0$, which the prior omits. Some points therefore start on the wrong side, and no later step corrects this: the third place, which is nearest to $y$, receives too many. This *prior mismatch* is the motivation of BBED.
 
 # %%
 torch.manual_seed(0)
 n = 4000
-third = lambda x: toy.shares(x)[2]
+third = lambda x: toy.fractions(x)[2]
 
 
 def from_marginal(sde, N=100):
@@ -360,21 +452,23 @@ def from_marginal(sde, N=100):
 measured = {"OUVE": third(sgmse.euler_maruyama(exact_ouve, toy.noisy(n), OUVE, 100)),
             "BBED": third(sgmse.euler_maruyama(exact, toy.noisy(n), BBED, 100)),
             "OUVE from its\ntrue marginal": third(from_marginal(OUVE))}
-check("OUVE, share of the third place", measured["OUVE"], 0.25, 0.03)
+check("OUVE, fraction of the third place", measured["OUVE"], 0.25, 0.03)
 check("BBED", measured["BBED"], 0.2, 0.025)
 check("OUVE, started where it should", measured["OUVE from its\ntrue marginal"], 0.2, 0.025)
 plt.figure(figsize=(4.5, 2.6))
-plt.bar(list(measured), list(measured.values()), color=["tab:purple", "tab:orange", "tab:gray"])
+plt.bar(list(measured), list(measured.values()), color=["tab:orange", "tab:blue", "tab:gray"])
 plt.axhline(0.2, color="black", linestyle=":", label="truth")
-plt.ylabel("share of the third place")
+plt.ylabel("fraction in the third place")
 plt.legend();
 
 # %% [markdown]
+# OUVE puts about a quarter of the points into the third place instead of a fifth (dotted); BBED, and OUVE started from its true marginal, agree with the truth.
+#
 # ## A bridge without noise at either end
 #
 # $$\mu=\frac{\bar\sigma_t^2x_0+\sigma_t^2y}{\sigma_T^2},\qquad\sigma_t^2=\frac{c\,(k^{2t}-1)}{2\ln k},\quad\bar\sigma_t^2=\sigma_T^2-\sigma_t^2$$
 #
-# The Schrödinger bridge starts at $y$ itself. With an oracle for $x_0$ its samplers arrive at $x_0$ whatever the number of steps. With the best possible predictor, $E[x_0\mid x_t]$, the toy shows something else.
+# The Schrödinger bridge has no drift and starts at $y$ itself. With an oracle for $x_0$ its samplers arrive at $x_0$ for any number of steps. A network can at best be the predictor $E[x_0\mid x_t]$; what the samplers do with it is shown below the check.
 
 # %%
 show(sgmse.SBVE.mean, sgmse.bridge_ode, sgmse.bridge_sde)
@@ -389,15 +483,17 @@ torch.manual_seed(0)
 best, y = toy.Exact(SBVE).clean, toy.noisy(2000)
 by_ode, by_sde = sgmse.bridge_ode(best, y, SBVE, 50), sgmse.bridge_sde(best, y, SBVE, 50)
 check("ODE: spread of 2000 runs", toy.spread(by_ode), 0, 1e-6)
-below("SDE: energy distance", toy.energy_distance(by_sde, reference), 0.02)
+below("SDE: energy distance", toy.report("bridge, SDE", by_sde, reference), 0.02)
 axes = toy.panels(2)
 toy.draw(axes[0], by_ode, torch.full((1,), toy.Y), title="bridge, ODE: one start, one end")
 toy.draw(axes[1], by_sde, torch.full((1,), toy.Y), title="bridge, SDE: three places")
 
 # %% [markdown]
+# Left: all 2000 runs of the ODE end in one point, since all start at $y$ and no noise is drawn. Right: the SDE reaches the three places. Within a place its spread is about 0.14, more than the true 0.10; the samplers of the two SDEs err on different sides.
+#
 # ## Train small
 #
-# Denoising score matching on the three recordings with a network of 8 channels, half a minute. It shows the loop and a falling loss; a model is `python sgmse.py train --data DIR --preset small`.
+# Denoising score matching on the three recordings with a network of 8 channels. This shows the training loop only. To train a useful model: `python sgmse.py train --data DIR --preset small`.
 
 # %%
 torch.manual_seed(0)
@@ -413,11 +509,13 @@ plt.xlabel("step")
 plt.ylabel("loss, sum over bins");
 
 # %% [markdown]
+# On a logarithmic axis the loss falls by a factor of ten: the network first learns that its output must cancel the noise.
+#
 # ## Details that matter
 #
 # p: paper, c: released code, m: measured here.
 #
-# 1. The score is per complex bin: half of what real and imaginary part would give (m).
+# 1. The score is per complex bin: half of the gradient in real and imaginary part (m).
 # 2. The last step goes from $t_\varepsilon$ to 0 and adds no noise (c).
 # 3. The corrector comes before the predictor (c).
 # 4. BBED's std needs float64: near $t=0$ it is a difference of almost equal numbers (m).
@@ -425,60 +523,60 @@ plt.ylabel("loss, sum over bins");
 #
 # ## Where paper and code differ
 #
-# - The predictor takes the grid's own spacing, 0.033448 for $N=30$; SGMSE+ wrote $1/N=0.033333$.
+# - The predictor uses the spacing of the grid, 0.033448 for $N=30$; SGMSE+ wrote $1/N=0.033333$.
 # - BBED's $c$ is 0.51 in the published run and 0.52 in the released class.
 # - The EDM weight is meant for each example; the released code mixes the weights across the batch.
-# - The bridge's network is told the time that a step goes to, not the one it comes from.
+# - The network of the bridge receives the time at the end of a step, not at its beginning.
 #
 # ## Exercises
 #
-# Put your own value into the cell below; it says how close it is.
+# Put your value into the cell at the end: it says whether it is right.
 #
 # **1.** Derive $g^2=\frac{d\sigma^2}{dt}+2\theta\sigma^2$ for OUVE and evaluate $g$ at $t=0.5$.
 #
 # <details><summary>Hint</summary>
 #
-# The variance of $dx=\theta(y-x)dt+g\,dw$ follows $\dot V=-2\theta V+g^2$.
+# The variance of $dx=\theta(y-x)\,dt+g\,dw$ follows $\dot V=-2\theta V+g^2$. `OUVE.std` gives $\sigma$, autograd its derivative; `OUVE.diffusion` is a check.
 #
 # </details>
-#
 # <details><summary>Solution</summary>
 #
-# $g(0.5)=\sigma_{\min}(\sigma_{\max}/\sigma_{\min})^{0.5}\sqrt{2\log10}=0.339307$.
+# With $V=\sigma^2$ solve the equation of the hint for $g^2$. $g(0.5)=0.339307$.
 #
 # </details>
 #
-# **2.** How many network evaluations does `predictor_corrector` with $N=30$ make?
+# **2.** How many network evaluations does `predictor_corrector` with $N=30$ need?
 #
 # <details><summary>Hint</summary>
 #
-# Count one for each use of the score within a step.
+# Count the uses of `score` in the body of its loop.
 #
 # </details>
-#
 # <details><summary>Solution</summary>
 #
-# 60: one of the corrector and one of the predictor a step.
+# 60: one in the corrector and one in the predictor of each step.
 #
 # </details>
 #
-# **3.** Why can the bridge's ODE not sample? Give the spread of its output on the toy.
+# **3.** What is the spread of the output of the bridge's ODE on the toy, and why can it not sample?
 #
 # <details><summary>Hint</summary>
 #
-# How many starting points does it have for one $y$?
+# How many different starts does it have, and where does it draw noise?
 #
 # </details>
-#
 # <details><summary>Solution</summary>
 #
-# An ODE maps one start to one end, and the bridge has one start, $y$. The spread is 0, where the truth has 0.69.
+# 0, where the truth has 0.69: an ODE maps one start to one end, and the bridge has one start, $y$.
 #
 # </details>
 
 # %%
-answer("1", 0.339307, OUVE.diffusion(0.5), 1e-4, "sigma_min (sigma_max / sigma_min)^t sqrt(2 log(sigma_max / sigma_min)) at t = 0.5")
-evaluations = []
-sgmse.predictor_corrector(lambda x, y, t: evaluations.append(1) or exact(x, y, t), toy.noisy(2), BBED, 30)
-answer("2", 60, len(evaluations), 0, "corrector and predictor each ask for the score")
-answer("3", 0, 0.0, 0.01, "one start, one end")
+t = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+variance = OUVE.std(t) ** 2
+derivative = torch.autograd.grad(variance, t)[0]
+answer("2.1", (derivative + 2 * OUVE.theta * variance).sqrt())
+calls = []
+sgmse.predictor_corrector(lambda x, y, t: calls.append(1) or exact(x, y, t), toy.noisy(2), BBED, 30)
+answer("2.2", len(calls))
+answer("2.3", toy.spread(by_ode))

@@ -1,39 +1,48 @@
 # %% [markdown]
-# # 3 CRP: train the sampler that you will use
+# # 3 CRP: train the sampler that will be used
 #
-# A score model learns each noise level by itself. Nobody tells it that in the end somebody walks five big steps, or one, and that the errors add up. *Correcting the reverse process* runs just that sampler in training and teaches its last evaluation to end at clean speech.
+# A score model is trained at each noise level separately. Its training does not know that the sampler takes five large steps, or one, and that their errors accumulate. *Correcting the reverse process* (CRP) runs this very sampler in training and fine-tunes its last step so that it ends at clean speech.
 #
-# **You will** train through a sampler, see what the last evaluation can repair and what it cannot, and find that its optimum is a mean: with one evaluation, CRP turns a sampler into a predictor. Paper: Lay, Lemercier, Richter, Gerkmann (ICASSP 2024, arXiv 2309.09677).
+# **You will** train through a sampler, see what the last step can correct and what it cannot, and find that its optimum is a mean: with one step, CRP turns a sampler into a predictor. Paper: Lay, Lemercier, Richter, Gerkmann (ICASSP 2024, [arXiv 2309.09677](https://arxiv.org/abs/2309.09677)).
+#
+# | symbol | meaning | value |
+# |---|---|---|
+# | $x_0,\ y,\ x_t$ | clean, noisy and intermediate spectrogram; $t=0$: clean | complex |
+# | $f=\frac{y-x}{1-t},\ g=\sqrt c\,k^t$ | drift and diffusion of BBED | $c=0.51$, $k=2.6$ |
+# | $\sigma_t$ | std of $x_t$ per complex bin | $\sigma_{0.5}=0.487$ |
+# | $s,\ D=x_t+\sigma_t^2s$ | score, and its denoiser, an estimate of the mean of $x_t$ | |
+# | $t_{rs}$ | start of the reverse process | 0.5 |
+# | $t_\varepsilon$ | earliest time of the grid | 0.03 |
+# | $N,\ \Delta_i$ | steps, their lengths; NFE $=N$ | 1, 2 or 5 |
+# | NFE | network evaluations for one recording | |
 
 # %%
-from tools import (answer, below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show,
-                   spectrogram, train_small)
+from tools import (answer, below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show, spectrogram,
+                   train_small)
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-import data
 import metrics
 import sgmse
 import toy
-import train
 
 BBED = sgmse.BBED()
 
 # %% [markdown]
-# ## Hear it
+# ## Listen
 #
-# The windmill, 5 dB: the model of stage 1 with 1, 2 and 5 steps from $t=0.5$, then what CRP made of it: for five evaluations from $t=0.5$, and for one from $t=0.03$. Last the control of all of them: the *same weights of stage 1*, asked once at $t=T$ for their estimate of the clean speech, $E[x_0\mid x_T,y]$ by Tweedie's formula (`one_step`), without any sampler.
+# The windmill, 5 dB: the model of stage 1 with 1, 2 and 5 steps from $t=0.5$, then after CRP with five steps from $t=0.5$, and with one step from $t=0.03$. As a control the same weights of stage 1 also give a **one-step prediction at $t=T$**, the option `one_step`: no sampler, one network evaluation at the latest time, and from its score the estimate $E[x_0\mid x_T,y]$ by `sgmse.posterior_mean`.
 
 # %%
 clean, noisy = recording("windmill")
-outputs = {f"stage 1, {N} call{'s' * (N > 1)}": enhance(pretrained("sgmse_stage1", N=N), noisy) for N in (1, 2, 5)}
-outputs |= {"CRP, 5 calls": enhance(pretrained("sgmse"), noisy),
-            "CRP, 1 call": enhance(pretrained("sgmse_crp1"), noisy),
-            "stage 1, one-step": enhance(pretrained("sgmse_stage1", sampler="one_step", start=1.0), noisy)}
+outputs = {f"stage 1, NFE {N}": enhance(pretrained("sgmse_stage1", N=N), noisy) for N in (1, 2, 5)}
+outputs |= {"stage 1, one_step": enhance(pretrained("sgmse_stage1", sampler="one_step", start=1.0), noisy),
+            "CRP, NFE 5": enhance(pretrained("sgmse"), noisy), "CRP, NFE 1": enhance(pretrained("sgmse_crp1"), noisy)}
 play(noisy=noisy, **outputs)
-figure, axes = plt.subplots(2, 4, figsize=(11, 4.2), sharex=True, sharey=True)
+figure, axes = plt.subplots(2, 4, figsize=(9, 4.2), sharex=True, sharey=True)
+axes[1, 3].axis("off")
 for axis, (title, wave) in zip(axes.flat, {"noisy": noisy, **outputs}.items()):
     print(f"{title}: PESQ {metrics.pesq(clean, wave):.2f}, SI-SDR {metrics.si_sdr(clean, wave):.1f} dB")
     image = spectrogram(axis, wave, title)
@@ -41,11 +50,11 @@ for axis, (title, wave) in zip(axes.flat, {"noisy": noisy, **outputs}.items()):
 figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 
 # %% [markdown]
-# The sampler of stage 1 needs CRP where it has few steps; its one-step prediction does not, and is as good as the best of them.
+# One step from $t=0.5$ (NFE 1) makes the recording worse than it was; five steps remove noise but leave an estimate behind that of CRP. The one-step prediction of the *same* weights is as good as CRP: what CRP corrects here is the sampler, not a lack of knowledge in the weights. Why one step fails is shown under *The last step*.
 #
-# Over the number of network evaluations, on 37 test recordings (mean and 95 % interval; how it was made: [experiments](experiments/README.md)):
+# Over the number of network evaluations, on 37 test recordings (mean and 95 % interval; see [experiments](experiments/README.md)):
 #
-# ![PESQ, ESTOI and SI-SDR over the number of network evaluations, before and after CRP](experiments/nfe.png)
+# ![PESQ, ESTOI and SI-SDR over the number of network evaluations: stage 1 rises with it, the models after CRP lie above it](experiments/nfe.png)
 #
 # ## Key equations
 #
@@ -53,12 +62,13 @@ figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 # |---|---|---|
 # | $t_{rs}=t_1>\dots>t_N=t_\varepsilon,\ \Delta_N=t_\varepsilon$ | the sampler's times; the last step goes to 0 | `reverse_grid` |
 # | $\hat x=x-(f-g^2s)\,\Delta_N$ | its last step, without noise | `reverse_step` |
-# | $\frac12E\lvert\hat x-x_0\rvert^2$ | the loss; gradient through the last evaluation only | `crp_loss` |
-# | $x_{t_{rs}}=y+\sigma z$ | the start, which knows nothing of $x_0$ | `BBED.prior` |
+# | $\frac12E\left\lvert\hat x-x_0\right\rvert^2$ | the loss; gradient through the last evaluation only | `crp_loss` |
+# | $x_{t_{rs}}=y+\sigma z$ | the start, independent of $x_0$ | `BBED.prior` |
+# | $E[x_0\mid x_T,y]$ | one-step prediction, without a sampler | `posterior_mean` |
 #
 # ## The toy
 #
-# One noisy point (the cross), three places where the clean one may be (blue). A score model with a known fault: the exact score plus $(0.3+0.2i)/\sigma_t$. What does its sampler make of it, with one and with five evaluations?
+# One noisy point (the cross), three places where the clean point may be (blue). The score model has a known error: the exact score plus $(0.3+0.2i)/\sigma_t$. Where does its sampler end, with one and with five steps?
 
 # %%
 exact, fault = toy.Exact(BBED), 0.3 + 0.2j
@@ -100,17 +110,22 @@ for row, N in enumerate((1, 2, 5)):
     for t, dt in zip(times, steps):
         last = t == times[-1]
         axis.annotate("", (t - dt, row), (t, row),
-                      arrowprops=dict(arrowstyle="->", color="tab:red" if last else "tab:blue"))
-        axis.plot(t, row, "o", color="tab:red" if last else "tab:blue", markersize=5)
+                      arrowprops=dict(arrowstyle="->", color="tab:orange" if last else "tab:blue"))
+        axis.plot(t, row, "^" if last else "o", color="tab:orange" if last else "tab:blue", markersize=6)
 axis.set(xlim=(0.53, -0.02), ylim=(-0.6, 2.6), yticks=(0, 1, 2), yticklabels=("N = 1", "N = 2", "N = 5"),
-         xlabel="process time; red: the call that is trained");
+         xlabel="process time t; triangle: the evaluation that is trained");
 
 # %% [markdown]
+# For every $N\ge2$ the trained evaluation (triangle) is at $t=0.03$; only for $N=1$ is it at the start, 0.5.
+#
 # ## The last step
 #
 # $$\hat x=x-\big[f(x,y,t)-g(t)^2s_\theta(x,y,t)\big]\,\Delta$$
 #
-# The network enters with the factor $g^2\Delta$. The denoiser's own correction of a state is $\sigma^2s_\theta$, from the state to the mean of the process. In units of that correction a step has the size $g^2\Delta/\sigma^2$: 1.06 at $t=0.03$, a whole correction, and 2.80 for $N=1$ from $t=0.5$, where it overshoots by almost three times. That is why one step of the uncorrected score model from $t=0.5$ is poor, and what CRP repairs there.
+# The score enters with the factor $g^2\Delta$: 0.663 for $N=1$, 0.0162 for $N\ge2$. Whether that is much depends on the noise of the state. With the denoiser $D=x+\sigma^2s$ the step adds $\frac{g^2\Delta}{\sigma^2}(D-x)$: in units of the correction that the denoiser itself proposes, the factor is $g^2\Delta/\sigma^2$.
+#
+# - At $t=0.03$ it is 1.06: the last step carries out one whole correction and lands at the denoiser's estimate.
+# - From $t=0.5$ in one step it is 2.80: the step **overshoots**. Of the noise $\sigma z$ in the state the fraction $1+\frac{\Delta}{1-t}-\frac{g^2\Delta}{\sigma^2}=-0.80$ is left, with its sign reversed. For this reason stage 1 with one step from 0.5 has a negative SI-SDR, and CRP has to teach the network a smaller correction.
 
 # %%
 show(sgmse.reverse_step)
@@ -120,26 +135,31 @@ x, y = torch.zeros(2, 1, 1, 1, 1)
 for N, known in ((1, 0.6630), (5, 0.016203)):
     times, steps = sgmse.reverse_grid(BBED, N, 0.5)
     one, none = (sgmse.reverse_step(lambda *_: s, x, y, times[-1], steps[-1], BBED)[0].item() for s in (1.0, 0.0))
-    check(f"N = {N}: factor of the trained evaluation", one - none, known, 1e-5)
-figure, axis = plt.subplots(figsize=(6, 2.4))
-for N, mark in ((1, "s"), (2, "^"), (5, "o")):
-    times, steps = (torch.tensor(values) for values in sgmse.reverse_grid(BBED, N, 0.5))
-    size = BBED.diffusion(times) ** 2 * steps / BBED.std(times) ** 2
-    axis.plot(times, size, f"{mark}-", label=f"N = {N}")
-axis.axhline(1, color="black", linestyle=":", linewidth=1)
-axis.set(xlim=(0.52, 0), ylim=(0, 3), xlabel="process time of the step", ylabel="$g^2\\Delta\\,/\\,\\sigma^2$")
+    check(f"N = {N}: factor of the trained score", one - none, known, 1e-5)
+t = torch.linspace(0.03, 0.7, 68, dtype=torch.float64)
+corrections = BBED.diffusion(t) ** 2 * t / BBED.std(t) ** 2                     # one step from t to 0
+left = 1 + t / (1 - t) - corrections
+for start, known in ((0.03, 1.06), (0.5, 2.80)):
+    check(f"one step from t = {start}: corrections", corrections[(t - start).abs().argmin()].item(), known, 0.005)
+check("one step from t = 0.5: fraction of the noise that is left", left[47].item(), -0.80, 0.005)
+figure, axis = plt.subplots(figsize=(5.5, 2.6))
+axis.plot(t.numpy(), corrections.numpy(), color="tab:blue", label="corrections $g^2\\Delta/\\sigma^2$")
+axis.plot(t.numpy(), left.numpy(), "--", color="tab:orange", label="fraction of the noise left")
+axis.plot([0.03, 0.5], corrections[[0, 47]].numpy(), "o", color="tab:blue")
+axis.plot([0.03, 0.5], left[[0, 47]].numpy(), "^", color="tab:orange")
+axis.axhline(0, color="0.6", linewidth=0.8)
+axis.set(xlabel="start t of a single step to 0", title="the overshoot of one large step")
 axis.legend();
-check("N = 1: size of its step", (BBED.diffusion(torch.tensor(0.5)) ** 2 * 0.5 / BBED.std(torch.tensor([0.5])) ** 2).item(), 2.80, 0.01)
-check("last step from 0.03", size[-1].item(), 1.06, 0.01)
 
 # %% [markdown]
-# Steps in units of the denoiser's own correction: at the dotted line a step is the whole correction. One step from 0.5 overshoots, the last of several is just right.
-#
+# A step from $t=0.03$ (left marks) is one correction and removes the noise; the same formula from $t=0.5$ (right marks) applies 2.8 corrections and turns the noise over.
+
+# %% [markdown]
 # ## The loss
 #
-# $$\mathcal L=\tfrac12\,E\,\lvert\hat x_N-x_0\rvert^2$$
+# $$\mathcal L=\tfrac12\,E\left\lvert\hat x_N-x_0\right\rvert^2$$
 #
-# The steps before the last are plain sampling, without gradient.
+# The steps before the last are plain sampling without a gradient. They change only because they use the same weights.
 
 # %%
 show(sgmse.crp_loss)
@@ -152,13 +172,13 @@ def watched(x, y, t):
 
 
 sgmse.crp_loss(watched, toy.clean(4), toy.noisy(4), BBED, 5)
-print("gradient in the five calls:", modes)
+print("gradient in the five evaluations:", modes)
 assert modes == [False] * 4 + [True]
 
 # %% [markdown]
-# ## Repair one number
+# ## Train one number
 #
-# The simplest network that could repair the fault: one complex number $w$ added to the numerator, trained by `crp_loss`. For $N=1$ the answer has a closed form, $w=(E[x_0]-E[\hat x])\,\sigma/(g^2\Delta)$.
+# The simplest network that can correct the error is one complex number $w$ added to the numerator, trained by `crp_loss`. For $N=1$ the optimum has a closed form, $w=(E[x_0]-E[\hat x])\,\sigma/(g^2\Delta)$.
 
 # %%
 after, found = {}, {}
@@ -178,15 +198,15 @@ check("N = 1: w against its closed form", abs(found[1] - closed), 0, 0.04, train
 below("N = 5: energy distance", toy.energy_distance(after[5], reference), 0.02, trained=True)
 axes = toy.panels(4, 2.2)
 for axis, N, end, title in zip(axes, (1, 1, 5, 5), (before[1], after[1], before[5], after[5]),
-                               ("1 call", "1 call, repaired", "5 calls", "5 calls, repaired")):
+                               ("N = 1", "N = 1, trained", "N = 5", "N = 5, trained")):
     toy.draw(axis, end, title=title)
 
 # %% [markdown]
-# With five evaluations the repaired sampler is right. With one, $w$ can move the cloud as a whole and no more; its mean is right and its shape is not.
+# With five steps the trained sampler finds the three places. With one, $w$ can only shift the whole cloud: its mean is right, its shape is not.
 #
-# ## Repair everything
+# ## Train a whole network
 #
-# Now a whole network, one evaluation. The loss falls to $\frac12\mathrm{Var}(x_0\mid y)$ and stops: the start $y+\sigma z$ knows nothing of $x_0$, so the best answer to a squared error is the same for every $z$, the mean $E[x_0\mid y]$.
+# Now a whole network, with one step. The loss falls to $\frac12\mathrm{Var}(x_0\mid y)$ and stops: the start $y+\sigma z$ is independent of $x_0$, so the minimiser of the squared error is the same for every $z$, the mean $E[x_0\mid y]$.
 
 # %%
 show(toy.learn_correction)
@@ -202,15 +222,15 @@ below("spread of 2000 outputs", toy.spread(one_point), 0.06, trained=True)
 check("their distance from the mean of all places", (one_point.mean() - toy.MEAN).abs().item(), 0, 0.05, trained=True)
 start, five = ends(exact, 30)
 axes = toy.panels(3)
-toy.draw(axes[0], five, start, title="exact score, 30 calls")
-toy.draw(axes[1], one_point, start, torch.stack([start, one_point]), "CRP, 1 call")
+toy.draw(axes[0], five, start, title="exact score, NFE 30")
+toy.draw(axes[1], one_point, start, torch.stack([start, one_point]), "CRP, NFE 1")
 axes[2].plot(losses, linewidth=0.6)
 axes[2].axhline(toy.VARIANCE / 2, color="black", linestyle=":", label="half the variance of $x_0$")
-axes[2].set(xlabel="step", ylim=(0.2, 0.4), title="crp_loss, 1 call")
+axes[2].set(xlabel="step", ylim=(0.2, 0.4), title="crp_loss, N = 1")
 axes[2].legend();
 
 # %% [markdown]
-# Three clouds have become one point that lies in none of them. On speech one explanation is often far more likely than the others, so the mean is no bad answer, and scores like it. Two draws of the one-step model agree, also because it starts at $t=0.03$, where there is little noise:
+# Three clouds (left) have become one point that lies in none of them (middle); the loss stops at half the variance (right). On speech one explanation is often far more likely than the others; then the mean is a good estimate, and scores that compare with the reference favour it. Two draws of the model with one step agree closely, also because it starts at $t=0.03$, where there is little noise:
 
 # %%
 first, second = (enhance(pretrained("sgmse_crp1"), noisy, seed) for seed in (0, 1))
@@ -223,7 +243,7 @@ below("difference of two draws of sgmse_crp1, dB", -agreement, -12)
 # %% [markdown]
 # ## Train small
 #
-# From `sgmse_stage1`, on the three recordings, half a minute in all. It shows the loop and a falling loss; the full command is `python sgmse.py train --data DIR --init sgmse_stage1 --crp last --sampler em --N 5 --start 0.5 --lr 1e-5`.
+# From `sgmse_stage1`, on the three recordings. This shows the training loop only. The full command is `python sgmse.py train --data DIR --init sgmse_stage1 --crp last --sampler em --N 5 --start 0.5 --lr 1e-5`.
 
 # %%
 plt.figure(figsize=(5, 2.4))
@@ -240,84 +260,77 @@ plt.ylabel("crp_loss, sum over bins")
 plt.legend();
 
 # %% [markdown]
+# Both losses fall on the three memorised recordings. With $N=1$ the loss starts much higher, because the single step overshoots.
+#
 # ## Trained on a corpus
 #
-# Rows of the [experiments](experiments/README.md), where the commands stand, with voices that training never heard: mean [95 % interval over recordings]. Under "budget" every row had the same network size, crops a stage, batch and schedule.
+# Rows of the [experiments](experiments/README.md), which list the commands; the test speakers were not in the training data: mean [95 % interval over recordings]. Every row had the same network size, number of crops per stage, batch size and schedule. "one call at T" is the one-step prediction at $t=T$ of the score model.
 
 # %%
 experiment("budget", "noisy", "predictive", "score", "CRP", test="test")
 
 # %% [markdown]
-# With few crops the one-step prediction at $t=T$ beats the sampler, and CRP, which needs as many again, comes to that one evaluation: with 12,000 crops a stage 0.02 PESQ below it [-0.08, 0.04] and 0.3 dB above [-0.3, 0.9]. The predictive rows are the control. By the error of the spectrogram, as in the paper, the predictive one lies 0.21 PESQ [0.12, 0.30] below CRP for one evaluation with 12,000 crops a stage and 0.11 above with 3,000. By SI-SDR it lies above both CRP models in SI-SDR with either: what CRP is worth depends on what it is compared with. Score matching, the paper's stage 1, is slower to learn, and CRP mends most where most is wrong.
+# With few crops the one-step prediction at $t=T$ beats the sampler. CRP, which needs the same number of crops again, reaches that one-step prediction: with 12,000 crops per stage it is 0.02 PESQ below it [-0.08, 0.04] and 0.3 dB above [-0.3, 0.9]. The predictive rows are the control. Trained with the error of the spectrogram, as in the paper, the predictive network is 0.21 PESQ [0.12, 0.30] below CRP with one step for 12,000 crops per stage, and 0.11 above it for 3,000. Trained with SI-SDR, it has a higher SI-SDR than both CRP models in either case: the benefit of CRP depends on the baseline. Score matching, the paper's stage 1, learns more slowly, and CRP improves the weakest models most.
 #
 # ## Details that matter
 #
 # p: paper, c: released code, m: measured here.
 #
-# 1. $N$ and the start are not in the released files: write them down. Ours hold them (c).
-# 2. The same $N$ in training and use (c).
-# 3. Learning rate $10^{-5}$, where stage 1 had $10^{-4}$ (c).
-# 4. With $N\ge2$ the trained evaluation sits at $t=0.03$, whatever $N$ is (m).
+# 1. The released files do not contain $N$ and the start; ours do (c).
+# 2. $N$ must be the same in training and use (c).
+# 3. The learning rate is $10^{-5}$, in stage 1 $10^{-4}$ (c).
+# 4. With $N\ge2$ the trained evaluation is at $t=0.03$ for every $N$ (m).
 #
 # ## Where paper and code differ
 #
-# - The released code starts from raw weights and goes on with the average of stage 1; here from averaged weights, with a fresh average.
+# - The released code starts from the raw weights and continues the moving average of stage 1; here it starts from the averaged weights with a new average.
 # - Its script's default learning rate is ten times that of its README.
 #
 # ## Exercises
 #
-# Put your own value into the cell below; it says how close it is.
+# Put your value into the cell at the end: it says whether it is right.
 #
-# **1.** What is the factor $g^2\Delta$ of the trained evaluation with $N=1$ from $t_{rs}=0.3$?
-#
-# <details><summary>Hint</summary>
-#
-# BBED has $g^2=c\,k^{2t}$ with $c=0.51$ and $k=2.6$; the single step goes from 0.3 to 0.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# $c\,k^{2t}t=0.51\cdot2.6^{0.6}\cdot0.3=0.2714$.
-#
-# </details>
-#
-# **2.** With `trained="random"` another of the $N$ evaluations is trained, and its step does not end at $t=0$. What weight has $x_0$ in the target of the first of five?
+# **1.** What is the factor $g^2\Delta$ of the trained score with $N=1$ from $t_{rs}=0.3$?
 #
 # <details><summary>Hint</summary>
 #
-# The target is the mean of the forward process at the next time of the grid.
+# $g$ is in the table at the top; a single step goes from $t_{rs}$ to 0.
 #
 # </details>
-#
 # <details><summary>Solution</summary>
 #
-# The mean at 0.3825 is $0.6175\,x_0+0.3825\,y$.
+# $g^2\Delta=c\,k^{2t}t=0.51\cdot2.6^{0.6}\cdot0.3=0.2714$.
 #
 # </details>
 #
-# **3.** `sgmse` was trained for five evaluations from 0.5. How many dB of SI-SDR does a single one from $t=0.03$, its trained evaluation alone, reach on the windmill?
+# **2.** With `trained="random"` any of the $N$ evaluations may be trained, and its step does not end at $t=0$. Its target is the mean of the forward process at the end of the step. If the first of five is trained, what is the weight of $x_0$ in its target?
 #
 # <details><summary>Hint</summary>
 #
-# Its start $y+\sigma(0.03)z$ is almost $y$: it is a predictor. Compare with the five of the first cell.
+# The first step goes from 0.5 to the second of the five times. The mean of BBED is $(1-t)x_0+ty$.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# 0.6175: the target is $\mu(x_0,y,0.3825)=0.6175\,x_0+0.3825\,y$.
 #
 # </details>
 #
+# **3.** A perfect denoiser, $D=\mu_t$, and one step from $t=0.5$ to 0. Which fraction of the noise $\sigma z$ of the state is left, with its sign?
+#
+# <details><summary>Hint</summary>
+#
+# Put $x=\mu+\sigma z$ and $s=(\mu-x)/\sigma^2$ into the last step and collect the terms with $z$. The drift contains $x$, too.
+#
+# </details>
 # <details><summary>Solution</summary>
 #
-# Most of what five reach: see the last cell.
+# $1+\frac{\Delta}{1-t}-\frac{g^2\Delta}{\sigma^2}=1+1-2.80=-0.80$: the step overshoots.
 #
 # </details>
 
 # %%
-times, steps = sgmse.reverse_grid(BBED, 1, 0.3)
-answer("1", 0.2714, BBED.diffusion(times[0]) ** 2 * steps[0], 1e-3, "0.51 * 2.6 ** 0.6 is g squared; then the length of the step")
-mean = BBED.mean(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), torch.tensor([0.3825])).item()
-answer("2", 0.6175, mean, 1e-3, "the mean is (1 - t) x_0 + t y")
-clean, noisy = (data.load_audio(train.HERE / "tutorials/audio" / side / "windmill.flac")[0][0]  # whole, in the tests too
-                for side in ("clean", "noisy"))
-single, five_calls = enhance(pretrained("sgmse", N=1, start=0.03), noisy), enhance(pretrained("sgmse"), noisy)
-print(f"one evaluation {metrics.pesq(clean, single):.2f} PESQ, {metrics.si_sdr(clean, single):.1f} dB; five "
-      f"{metrics.pesq(clean, five_calls):.2f}, {metrics.si_sdr(clean, five_calls):.1f} dB")
-answer("3", 12, metrics.si_sdr(clean, single), 2.5, "it is a little below that of five")
+answer("3.1", BBED.diffusion(0.3) ** 2 * 0.3)
+answer("3.2", BBED.mean(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), torch.tensor([0.3825])))
+half = torch.tensor([0.5])
+answer("3.3", 1 + 0.5 / (1 - 0.5) - BBED.diffusion(0.5) ** 2 * 0.5 / BBED.std(half) ** 2)

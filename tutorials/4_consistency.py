@@ -1,13 +1,25 @@
 # %% [markdown]
-# # 4 Consistency: learn in one evaluation where sixty would end
+# # 4 Consistency: one evaluation instead of sixty
 #
-# A trained score model, the teacher, moves a state $x_t$ one small step down its process. The student $f$ learns to say the same before and after that step, at every time; at the smallest time it is tied to its input. Then one evaluation of $f$ ends where the whole walk would.
+# A trained score model, the teacher, takes one small solver step from the state $x_t$ towards $t=0$. A second network $f$, the distilled model, learns to give the same output before and after that step, at every time; at the smallest time it is tied to its input. One evaluation of $f$ then ends where all the steps of the teacher would end.
 #
-# **You will** see the boundary, the teacher's moves, and a fact that the paper's title hides: which *move* the teacher makes decides if the student samples or averages, and whether the move's noise is kept does not. Papers: ROSE-CD (Xu, Yan, Kleijn, arXiv 2507.05688), *Consistency Models* (Song et al., arXiv 2303.01469).
+# **You will** see the boundary condition, the solver steps, and that the *kind of solver step* decides whether the distilled model samples or averages, while the noise that is drawn in the step does not. Papers: ROSE-CD (Xu, Yan, Kleijn, [arXiv 2507.05688](https://arxiv.org/abs/2507.05688)), *Consistency Models* (Song et al., [arXiv 2303.01469](https://arxiv.org/abs/2303.01469)).
+#
+# | symbol | meaning | value |
+# |---|---|---|
+# | $x_0,\ y,\ x_t$ | clean, noisy and intermediate spectrogram; $t=0$: clean | complex |
+# | $T,\ t_\varepsilon$ | latest and earliest time of OUVE | 1, 0.03 |
+# | $\theta,\ \sigma_{\min},\ \sigma_{\max}$ | OUVE: rate towards $y$, noise scale at $t=0$ and 1 | 1.5, 0.05, 0.5 |
+# | $f_t,\ g_t,\ s$ | drift, diffusion, score; $f(x,y,t)$ with three arguments is the distilled model | |
+# | $\sigma_d$ | rms of a clean bin (`sigma_data`) | 0.1 |
+# | $\sigma_\varepsilon$ | noise at which $f$ is the identity | 0, or $\sigma(t_\varepsilon)$ |
+# | $F$ | the network inside $f$; $f_{ema}$: $f$ with averaged weights | |
+# | $N$ | times of the grid | 30 |
+# | NFE | network evaluations for one recording | |
 
 # %%
-from tools import (answer, below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show,
-                   spectrogram, tiny, train_small)
+from tools import (answer, below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show, spectrogram,
+                   tiny, train_small)
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,18 +34,19 @@ import toy
 OUVE = sgmse.OUVE()
 
 # %% [markdown]
-# ## Hear it
+# ## Listen
 #
-# A voice at a waterfall, 2.5 dB: the teacher with its 15 evaluations, and `consistency`, distilled from it, with one.
+# A speaker at a waterfall, 2.5 dB: the teacher's sampler with NFE 15, the *one-step prediction* of the same teacher (one evaluation at $t=T$, and $E[x_0\mid x_T,y]$ from its score, `sgmse.posterior_mean`), and `consistency`, distilled from the teacher, with NFE 1.
 
 # %%
 clean, noisy = recording("waterfall")
 student = pretrained("consistency")
 teacher_wave, student_wave = enhance(pretrained("sgmse_stage1"), noisy), enhance(student, noisy)
-play(noisy=noisy, teacher_15_calls=teacher_wave, student_1_call=student_wave, clean=clean)
-figure, axes = plt.subplots(1, 4, figsize=(9, 2.5), sharey=True)
-for axis, title, wave in zip(axes, ("noisy", "teacher, 15 calls", "student, 1 call", "clean"),
-                             (noisy, teacher_wave, student_wave, clean)):
+one_step = enhance(pretrained("sgmse_stage1", sampler="one_step", start=1.0), noisy)
+play(noisy=noisy, teacher_NFE_15=teacher_wave, teacher_one_step=one_step, distilled_NFE_1=student_wave, clean=clean)
+figure, axes = plt.subplots(1, 5, figsize=(9, 2.5), sharey=True)
+for axis, title, wave in zip(axes, ("noisy", "teacher, NFE 15", "teacher, one-step", "distilled, NFE 1", "clean"),
+                             (noisy, teacher_wave, one_step, student_wave, clean)):
     image = spectrogram(axis, wave, title)
     axis.set(xlabel="s", ylabel="kHz" if title == "noisy" else "")
     if wave is not clean:
@@ -41,12 +54,12 @@ for axis, title, wave in zip(axes, ("noisy", "teacher, 15 calls", "student, 1 ca
 figure.colorbar(image, ax=axes, label="dB");
 
 # %% [markdown]
-# The student beats its teacher's sampler. Over 110 recordings it hardly beats the teacher's weights when these are asked once at $T$: -0.004 PESQ [-0.029, 0.021], 0.18 dB [-0.00, 0.35] and 0.005 ESTOI [0.003, 0.007] (`pretrained/README.md`). Most of the lead was there before distillation. Two draws of its noise give almost the same wave:
+# The sampler of the teacher leaves more noise between the harmonics than the other two. The distilled model is better than the sampler of its teacher. Over 110 recordings it is hardly better than the one-step prediction of the teacher's own weights: -0.004 PESQ [-0.029, 0.021], 0.18 dB [-0.00, 0.35] and 0.005 ESTOI [0.003, 0.007] (`pretrained/README.md`). Most of the gain was there before the distillation. Two outputs with different noise are almost the same wave:
 
 # %%
 again = enhance(student, noisy, seed=1)
 agreement = 10 * ((student_wave ** 2).sum() / ((student_wave - again) ** 2).sum()).log10().item()
-print(f"two draws agree to {agreement:.0f} dB: it is a predictor, not a sampler")
+print(f"two outputs with different seeds agree to {agreement:.0f} dB: it is a predictor, not a sampler")
 below("difference of two draws, dB", -agreement, -30)
 
 # %% [markdown]
@@ -56,9 +69,9 @@ below("difference of two draws, dB", -agreement, -30)
 # |---|---|---|
 # | $f=c_{skip}x_t+c_{out}F$ | consistency function around a network $F$ | `sgmse.edm_scaling`, `ConsistencyModel.forward` |
 # | $t_0=T>\dots>t_{N-1}=t_\varepsilon$ | times | `time_grid` |
-# | $x_{t_i}\to\hat x_{t_{i+1}}$ | a move of the teacher, or of nobody | `pc_step`, `euler_step`, `heun_step`, `mix_step`; `renoised` |
-# | $E\,w\,\lvert f(x_{t_i})-f_{ema}(\hat x_{t_{i+1}})\rvert^2$ | consistency loss | `consistency_loss` |
-# | $f(y+\sigma_Tz)$ | one evaluation; then perhaps more | `multistep` |
+# | $x_{t_i}\to\hat x_{t_{i+1}}$ | a solver step with or without the teacher | `pc_step`, `euler_step`, `heun_step`, `mix_step`; `renoised` |
+# | $E\,w\left\lvert f(x_{t_i})-f_{ema}(\hat x_{t_{i+1}})\right\rvert^2$ | consistency loss | `consistency_loss` |
+# | $f(y+\sigma_Tz)$ | one evaluation; refinement with several | `multistep` |
 #
 # ## The boundary
 #
@@ -79,8 +92,8 @@ check("strict, t = 0.03: c_skip", strict[0].item(), 1, 0)
 check("strict, t = 0.03: c_out", strict[1].item(), 0, 0)
 x, y = torch.randn(2, 1, 1, 256, 16, dtype=torch.complex64)
 with torch.no_grad():
-    moved = (student(x, y, torch.tensor([student.sde.t_eps])) - x).abs().max()
-check("the shipped model at t_eps: |f(x) - x|", moved.item(), 0, 1e-6)
+    change = (student(x, y, torch.tensor([student.sde.t_eps])) - x).abs().max()
+check("the shipped model at t_eps: |f(x) - x|", change.item(), 0, 1e-6)
 t = torch.linspace(0.03, 1, 100)
 plt.figure(figsize=(4.5, 2.6))
 for label, eps, style in (("published", 0.0, "-"), ("strict", OUVE.std(t[:1]), ":")):
@@ -91,12 +104,14 @@ plt.xlabel("t")
 plt.legend();
 
 # %% [markdown]
-# ## The moves
+# At $t_\varepsilon$ (left) the strict curves (dotted) reach exactly 1 and 0, the published ones (solid) miss them by a few percent.
 #
-# | move | formula | what it is |
+# ## Solver steps
+#
+# | step | formula | meaning |
 # |---|---|---|
-# | `heun_step`, `euler_step` | $x-(f-\frac12g^2s)\,\Delta$ | the ODE |
-# | `pc_step` | Langevin step, then $x-(f-g^2s)\,\Delta+g\sqrt\Delta\,z$ | the paper's: a step of its sampler, noise kept |
+# | `heun_step`, `euler_step` | $x-(f_t-\frac12g^2s)\,\Delta$ | the ODE |
+# | `pc_step` | Langevin step, then $x-(f_t-g^2s)\,\Delta+g\sqrt\Delta\,z$ | the paper: a stochastic step of its sampler |
 # | `renoised`, shared | $\mu(x_0,y,t_{i+1})+\sigma z$ with the $z$ of $x_{t_i}$ | no teacher: Song et al. |
 # | `renoised`, fresh | the same with a new $z$ | no teacher: the released weights |
 
@@ -104,31 +119,41 @@ plt.legend();
 show(consistency.pc_step, consistency.heun_step, consistency.renoised)
 
 # %% [markdown]
-# ### What a squared error makes of a random move
+# ### What a squared error makes of a stochastic step
 #
-# The best answer to a random target is its mean: $f(x,t_i)=E[f(\hat x_{t_{i+1}})\mid x]$. For one Gaussian place of std 0.1 every move is affine on average, its slope is a number, and the product of the slopes over the grid says how much of the variance of $x_{t_\varepsilon}$ the student's output keeps. The slope of a move comes from two evaluations with one seed; that of `renoised` from its covariance with $x_t$.
+# The minimiser of a squared error with a random target is the mean of the target: $f(x,t_i)=E[f(\hat x_{t_{i+1}})\mid x]$. For one Gaussian place of std 0.1 every solver step is affine on average, and its slope is a number. The product of the slopes over the grid says which fraction of the variance of $x_{t_\varepsilon}$ the output of the distilled model keeps. The slope of a step follows from two evaluations with the same seed, that of `renoised` from its covariance with $x_t$.
+#
+# <details><summary>Derivation: the distilled model of a chain of steps</summary>
+#
+# Tie $f(x,t_\varepsilon)=x$. If the loss is minimised at each time, $f(x_{t_i},t_i)=E[f(\hat x_{t_{i+1}},t_{i+1})\mid x_{t_i}]$. Insert the same equation for $t_{i+1}$, then for $t_{i+2}$, and so on:
+#
+# $$f(x_T,T)=E\big[\hat x_{t_\varepsilon}\mid x_T\big],$$
+#
+# the mean over all chains of steps from $x_T$. If the steps are deterministic, there is one chain, and $f$ is the *flow map*. If they are stochastic and forget their start, the mean is that of the whole distribution, a constant. With affine steps of slope $a_i$ the chain gives $f(x_T)=\prod_ia_i\,x_T+\dots$, and the variance of the output is $\prod_ia_i^2\cdot V_T$. The noise inside a step has mean zero and does not enter; its *slope* does. A step of the ODE contains half as much of the score as a step of the SDE and contracts less; a step of the SDE restores the variance by its noise, which the mean removes.
+#
+# </details>
 
 # %%
 one = torch.ones(1, 1, 1, 1, dtype=torch.complex128)
 when = lambda t: torch.tensor([t], dtype=torch.float64)
-share = lambda t: OUVE.mean(one, 0 * one, when(t)).real.item()
-variance = lambda t: share(t) ** 2 * 0.01 + OUVE.std(when(t)).item() ** 2
+weight = lambda t: OUVE.mean(one, 0 * one, when(t)).real.item()
+variance = lambda t: weight(t) ** 2 * 0.01 + OUVE.std(when(t)).item() ** 2
 gaussian = lambda x, y, t: -x / variance(t.item())
 
 
 def kept(slope, N=30):
-    """Share of the variance at t_eps that a student of this move keeps, on a grid of N times."""
+    """Fraction of the variance at t_eps that the model distilled with this step keeps, on a grid of N times."""
     times = np.linspace(OUVE.T, OUVE.t_eps, N)
     product = np.prod([slope(t, t_next) for t, t_next in zip(times, times[1:])])
     return product ** 2 * variance(OUVE.T) / variance(OUVE.t_eps)
 
 
-def of(move, **options):
+def of(step, **options):
     def slope(t, t_next):
         ends = []
         for x in (one, 0 * one):
             torch.manual_seed(0)
-            ends.append(move(gaussian, x, 0 * one, when(t), when(t_next), OUVE, **options))
+            ends.append(step(gaussian, x, 0 * one, when(t), when(t_next), OUVE, **options))
         return (ends[0] - ends[1]).real.item()
     return slope
 
@@ -137,7 +162,7 @@ def of_renoised(shared):
     def slope(t, t_next):
         by_x0 = consistency.renoised(one, 0 * one, when(t_next), OUVE, 0 * one).real.item()
         by_z = consistency.renoised(0 * one, 0 * one, when(t_next), OUVE, one).real.item() if shared else 0
-        return (share(t) * by_x0 * 0.01 + OUVE.std(when(t)).item() * by_z) / variance(t)
+        return (weight(t) * by_x0 * 0.01 + OUVE.std(when(t)).item() * by_z) / variance(t)
     return slope
 
 
@@ -148,18 +173,20 @@ for name, slope, known in (("Heun", of(consistency.heun_step), 1.003), ("shared 
     measured[name] = kept(slope)
     check(f"{name}: variance kept", measured[name], known, 0.04 * known)
 plt.figure(figsize=(5.5, 2.4))
-plt.barh(list(measured), list(measured.values()), log=True, left=1e-61,
-         color=["tab:green"] * 3 + ["tab:orange"] + ["tab:red"] * 2)
+bars = plt.barh(list(measured), list(measured.values()), color=["tab:blue"] * 3 + ["tab:orange"] * 3)
+plt.bar_label(bars, [f"{value:.2g}" for value in measured.values()], padding=4)
 plt.gca().invert_yaxis()
-plt.xlim(1e-61, 10)
-plt.xlabel("share of the variance that the student keeps");
+plt.xlim(0, 1.15)
+plt.xlabel("fraction of the variance that the distilled model keeps");
 
 # %% [markdown]
-# The ODE's moves give the *flow map*: a sampler. The paper's move and the released weights' give the *conditional mean*: a predictor, bootstrapped through thirty levels. Both are fair aims; they are not the same.
+# Steps of the ODE and shared noise (blue) keep almost all of the variance: the distilled model is the *flow map*, a sampler. The step of the paper and that of the released weights (orange) keep none: the distilled model is the *conditional mean*, a predictor. Both are reasonable aims, but they differ.
 #
 # ## The loss
 #
-# $$\mathcal L=E\;w(t_i)\,\lvert f(x_{t_i},y,t_i)-f_{ema}(\hat x_{t_{i+1}},y,t_{i+1})\rvert^2$$
+# $$\mathcal L=E\;w(t_i)\left\lvert f(x_{t_i},y,t_i)-f_{ema}(\hat x_{t_{i+1}},y,t_{i+1})\right\rvert^2$$
+#
+# The gradient goes through the first term only.
 
 # %%
 show(consistency.time_grid, consistency.consistency_loss)
@@ -176,15 +203,15 @@ def watched(name, function):
 x0, y, times = toy.clean(8), toy.noisy(8), consistency.time_grid(OUVE)
 net = toy.Plane()
 f = lambda x, y, t: net(x, t)
-consistency.consistency_loss(watched("student", f), watched("target", f), watched("move", lambda x, *_: x), x0, y,
+consistency.consistency_loss(watched("student", f), watched("target", f), watched("step", lambda x, *_: x), x0, y,
                              times[:8], times[1:9], torch.randn_like(x0), OUVE)
 print("gradient on:", seen)
-assert seen == {"student": True, "target": False, "move": False}
+assert seen == {"student": True, "target": False, "step": False}
 
 # %% [markdown]
 # ## On the toy
 #
-# Two students of the exact teacher: one of Heun moves of the ODE, one of the paper's noisy predictor-corrector moves.
+# Two models distilled from the exact score: one with Heun steps of the ODE, one with the stochastic predictor-corrector steps of the paper.
 
 # %%
 show(toy.learn_consistency)
@@ -224,21 +251,45 @@ check("Heun: spread of its outputs, as the exact flow's", toy.spread(ends["Heun"
 below("pc: spread of its outputs", toy.spread(ends["pc"]), 0.05, trained=True)
 
 axes = toy.panels(3)
-for axis, title, end in zip(axes, ("the exact flow, 60 calls and more", "student of Heun moves, 1 call",
-                                   "student of noisy moves, 1 call"), (truth, ends["Heun"], ends["pc"])):
+for axis, title, end in zip(axes, ("exact flow, NFE above 60", "Heun steps, NFE 1", "stochastic steps, NFE 1"),
+                            (truth, ends["Heun"], ends["pc"])):
     toy.draw(axis, end, start, torch.stack([start.to(end.dtype), end]), title)
+
+# %% [markdown]
+# The model of the Heun steps (middle) reproduces the exact flow (left), including the few points between the places. The model of the stochastic steps (right) maps all starts to one point.
+#
+# **Consistency along a trajectory.** On one path of the flow, $f(x_t,t)$ should be constant, and equal to the end of the path.
+
+# %%
+line = np.linspace(1, OUVE.t_eps, 30)
+tracks = toy.flow(speed, start[:4], line)
+plt.figure(figsize=(5, 2.6))
+for k, color in enumerate(("tab:blue", "tab:orange", "0.3", "tab:cyan")):
+    with torch.no_grad():
+        said = torch.cat([f_heun(x[k:k + 1].to(torch.complex64), toy.noisy(1), torch.tensor([t], dtype=torch.float32))
+                          for x, t in zip(tracks, line)]).real.flatten()
+    plt.plot(line, tracks[:, k].real.flatten().numpy(), "-", color=color, linewidth=1)
+    plt.plot(line, said.numpy(), "--", color=color, linewidth=2)
+plt.xlim(1, 0)
+plt.xlabel("t, from noisy to clean")
+plt.ylabel("real part");
+
+# %% [markdown]
+# Solid: the real part of four paths of the flow. Dashed: the output of the distilled model at the same states. The dashed lines are almost horizontal and meet the ends of the paths.
+
+# %%
 plt.figure(figsize=(4.5, 2.4))
-plt.loglog(budgets, [row[0] for row in rows], "o-", color="tab:red", label="median distance")
-plt.loglog(budgets, [row[2] for row in rows], "o-", color="tab:gray", label="loss")
+plt.loglog(budgets, [row[0] for row in rows], "o-", color="tab:blue", label="median distance")
+plt.loglog(budgets, [row[2] for row in rows], "^-", color="tab:orange", label="loss")
 plt.xticks(budgets, budgets)
 plt.minorticks_off()
 plt.xlabel("steps of training")
 plt.legend();
 
 # %% [markdown]
-# The loss says little: it compares the student with itself, so it is small long before the answer is right.
+# The loss is a poor measure of progress: it compares the model with itself, so it is small long before the output is right.
 #
-# The point of the second student is no accident. It is the mean over the teacher's random walks, whatever the start:
+# The single point of the second model is the mean over the teacher's random walks, for every start:
 
 # %%
 torch.manual_seed(0)
@@ -249,14 +300,14 @@ with torch.no_grad():
         x, y = s.expand(n, 1, 1, 1), toy.noisy(n)
         for t, t_next in zip(times[:-1], times[1:]):
             x = pc(x, y, t.expand(n), t_next.expand(n))
-        output, mean = f_pc(s.reshape(1, 1, 1, 1), toy.noisy(1), T[:1]).item(), x.mean().item()
-        print(f"start {s.item():.2f}: distilled model {output:.2f}, mean of {n} walks {mean:.2f}")
-        below("   apart", abs(output - mean), 0.05, trained=True)
+        value, mean = f_pc(s.reshape(1, 1, 1, 1), toy.noisy(1), T[:1]).item(), x.mean().item()
+        print(f"start {s.item():.2f}: distilled {value:.2f}, mean of {n} walks {mean:.2f}")
+        below("   distance", abs(value - mean), 0.05, trained=True)
 
 # %% [markdown]
-# ## Where the prior's mismatch goes
+# ## The mismatch of the prior remains
 #
-# Both students start from $y+\sigma_Tz$, as their teacher does. The flow map is faithful to it, mismatch included ([notebook 2](2_score.ipynb)): the energy distance of the exact flow is no better. Started from the true marginal, both are right.
+# Both models start from $y+\sigma_Tz$, as their teacher does. The flow map preserves the mismatch of this start ([notebook 2](2_score.ipynb)): the energy distance of the exact flow is no better. Started from the true marginal, both are right.
 
 # %%
 torch.manual_seed(0)
@@ -268,15 +319,16 @@ with torch.no_grad():
         student_end = f_heun(x, toy.noisy(n), T)
         flow_end = toy.flow(speed, x, [1.0, OUVE.t_eps])[-1]
         student_off, flow_off = (toy.energy_distance(end, reference) for end in (student_end, flow_end))
-        print(f"from the {name}: energy distance of the exact flow {flow_off:.3f}, of the student {student_off:.3f}")
+        print(f"from the {name}: energy distance of the exact flow {flow_off:.4f}, distilled {student_off:.4f}, "
+              f"floor {toy.floor(n, reference):.4f}")
 below("from the true marginal", student_off, 0.02, trained=True)
 
 # %% [markdown]
-# ## More than one evaluation
+# ## Refinement with several evaluations
 #
 # $$x_\tau=\mu(\hat x,y,\tau)+\sigma_\tau z,\qquad\hat x\leftarrow f(x_\tau,y,\tau)$$
 #
-# Even a predictor becomes a sampler when its answer is made noisy and asked again. But the process has a mean that slides towards $y$: the released code leaves that out, and the state is then one that $f$ has never seen. Eight evaluations of the best predictor, $E[x_0\mid x_t]$:
+# Even a predictor becomes a sampler if noise is added to its output and the result is evaluated again. The mean of the process moves towards $y$; the released code omits this, so that $f$ receives states that do not occur in training. Eight evaluations of the best predictor, $E[x_0\mid x_t]$:
 
 # %%
 show(consistency.refinement_times, consistency.multistep)
@@ -290,18 +342,20 @@ released = exact.clean(OUVE.prior(y), y, sgmse.expand_time(first, y))
 for t in (sgmse.expand_time(time, y) for time in later):
     released = exact.clean(released + sgmse.per_bin(OUVE.std(t)) * torch.randn_like(y), y, t)
 distances = [toy.energy_distance(x, reference) for x in (ours, released)]
-below("energy distance", distances[0], 0.03)
+below("energy distance", toy.report("8 evaluations", ours, reference), 0.03)
 below("... over that of the released form", distances[0] / distances[1], 0.05)
 axes = toy.panels(2)
-toy.draw(axes[0], ours, title=f"8 calls: {distances[0]:.3f}")
+toy.draw(axes[0], ours, title=f"NFE 8: {distances[0]:.3f}")
 toy.draw(axes[1], released, title=f"without the mean's shift: {distances[1]:.3f}")
 
 # %% [markdown]
+# With the mean (left) the points lie in the three places; without its shift (right) the cloud misses them.
+#
 # ## Losses on the waveform
 #
-# $$-10\log_{10}\frac{\lVert as\rVert^2}{\lVert\hat s-as\rVert^2},\qquad a=\frac{\hat s^\top s}{\lVert s\rVert^2}\ \text{(freed of their means)}$$
+# $$-10\log_{10}\frac{\lVert as\rVert^2}{\lVert\hat s-as\rVert^2},\qquad a=\frac{\hat s^\top s}{\lVert s\rVert^2}\ \text{(means removed)}$$
 #
-# and the disturbance of PESQ, with weights of $5\cdot10^{-5}$ and $5\cdot10^{-4}$.
+# and the PESQ loss, with weights of $5\cdot10^{-5}$ and $5\cdot10^{-4}$.
 
 # %%
 show(losses.si_sdr_loss)
@@ -313,7 +367,7 @@ check("(1, 2, 3, 4) for (1, 2, 3, 5), dB", losses.si_sdr_loss(target, estimate).
 # %% [markdown]
 # ## Train small
 #
-# Without a teacher (`solver="renoise"`), on the three recordings, a quarter of a minute. It shows the loop and a falling loss; a model is `python consistency.py train --data DIR --preset small --teacher sgmse_stage1`.
+# Without a teacher (`solver="renoise"`), on the three recordings. This shows the training loop only. To train a useful model: `python consistency.py train --data DIR --preset small --teacher sgmse_stage1`.
 
 # %%
 torch.manual_seed(0)
@@ -328,9 +382,11 @@ plt.xlabel("step")
 plt.ylabel("consistency loss");
 
 # %% [markdown]
+# The consistency loss falls by a factor of two to three in a few dozen steps.
+#
 # ## Trained on a corpus
 #
-# Rows of the [experiments](experiments/README.md), where the commands stand, with voices that training never heard: mean [95 % interval over recordings]. "with" and "without": two students that heard the noise of the teacher's move in training, or not, tested over the level of the noise.
+# Rows of the [experiments](experiments/README.md), which list the commands; the test speakers were not in the training data: mean [95 % interval over recordings]. "one call at T" is the one-step prediction of the teacher. "with" and "without": two models distilled with or without the noise of the teacher's step, tested over the signal-to-noise ratio.
 
 # %%
 experiment("budget", "score model, one-step", "consistency", test="test")
@@ -338,71 +394,68 @@ print()
 experiment("robustness", test="test", columns=("pesq", "si_sdr"))
 
 # %% [markdown]
-# Without the noise of the move the student is better at every level of noise: the randomised trajectory makes it no more robust here. Each loss on the waveform buys its own score, and without both the student ends below the noisy speech.
+# Without the noise of the step the distilled model is better at every signal-to-noise ratio: the randomised trajectory does not make it more robust here. Each loss on the waveform improves its own score, and without both the distilled model scores below the noisy speech.
 #
 # ## Details that matter
 #
 # p: paper, c: released code, m: measured here.
 #
 # 1. The published boundary holds at $\sigma=0$, not at $t_\varepsilon$ (c).
-# 2. $c_{in}=1$ for the student only; its teacher has EDM's (c).
-# 3. The average warms up: $\min(0.999,\frac{1+n}{10+n})$ after $n$ updates (c). On the toy a slow average is fatal: every level waits for the one below.
-# 4. BBED's std falls again towards $y$. The boundary goes by the noise collected so far, `noise_level` (m).
+# 2. $c_{in}=1$ for the distilled model only; its teacher has that of EDM (c).
+# 3. The moving average warms up: its factor is $\min(0.999,\frac{1+n}{10+n})$ after $n$ updates (c). On the toy a slow average prevents learning: every time of the grid waits for the one below.
+# 4. The std of BBED decreases again towards $y$. The boundary therefore uses the noise added so far, `noise_level` (m).
 #
 # ## Where paper and code differ
 #
-# - The repository holds two algorithms: distillation as in the paper, and training without a teacher, which gave the released weights.
-# - Its ODE moves take a step of 1/30, the grid's is 0.97/29.
-# - It takes the teacher's raw weights; here the averaged ones.
+# - The repository contains two algorithms: distillation as in the paper, and training without a teacher, which gave the released weights.
+# - Its ODE steps have the length 1/30, the spacing of the grid is 0.97/29.
+# - It uses the raw weights of the teacher; here the averaged ones.
 # - Refinement: see above.
 #
 # ## Exercises
 #
-# Put your own value into the cell below; it says how close it is.
+# Put your value into the cell at the end: it says whether it is right.
 #
 # **1.** Which fraction of the variance does a model distilled with `pc_step` keep on 15 times instead of 30?
 #
 # <details><summary>Hint</summary>
 #
-# `kept` and `of` above compute it for 30.
+# `kept` and `of` are defined above; the number of times is the second argument of `kept`.
 #
 # </details>
-#
 # <details><summary>Solution</summary>
 #
 # `kept(of(consistency.pc_step), 15)`: $1.8\cdot10^{-10}$. Fewer steps average less often.
 #
 # </details>
 #
-# **2.** With the strict boundary $f$ returns $x_{t_\varepsilon}$, not $x_0$. At what level in dB does $y$ remain in its mean?
+# **2.** With the strict boundary $f$ returns $x_{t_\varepsilon}$, not $x_0$. How many dB below $y$ is the part of $y$ that remains in its mean?
 #
 # <details><summary>Hint</summary>
 #
-# OUVE's mean has the weight $1-e^{-\theta t}$ for $y$, with $\theta=1.5$ and $t_\varepsilon=0.03$.
+# The weight of $y$ in the mean of OUVE is $1-e^{-\theta t}$.
 #
 # </details>
-#
 # <details><summary>Solution</summary>
 #
 # $20\log_{10}(1-e^{-1.5\cdot0.03})=-27.1$ dB.
 #
 # </details>
 #
-# **3.** `euler_step` with noise and without: by which factor do the kept variances differ?
+# **3.** Distil with `euler_step`, once with and once without noise in the step. What is the ratio of the variances that are kept?
 #
 # <details><summary>Hint</summary>
 #
-# Which part of a step does a squared error see?
+# A squared error sees only the mean of the target. What is the mean of the noise?
 #
 # </details>
-#
 # <details><summary>Solution</summary>
 #
-# By 1: the noise has mean 0 and a squared error does not see it. What matters is the mean of the step; that of pc pulls twice as hard, with $g^2s$ instead of $\frac12g^2s$.
+# 1: both keep 0.812. The mean of the step matters, and that of `pc_step` is pulled twice as strongly, with $g^2s$ instead of $\frac12g^2s$.
 #
 # </details>
 
 # %%
-answer("1", 1.8e-10, kept(of(consistency.pc_step), 15), 1e-11, "kept takes the number of times as its second argument")
-answer("2", -27.1, 20 * np.log10(1 - share(0.03)), 0.1, "1 - exp(-0.045) is an amplitude")
-answer("3", 1, kept(of(consistency.euler_step, noise=False)) / kept(of(consistency.euler_step)), 0.01, "the mean of both steps is the same")
+answer("4.1", kept(of(consistency.pc_step), 15))
+answer("4.2", 20 * np.log10(1 - weight(0.03)))
+answer("4.3", kept(of(consistency.euler_step, noise=True)) / kept(of(consistency.euler_step, noise=False)))

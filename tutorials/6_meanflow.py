@@ -1,13 +1,25 @@
 # %% [markdown]
 # # 6 MeanFlow: one jump along the average velocity
 #
-# A straight path joins clean speech, $t=0$, with an estimate of it plus noise, $t=1$. The *instantaneous* velocity of that flow needs many small steps. A network that knows the *average* velocity over an interval jumps across it in one evaluation.
+# A straight path connects clean speech ($t=0$) with an estimate of it plus noise ($t=1$). Following the *instantaneous* velocity of the resulting flow takes many small steps. A network that knows the *average* velocity over an interval crosses it in one evaluation.
 #
-# **You will** see the identity that ties the two velocities, what its factor $c$ does, how the jump becomes a corrector behind a separator, for one microphone and for an array. Papers: MeCo (Kim, Choi, arXiv 2606.09677), MeanFlowSE (2509.14858), *Mean Flows* (Geng et al., 2505.13447), *Improved Mean Flows* (2512.02012).
+# **You will** see the identity that relates the two velocities, the effect of its factor $c$, and how the jump becomes a corrector behind a separator, for one microphone and for an array. Papers: MeCo (Kim, Choi, [arXiv 2606.09677](https://arxiv.org/abs/2606.09677)), MeanFlowSE ([2509.14858](https://arxiv.org/abs/2509.14858)), *Mean Flows* (Geng et al., [2505.13447](https://arxiv.org/abs/2505.13447)), *Improved Mean Flows* ([2512.02012](https://arxiv.org/abs/2512.02012)).
+#
+# | symbol | meaning | value |
+# |---|---|---|
+# | $x_0,\ \hat s,\ x_t$ | clean spectrogram, estimate of the separator, state between them | complex |
+# | $y$ | on the toy: the noisy point, in the role of $\hat s$ | $0.2-0.2i$ |
+# | $\sigma$ | noise at $t=1$ | 0.487 |
+# | $r\le t$ | start and end of an interval, $\Delta=t-r$; the jump ends at $r=t_\varepsilon$ | $t_\varepsilon=0.03$ |
+# | $v_c,\ v,\ u$ | velocity of one path, of the flow, and average velocity | |
+# | $c$ | factor of the identity | 1, or 0.5 as released |
+# | $m_k,\ w_k,\ d_k,\ r_k,\ V$ | toy: places, probabilities, distances, posterior probabilities, variance; as in [notebook 2](2_score.ipynb) | |
+#
+# **Scores:** PESQ, ESTOI, SI-SDR as in [notebook 1](1_sound.ipynb); DistillMOS (1 to 5) is a network that predicts a listener's grade without a reference.
 
 # %%
-from tools import (answer, below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show,
-                   spectrogram, tiny, train_small)
+from tools import (answer, below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show, spectrogram,
+                   tiny, train_small)
 
 import tempfile
 from pathlib import Path
@@ -26,9 +38,9 @@ import toy
 per_bin = data.per_bin
 
 # %% [markdown]
-# ## Hear it
+# ## Listen
 #
-# `meanflow` holds two networks: a separator that estimates the voice, and a corrector that starts from the estimate. The windmill, 5 dB.
+# `meanflow` contains two networks: a separator that estimates the speech, and a corrector that starts from the estimate. The windmill, 5 dB.
 
 # %%
 clean, noisy = recording("windmill")
@@ -48,7 +60,7 @@ for axis, title, wave in zip(axes, ("noisy", "separator", "corrected", "clean"),
 figure.colorbar(image, ax=axes, label="dB");
 
 # %% [markdown]
-# Most of the gain is the separator's. Over 110 recordings this corrector adds 0.04 dB and takes 0.006 PESQ; behind an array one adds as little, most where the separator is worst ([experiments](experiments/README.md)).
+# The spectrograms of separator and corrector can hardly be told apart: almost all of the gain is due to the separator. Over 110 recordings this corrector adds 0.04 dB and costs 0.006 PESQ; behind an array a corrector adds as little, most where the separator is worst ([experiments](experiments/README.md)).
 #
 # ## Key equations
 #
@@ -58,12 +70,12 @@ figure.colorbar(image, ax=axes, label="dB");
 # | $v_c=\hat s-x_0+\sigma z$ | velocity of one path; $v=E[v_c\mid x_t]$ that of the flow | `conditional_velocity` |
 # | $x_r=x_t-(t-r)\,u(x_t,r,t)$ | jump along the average velocity $u$ | `sample` |
 # | $u=v-c\,(t-r)\,\frac{du}{dt}$ | the identity, $c=1$ | `average_velocity_target`, `exact_derivative` |
-# | $\frac12E\,(t-r)^2\lvert u-u_{tgt}\rvert^2$ | the $x_r$-loss | `displacement_loss`, `sample_times` |
+# | $\frac12E\,(t-r)^2\left\lvert u-u_{tgt}\right\rvert^2$ | the $x_r$-loss | `displacement_loss`, `sample_times` |
 # | $-\mathrm{SI\text{-}SDR}(x_1-0.97\,u)$ | the Endpoint loss | `endpoint_si_sdr_loss` |
 #
 # ## The toy
 #
-# One noisy point (the cross), three places where the clean one may be (blue). Dark lines: the flow itself; here it is known in closed form.
+# One noisy point (the cross), three places where the clean point may be (blue). Grey lines: the flow itself; here it is known in closed form. Orange triangles: its ends.
 #
 # $$v=\sum_kr_k\Big(y-m_k+\frac{t\sigma^2-(1-t)\,0.1^2}{V}\,d_k\Big),\quad\sigma=0.487$$
 
@@ -79,11 +91,13 @@ toy.draw(axes[0], curves[-1], start, curves, "the flow: many small steps")
 toy.draw(axes[1], curves[-1], start, curves[[0, -1]], "the same in one jump, if u were known")
 
 # %% [markdown]
+# Both panels have the same ends. On the left the flow is followed in small steps and the paths are curved, on the right each path is one straight jump.
+#
 # ## Straight paths
 #
 # $$x_t=(1-t)\,x_0+t\,\hat s+t\,\sigma z,\qquad v_c=\hat s-x_0+\sigma z$$
 #
-# Each single path is straight, so $x_t-(t-r)v_c$ is the path at $r$. The flow of all of them together is not.
+# Each single path is straight, so $x_t-(t-r)v_c$ is the path at $r$. The flow, which has the mean velocity of all paths through a point, is curved.
 
 # %%
 show(meanflow.path, meanflow.conditional_velocity, toy.velocity)
@@ -97,7 +111,7 @@ check("x_t - (t - r) v_c against the path at r",
       0, 1e-6)
 miss = v_c - toy.velocity(xt, t)
 check("v is the mean of v_c: |E (v_c - v) conj(x_t)|", (miss * xt.conj()).mean().abs(), 0, 5e-3)
-print(f"so the loss of v itself is not 0 but {0.5 * miss.abs().square().mean():.3f}: one path is no average")
+print(f"the loss of v itself is not 0 but {0.5 * miss.abs().square().mean():.3f}: a single path differs from the mean")
 one = toy.clean(20), torch.randn(20, 1, 1, 1, dtype=torch.complex64)
 ends = torch.stack([meanflow.path(one[0], toy.noisy(20), torch.full((20,), time), one[1]) for time in (1.0, 0.0)])
 axes = toy.panels(2)
@@ -105,6 +119,8 @@ toy.draw(axes[0], ends[1], ends[0], ends, "20 conditional paths")
 toy.draw(axes[1], curves[-1, :20], start[:20], curves[:, :20], "20 paths of the flow");
 
 # %% [markdown]
+# Conditional paths (left) cross each other; the paths of the flow (right) do not, because at each point there is only one velocity.
+#
 # ## The average velocity
 #
 # $$u(x_t,r,t)=\frac1{t-r}\int_r^tv(x_\tau,\tau)\,d\tau,\qquad x_r=x_t-(t-r)\,u$$
@@ -143,11 +159,46 @@ landed = meanflow.sample(lambda x, r, t: u_gauss(x, r, t), point(s_hat), point(1
 check("sample: one jump from 1 to 0.03", landed.real.item(), 0.800367, 1e-6)
 
 # %% [markdown]
+# ### Tangent and chord
+#
+# The same on one curved path of the toy: $v$ at $t=1$ is the tangent of the path, $u$ is the chord from its start to its end.
+
+# %%
+bend = (curves[-1] - curves[0] + 0.97 * toy.velocity(curves[0], torch.ones(n, dtype=torch.float64))).abs().flatten()
+track = curves[:, bend[:200].argmax()].flatten().numpy()
+v_start = toy.velocity(torch.from_numpy(track[:1]).reshape(1, 1, 1, 1), torch.ones(1, dtype=torch.float64)).item()
+chord = (track[0] - track[-1]) / 0.97
+axis = toy.panels(1, 3.4)[0]
+toy.draw(axis, title="v: tangent, u: chord")
+axis.plot(track.real, track.imag, color="0.35")
+for speed, color, name in ((v_start, "tab:blue", "along v"), (chord, "tab:orange", "along u")):
+    end_of = track[0] - 0.97 * speed
+    axis.annotate("", (end_of.real, end_of.imag), (track[0].real, track[0].imag),
+                  arrowprops=dict(arrowstyle="->", color=color, linewidth=1.8))
+    axis.plot([], [], color=color, label=name)
+axis.plot(track[0].real, track[0].imag, "o", color="black", label="start, t = 1")
+axis.legend(loc="lower left", fontsize=7);
+
+# %% [markdown]
+# One step along the tangent (blue) ends near the mean of the places; one step along the chord (orange) ends where the path (grey) ends.
+#
 # ## The identity
 #
 # $$u=v-(t-r)\,\frac{du}{dt},\qquad\frac{du}{dt}=\partial_xu\cdot v+\partial_tu$$
 #
-# Differentiate $(t-r)\,u=\int_r^tv$ along the flow, with $r$ held fixed. In training $v_c$ stands for $v$, and the right-hand side is the target. The derivative is one forward-mode pass.
+# In training $v_c$ replaces $v$, and the right-hand side is the target, without a gradient. The derivative takes one forward-mode pass.
+#
+# <details><summary>Derivation: the identity, and the fixed point for other factors</summary>
+#
+# Write the definition as $(t-r)\,u(x_t,r,t)=\int_r^tv(x_\tau,\tau)\,d\tau$ and differentiate along the flow with $r$ fixed. On the left the product rule gives $u+(t-r)\frac{du}{dt}$, on the right $v(x_t,t)$: the identity. The total derivative is $\frac{du}{dt}=\partial_xu\cdot\dot x+\partial_tu$ with $\dot x=v$.
+#
+# If $u=v-c\,\Delta\,\frac{du}{d\Delta}$ with $\Delta=t-r$ and another factor $c$, multiply by $\frac1c\Delta^{1/c-1}$:
+#
+# $$\frac{d}{d\Delta}\big(\Delta^{1/c}u\big)=\frac1c\,\Delta^{1/c-1}\,v\quad\Rightarrow\quad u^{(c)}=\frac{1}{c\,\Delta^{1/c}}\int_r^t(\tau-r)^{\frac1c-1}\,v(x_\tau,\tau)\,d\tau.$$
+#
+# The weight $\frac{1}{c\Delta^{1/c}}(\tau-r)^{1/c-1}$ integrates to 1. It is constant for $c=1$, rises towards $\tau=t$ for $c<1$, and concentrates there for $c\to0$.
+#
+# </details>
 
 # %%
 show(meanflow.exact_derivative, meanflow.average_velocity_target)
@@ -158,7 +209,7 @@ target = meanflow.average_velocity_target(u_gauss, x, r, t, v_gauss(x, t))
 check("v - (t - r) du/dt against u", (target - u_gauss(x, r, t)).abs().max(), 0, 1e-9)
 
 # %% [markdown]
-# The published program takes a difference quotient instead, and clips its norm at 5 over all bins of an example: with 256 x 256 bins that is hardly anything for each.
+# The published code uses a difference quotient instead and clips its norm over all bins of an example at 5. With 256 x 256 bins this leaves at most a very small value in each.
 
 # %%
 show(meanflow.difference_derivative, meanflow.clip_norm)
@@ -175,7 +226,7 @@ check("du/dt of 0.1 in each of 256 x 256 bins, after the clip", clipped[0, 0, 0,
 #
 # $$u^{(c)}=\frac1{c\,\Delta^{1/c}}\int_r^t(\tau-r)^{\frac1c-1}\,v(x_\tau,\tau)\,d\tau,\qquad\Delta=t-r$$
 #
-# The published programs have $c=\frac12$. That is no approximation of the identity but another fixed point: a mean of velocities that leans towards the time $t$, where every explanation is still averaged. With $c\to0$ it is $v(x_t,t)$, and the jump ends at the posterior mean. Here from the exact flow, without any network:
+# The published code has $c=\frac12$. This is not an approximation of the identity but has another fixed point: a weighted mean of velocities with more weight near the time $t$, where $v$ still averages over all explanations. For $c\to0$ it is $v(x_t,t)$, and the jump ends at the posterior mean. Here computed from the exact flow, without any network:
 
 # %%
 def jump(c, end=0.03, count=300):
@@ -201,11 +252,13 @@ for axis, c in zip(axes, (1.0, 0.5, 0.25)):
              f"c = {c}, exact: spread {toy.spread(jumps[c]):.2f}")
 
 # %% [markdown]
+# With $c=1$ the jump ends in the places; with smaller $c$ the three clouds shrink towards the mean.
+#
 # ## Times and losses
 #
-# $$\mathcal L_{x_r}=\tfrac12\,E\,(t-r)^2\,\lvert u_\theta-u_{tgt}\rvert^2$$
+# $$\mathcal L_{x_r}=\tfrac12\,E\,(t-r)^2\left\lvert u_\theta-u_{tgt}\right\rvert^2$$
 #
-# The factor makes it the error of the *point* that the jump reaches.
+# With this factor the loss is the error of the *point* that the jump reaches.
 
 # %%
 show(meanflow.sample_times, meanflow.displacement_loss)
@@ -217,13 +270,13 @@ check("u = 1, target 0.5 - 0.5i, over 0.97",
       0.235225, 1e-6)
 check("no interval, no loss", meanflow.displacement_loss(u, goal, torch.ones(1), torch.ones(1)).item(), 0, 0)
 r, t = meanflow.sample_times(100_000)
-check("share of r = t", (r == t).float().mean().item(), 0.1, 0.005)
+check("fraction with r = t", (r == t).float().mean().item(), 0.1, 0.005)
 below("never r > t, nor t below 0.03", (r - t).max().item() + (0.03 - t.min()).clamp(min=0).item(), 1e-9)
 
 # %% [markdown]
 # ## Train it on the toy
 #
-# Three networks, with $c=1$, $\frac12$ and 0. The derivative is along the network's own velocity (the improved form).
+# Three networks, with $c=1$, $\frac12$ and 0. The derivative is taken along the network's own velocity, as in *Improved Mean Flows*.
 
 # %%
 show(toy.learn_meanflow)
@@ -235,8 +288,8 @@ for c in (1.0, 0.5, 0.0):
     u, values = toy.learn_meanflow(c, fast(2000, 20))
     with torch.no_grad():
         ends[c] = meanflow.sample(u, toy.noisy(n), z)
-    print(f"c = {c}: spread {toy.spread(ends[c]):.2f}, energy distance {toy.energy_distance(ends[c], reference):.3f}, "
-          f"loss {values[:50].mean():.2f} -> {values[-200:].mean():.2f}")
+    toy.report(f"c = {c}", ends[c], reference)
+    print(f"   loss {values[:50].mean():.2f} -> {values[-200:].mean():.2f}")
     if c == 1:
         below("c = 1: median distance from the exact flow", (ends[1.0] - curves[-1]).abs().median().item(),
               0.15, trained=True)
@@ -245,14 +298,16 @@ check("c = 1/2: spread, as the exact u^(c)", toy.spread(ends[0.5]), toy.spread(j
 below("c = 0: spread", toy.spread(ends[0.0]), 0.1, trained=True)
 axes = toy.panels(3)
 for axis, (c, end) in zip(axes, ends.items()):
-    toy.draw(axis, end, start, torch.stack([start, end]), f"c = {c:g}, learnt, 1 call")
+    toy.draw(axis, end, start, torch.stack([start, end]), f"c = {c:g}, trained, NFE 1")
 
 # %% [markdown]
+# The trained networks reproduce the exact pictures above: a sampler for $c=1$, the mean for $c=0$, and in between for $c=\frac12$.
+#
 # ## The Endpoint loss
 #
 # $$\mathcal L_{end}=-\mathrm{SI\text{-}SDR}\big(\text{wave of }x_1-0.97\,u(x_1,0.03,1),\ \text{wave of }x_0\big)$$
 #
-# Inference simulated, differentiated through. Even the perfect $u=v_c$ does not end at $x_0$, because it stops at $t=0.03$:
+# The jump is carried out in training and differentiated. Even the perfect $u=v_c$ does not end at $x_0$, because it stops at $t=0.03$:
 
 # %%
 show(meanflow.endpoint_si_sdr_loss)
@@ -273,44 +328,44 @@ check("its loss, dB", loss, by_hand, 1e-3)
 # %% [markdown]
 # ## The separator's loss
 #
-# $$\text{SA-SDR}=10\log_{10}\frac{\sum_k\lVert s_k\rVert^2}{\sum_k\lVert s_k-\hat s_k\rVert^2}\quad\text{of the best order of the speakers}$$
+# $$\text{SA-SDR}=10\log_{10}\frac{\sum_k\lVert s_k\rVert^2}{\sum_k\lVert s_k-\hat s_k\rVert^2}\quad\text{in the best order of the speakers}$$
 
 # %%
 show(losses.sa_sdr_loss)
 
 # %%
-talkers = torch.tensor([[[1.0, 0, -1, 0], [0, 2, 0, -2]]])
+speakers = torch.tensor([[[1.0, 0, -1, 0], [0, 2, 0, -2]]])
 estimates = torch.tensor([[[0.0, 1.8, 0.1, -2], [0.9, 0.1, -1, 0]]])
-loss, ordered = losses.sa_sdr_loss(talkers, estimates)
-check("two talkers, exchanged: dB", -loss.item(), 21.549, 1e-3)
+loss, ordered = losses.sa_sdr_loss(speakers, estimates)
+check("two speakers, exchanged: dB", -loss.item(), 21.549, 1e-3)
 assert torch.equal(ordered, estimates.flip(1))
 
 # %% [markdown]
 # ## An array of four microphones
 #
-# `rooms.draw_room` draws a room, `rooms.simulate_room` builds it by the image method: responses from a speaker and a noise to each microphone on a circle of 5 cm radius, and the direct path to microphone 0, which is what a separator should return.
+# `rooms.draw_room` draws a room, `rooms.simulate_room` simulates it by the image method: impulse responses from a speaker and a noise source to each microphone on a circle of 5 cm radius, and the direct path to the reference microphone, the target of a separator.
 
 # %%
 config = rooms.RoomConfig(num_mics=4, num_speakers=1)
 responses = torch.from_numpy(rooms.simulate_room(3, config)).float()        # (sources, mics + 1, n)
 peaks = responses[0, :4].abs().argmax(1)
 below("samples between the direct paths, at most 2 x 5 cm / 343 m/s = 4.66", (peaks.max() - peaks.min()).item(), 4.67)
-size, asked, array, sources = rooms.draw_room(3, config)
+size, t60, array, sources = rooms.draw_room(3, config)
 samples = np.linalg.norm(sources[0][:, None] - array, axis=0) / 343 * data.SAMPLE_RATE     # of the way to each
 error = np.abs((peaks - peaks[0]).numpy() - (samples - samples[0])).max()
-below("samples between where a direct path comes and where geometry puts it", error, 1)
-energy = responses[0, 0].square().flip(0).cumsum(0).flip(0)                # what is still to come
+below("samples between the arrival of a direct path and its geometry", error, 1)
+energy = responses[0, 0].square().flip(0).cumsum(0).flip(0)                # remaining energy
 level = 10 * (energy / energy[0]).clamp(min=1e-9).log10()
 first, last = ((level <= db).nonzero()[0].item() for db in (-5, -25))
 decay = 3 * (last - first) / data.SAMPLE_RATE
-check("seconds to fall by 60 dB, from -5 to -25 dB", decay, asked, 0.2 * asked)
+check("reverberation time from the decay between -5 and -25 dB, s", decay, t60, 0.2 * t60)
 figure, (plan, *axes) = plt.subplots(1, 3, figsize=(9, 2.6))
-for place, name, marker in zip(sources, ("talker", "noise"), "o^"):
+for place, name, marker in zip(sources, ("speaker", "noise"), "o^"):
     plan.plot(*place[:2], marker)
     plan.annotate(name, place[:2], (0, 7), textcoords="offset points", ha="center")
 plan.plot(*array[:2], "k.", markersize=2)
 plan.annotate("microphones", array[:2, 0], (0, -14), textcoords="offset points", ha="center")
-plan.set(xlim=(0, size[0]), ylim=(0, size[1]), xlabel="m", ylabel="m", aspect="equal", title="the plan")
+plan.set(xlim=(0, size[0]), ylim=(0, size[1]), xlabel="m", ylabel="m", aspect="equal", title="floor plan")
 for mic in range(4):
     near = slice(int(peaks.min()) - 10, int(peaks.min()) + 60)
     axes[0].plot(np.arange(near.start, near.stop) / 16, responses[0, mic, near].numpy(), linewidth=1,
@@ -319,7 +374,10 @@ axes[0].set(xlabel="ms", title="direct path, room 3")
 axes[0].legend()
 axes[1].plot(np.arange(len(level)) / 16000, level.numpy())
 axes[1].set(xlabel="s", ylabel="dB", ylim=(-65, 3),
-            title=f"{decay:.2f} s for 60 dB, {asked:.2f} asked");
+            title=f"T60 {decay:.2f} s, drawn: {t60:.2f} s");
+
+# %% [markdown]
+# Left: the positions in the room. Middle: the direct path arrives at the four microphones within a few samples of each other. Right: the remaining energy falls linearly in dB; its slope is the reverberation time.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -336,54 +394,56 @@ with tempfile.TemporaryDirectory() as folder:
         out = separator.enhance(array[None])[0]
     unheard = rooms.open_rooms(folder, "test", rooms.RoomConfig(num_mics=4, num_speakers=2), 4, folder, snrs=(10,),
                                num_samples=fast(80000, 24000))
-    talkers, heard = (waves[0] for waves in unheard.batch([unheard[0]]))       # (talkers, L), (microphones, L)
-play(microphone_0=array[0], separated=out[0], direct_path=direct[0])
+    speakers, heard = (waves[0] for waves in unheard.batch([unheard[0]]))       # (speakers, L), (microphones, L)
+play(reference_microphone=array[0], separated=out[0], direct_path=direct[0])
 first, last = logged["sa_sdr"][0], fifths(logged["sa_sdr"])[1]
-print(f"four mixtures of one room, learnt by heart: SA-SDR {first:.1f} -> {last:.1f} dB in {len(logged['sa_sdr'])} steps")
+print(f"four mixtures of one room, memorised: SA-SDR {first:.1f} -> {last:.1f} dB in {len(logged['sa_sdr'])} steps")
 below("SA-SDR at the start less that at the end, dB", first - last, -6, trained=True)
 
 # %% [markdown]
-# Nothing that generalises: a compact separator learns four excerpts by heart. `speakers` is one that was trained for an hour and a half of one core and minutes of GPUs, and its corrector. Here are two excerpts at once, of one and the same voice, with a noise 10 dB below them, in a room that it never heard: a draw in which it works.
+# This does not generalise: a compact separator memorises four excerpts. `speakers` contains a separator that was trained on a corpus, and its corrector. Here are two simultaneous excerpts of one and the same voice, with noise 10 dB below them, in a room that was not in its training data; the example was chosen because it works.
 
 # %%
 method = pretrained("speakers")
 wave, level = data.normalise(heard[None])
 with torch.no_grad():
     estimates = {"separator": method.separate(wave) * level, "corrected": method.enhance(heard[None])}
-estimates = {name: losses.sa_sdr_loss(talkers[None], wave)[1][0] for name, wave in estimates.items()}     # in order
-play(microphone_0=heard[0], **{f"talker_{k}": wave for k, wave in enumerate(estimates["corrected"])})
-scores = {name: [metrics.si_sdr(talker, wave) for talker, wave in zip(talkers, waves)]
-          for name, waves in ({"microphone 0": heard[[0, 0]]} | estimates).items()}
+estimates = {name: losses.sa_sdr_loss(speakers[None], wave)[1][0] for name, wave in estimates.items()}     # in order
+play(reference_microphone=heard[0], **{f"speaker_{k}": wave for k, wave in enumerate(estimates["corrected"])})
+scores = {name: [metrics.si_sdr(speaker, wave) for speaker, wave in zip(speakers, waves)]
+          for name, waves in ({"reference microphone": heard[[0, 0]]} | estimates).items()}
 for name, row in scores.items():
-    print(f"{name}: SI-SDR of the talkers {', '.join(f'{score:.1f}' for score in row)} dB")
-for k, (before, after) in enumerate(zip(scores["microphone 0"], scores["corrected"])):
-    below(f"talker {k}: SI-SDR at microphone 0 less that of the estimate, dB", before - after, -3, trained=True)
+    print(f"{name}: SI-SDR of the speakers {', '.join(f'{score:.1f}' for score in row)} dB")
+for k, (before, after) in enumerate(zip(scores["reference microphone"], scores["corrected"])):
+    below(f"speaker {k}: SI-SDR at the microphone less that of the estimate, dB", before - after, -3, trained=True)
 
 # %% [markdown]
-# Each speaker is still to be heard in the other's estimate, and other draws are worse: over 60 rooms the separator gains 5.3 dB, and its corrector 0.05 more ([experiments](experiments/README.md)).
+# Each speaker is still audible in the other's estimate, and other rooms are worse: over 60 rooms the separator gains 5.3 dB, and its corrector 0.05 dB more ([experiments](experiments/README.md)).
 #
 # ## Train small
 #
-# The corrector's own loop on the three recordings, from the noisy speech itself, with all three losses. A model is `python meanflow.py train --data DIR --preset small --separator train`, then `frozen`.
+# The training loop of the corrector on the three recordings, starting from the noisy speech itself, with all three losses. To train a useful model: `python meanflow.py train --data DIR --preset small --separator train`, then `--separator frozen`.
 
 # %%
 torch.manual_seed(0)
 corrector = tiny(meanflow.MeanFlowCorrector)
 logged = train_small(corrector, fast(22, 4), clip=0.05)
 first, last = fifths(logged["si_sdr"])
-print(f"{sum(p.numel() for p in corrector.parameters()):,} parameters, SI-SDR of the one-call output "
+print(f"{sum(p.numel() for p in corrector.parameters()):,} parameters, SI-SDR of the one-step output "
       f"{first:.1f} -> {last:.1f} dB")
 below("SI-SDR at first less that at last, dB", first - last, -1, trained=True)
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.4))
 axes[0].plot(logged["velocity"])
 axes[0].set(xlabel="step", title="velocity loss, sum over bins")
 axes[1].plot(np.arange(len(logged["velocity"]) - len(logged["si_sdr"]), len(logged["velocity"])), logged["si_sdr"])
-axes[1].set(xlabel="step", title="SI-SDR of the one-call output, dB");
+axes[1].set(xlabel="step", title="SI-SDR of the one-step output, dB");
 
 # %% [markdown]
+# The velocity loss falls only slowly, while the SI-SDR of the jump, which has its own loss, rises.
+#
 # ## Trained on a corpus
 #
-# Rows of the [experiments](experiments/README.md), where the commands stand, with voices that training never heard: mean [95 % interval over recordings]. First one microphone under one budget, then two speakers in simulated rooms with every loss, then the corrector of both losses where it was not trained.
+# Rows of the [experiments](experiments/README.md), which list the commands; the test speakers were not in the training data: mean [95 % interval over recordings]. First one microphone under one budget, then two speakers in simulated rooms with every loss, then the corrector with both losses under conditions that were not in its training data.
 
 # %%
 experiment("budget", "noisy", "separator", "MeCo", "MeanFlowSE", test="test")
@@ -392,38 +452,37 @@ for test in ("rooms2", "rooms", "rooms2-large", "rooms3"):
     experiment("correctors", test=test, columns=("pesq", "estoi", "si_sdr", "distillmos"))
 
 # %% [markdown]
-# With one microphone MeCo adds 0.6 dB to its separator, and no other score. For two speakers plain MeanFlow makes the separator's estimates worse, and the $x_r$-loss mends nothing of it after 300 steps. The Endpoint loss gains 0.04 dB [-0.00, 0.09], recording by recording, both together 0.05 [0.00, 0.10], and 0.08 DistillMOS, at a price of 0.03 PESQ. Behind a separator that was 1.5 dB worse it was 0.23 dB: a better one leaves less to correct. Where the corrector was not trained it gains 0.16 dB [0.06, 0.27] behind a separator of three speakers (`rooms3`), 0.15 [-0.00, 0.29] in large rooms, and nothing behind the separator of one (`rooms`).
+# With one microphone MeCo improves the SI-SDR of its separator by 0.6 dB, and no other score. For two speakers plain MeanFlow makes the estimates of the separator worse, and the $x_r$-loss does not change this after 300 steps. The Endpoint loss gains 0.04 dB [-0.00, 0.09] (paired by recording), both together 0.05 [0.00, 0.10] and 0.08 DistillMOS, at the cost of 0.03 PESQ. Behind a separator that was 1.5 dB worse the gain was 0.23 dB: a better separator leaves less to correct. Under conditions outside its training the corrector gains 0.16 dB [0.06, 0.27] behind a separator for three speakers (`rooms3`), 0.15 [-0.00, 0.29] in large rooms, and nothing behind the separator for one speaker (`rooms`).
 #
 # ## Details that matter
 #
 # p: paper, c: released code, m: measured or computed here.
 #
-# 1. The network hears $\log t$ and $\log(1+t-r)$, not $r$ (c).
+# 1. The network receives $\log t$ and $\log(1+t-r)$, not $r$ (c).
 # 2. In a tenth of the examples $r=t$ (c).
-# 3. The clip leaves 7 % of the correction where the clean bin is uncertain by 0.3 (m).
-# 4. Squares are summed over bins, not averaged: that sets their weight beside the Endpoint loss (c).
+# 3. Where the std of the clean bin is 0.3, the clip leaves 7 % of the correction (m).
+# 4. Squares are summed over bins, not averaged: this sets their weight relative to the Endpoint loss (c).
 #
 # ## Where paper and code differ
 #
-# - $c=\frac12$ is not the identity: it ends between the flow and the mean. Here `--preset principled` has $c=1$, the exact derivative and no clip.
-# - One evaluation ends at $t=0.03$ and is compared with fully clean speech.
-# - Plain MeanFlow *lowers* PESQ below the separator's, in the paper and in ours.
+# - With $c=\frac12$ the jump ends between the flow and the mean. Here `--preset principled` has $c=1$, the exact derivative and no clip.
+# - One jump ends at $t=0.03$ and is compared with fully clean speech.
+# - Plain MeanFlow has a lower PESQ than the separator alone, in the paper and here.
 #
 # ## Exercises
 #
-# Put your own value into the cell below; it says how close it is.
+# Put your value into the cell at the end: it says whether it is right.
 #
-# **1.** In the Gaussian world above, what std (of 0.3) does a jump with $c=0.75$ to $r=0.03$ leave?
+# **1.** In the Gaussian example (*The average velocity*: $\hat s=0.8$, $m=0.5$, spread 0.3) a jump with $c=1$ to $r=0.03$ keeps a standard deviation of 0.2914. What does a jump with $c=0.75$ keep?
 #
 # <details><summary>Hint</summary>
 #
-# The slope of $x_1\mapsto x_1-0.97\,u^{(c)}$ times $\sigma$; the cell integrates it.
+# All is affine: the output is slope times $x_1$ plus a constant. Integrate the slope of $v$ along the flow with the weight of $u^{(c)}$; in $s=((\tau-r)/\Delta)^{1/c}$ the weight is constant. The std of $x_1$ is $\sigma=0.487$.
 #
 # </details>
-#
 # <details><summary>Solution</summary>
 #
-# 0.2324, where $c=1$ leaves 0.2914.
+# 0.2324: the slope of $x_1\mapsto x_1-0.97\,u^{(c)}$, times $\sigma$. The cell integrates it numerically.
 #
 # </details>
 #
@@ -431,27 +490,25 @@ for test in ("rooms2", "rooms", "rooms2-large", "rooms3"):
 #
 # <details><summary>Hint</summary>
 #
-# Does a jump along the exact average have an error that more jumps could reduce?
+# Where does a jump along the exact average velocity end?
 #
 # </details>
-#
 # <details><summary>Solution</summary>
 #
-# Not at all: a jump along the exact average velocity has no error.
+# Not at all (0): each jump ends on the path of the flow, so there is no error that more jumps could reduce.
 #
 # </details>
 #
-# **3.** What is the norm of $\dot u=0.1$ in each of 256 x 256 bins?
+# **3.** What is the norm of $\dot u$ if it is 0.1 in each of 256 x 256 bins?
 #
 # <details><summary>Hint</summary>
 #
-# The norm is the root of the sum of squares.
+# The root of the sum of $256^2$ equal squares.
 #
 # </details>
-#
 # <details><summary>Solution</summary>
 #
-# $0.1\cdot256=25.6$; the clip at 5 takes four fifths of it away.
+# $0.1\cdot256=25.6$; the clip at 5 removes four fifths of it.
 #
 # </details>
 
@@ -459,9 +516,8 @@ for test in ("rooms2", "rooms", "rooms2-large", "rooms3"):
 s = torch.linspace(1, 0, 2001, dtype=torch.float64)
 grid = 0.03 + 0.97 * s ** 0.75
 slope = lambda t: (t * toy.SIGMA ** 2 - (1 - t) * s_x ** 2) / V(t) * (V(t) / V(when(1.0))).sqrt()      # of v in x_1
-answer("1", 0.2324, (1 - 0.97 * torch.trapezoid(slope(grid), -s)).item() * toy.SIGMA, 2e-3, "between the std of c = 1/2 and that of c = 1")
+answer("6.1", (1 - 0.97 * torch.trapezoid(slope(grid), -s)) * toy.SIGMA)
 average = lambda x, r, t: (x - toy.flow(toy.velocity, x, [t[0].item(), r[0].item()])[-1]) / per_bin(t - r)
 four = meanflow.sample(average, toy.noisy(n, torch.complex128), z.to(torch.complex128), 4)
-change = toy.energy_distance(four, reference) - toy.energy_distance(curves[-1], reference)
-answer("2", 0, change, 1e-3, "the jumps lie on one exact curve")
-answer("3", 25.6, torch.full((256, 256), 0.1, dtype=torch.float64).norm().item(), 0.01, "256 x 256 bins: the root of their number is 256")
+answer("6.2", toy.energy_distance(four, reference) - toy.energy_distance(curves[-1], reference))
+answer("6.3", torch.full((256, 256), 0.1, dtype=torch.float64).norm())

@@ -6,7 +6,7 @@
 # **You will** choose by cost and quality, hear what fails and how, see who samples and who averages, and read an interval before you believe a difference.
 
 # %%
-from tools import ROOT, answer, below, check, enhance, fast, play, pretrained, read_rows, recording, show, spectrogram
+from tools import below, check, enhance, fast, play, pretrained, read_rows, recording, show, spectrogram
 
 import hashlib
 
@@ -55,15 +55,15 @@ figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 #
 # | method | what is learnt | how it enhances | notebook |
 # |---|---|---|---|
-# | score SDE | $\frac12E\lvert\sigma s+z\rvert^2$ | $dx=(f-g^2s)dt+g\,d\bar w$, many evaluations | [2](2_score.ipynb) |
-# | CRP | $\frac12E\lvert\hat x_N-x_0\rvert^2$ through the last evaluation | the same, few evaluations | [3](3_crp.ipynb) |
+# | score SDE | $\frac12E\lvert\sigma s+z\rvert^2$ | $dx=(f-g^2s)dt+g\,d\bar w$, many calls | [2](2_score.ipynb) |
+# | CRP | $\frac12E\lvert\hat x_N-x_0\rvert^2$ through the last call | the same, few calls | [3](3_crp.ipynb) |
 # | consistency | $E\lvert f(x_{t_i})-f_{ema}(\hat x_{t_{i+1}})\rvert^2$ | $f(y+\sigma_Tz)$ | [4](4_consistency.ipynb) |
 # | MeanFlow | $u=v-(t-r)\,\dot u$ | $x_1-u$ | [6](6_meanflow.ipynb) |
-# | drifting | $E\lVert\phi-\mathrm{sg}(\phi+V)\rVert^2$ | one evaluation | [7](7_drift.ipynb) |
+# | drifting | $E\lVert\phi-\mathrm{sg}(\phi+V)\rVert^2$ | one call | [7](7_drift.ipynb) |
 #
 # ## The toy under all methods
 #
-# One noisy point (the cross), three places where the clean one may be (blue), starts grey, ends orange triangles, the ways between them dark lines. Every network below is trained here, in seconds.
+# One noisy point (the cross), three places where the clean one may be (green), starts grey, ends red, the ways between them blue. Every network below is trained here, in seconds.
 
 # %% tags=["export-toy"]
 torch.manual_seed(0)
@@ -96,7 +96,7 @@ print(f"truth: spread {toy.VARIANCE ** 0.5:.2f}, shares {list(toy.WEIGHTS)}")
 distance = {}
 for name, x in {"score SDE": walk[-1], **end}.items():
     distance[name] = toy.energy_distance(x, reference)
-    print(f"{name}: spread {toy.spread(x):.2f}, shares {[round(share, 2) for share in toy.shares(x)]}, "
+    print(f"{name}: spread {toy.spread(x):.2f}, shares {[round(share, 2) for share in toy.fractions(x)]}, "
           f"energy distance {distance[name]:.3f}")
 for name, limit in (("score SDE", 0.02), ("consistency", 0.08), ("MeanFlow", 0.03), ("drifting", 0.03)):
     below(f"{name} samples: energy distance", distance[name], limit, trained=True)
@@ -138,9 +138,9 @@ for axis, (column, title) in zip(axes, (("pesq", "WB-PESQ"), ("estoi", "ESTOI"),
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7);
 
 # %% [markdown]
-# Dotted: the noisy recordings. How the scores of one model move with the number of evaluations is measured on a corpus:
+# Dotted: the noisy recordings. How the scores of one model move with the number of calls is measured on a corpus:
 #
-# ![PESQ, ESTOI and SI-SDR over the number of network evaluations, before and after CRP](experiments/nfe.png)
+# ![PESQ, ESTOI and SI-SDR over the number of network calls, before and after CRP](experiments/nfe.png)
 #
 # ## A failure is data, too
 #
@@ -253,7 +253,7 @@ print("off the last axis, not intelligible:", ", ".join(label for label in label
 # 1. The same seed, the same files, the same scores for all, and every score beside that of the noisy input.
 # 2. Intervals of differences are paired: recordings differ more than methods do.
 # 3. PESQ is in the losses of `sgmse_stage1`, from which both CRP models went on, `consistency` and `drift_dagger`, SI-SDR in those of the last two and of `meanflow`: they were taught to these tests. What a method adds to its losses shows in the row without it: dagger without drifts scores as dagger does, and a predictive network that hears nothing but SI-SDR has, with 12,000 crops a stage, a higher SI-SDR than any row but those two.
-# 4. `meanflow`'s two evaluations are of two networks, a separator and its corrector.
+# 4. `meanflow`'s two calls are of two networks, a separator and its corrector.
 #
 # ## Where paper and code differ
 #
@@ -261,43 +261,23 @@ print("off the last axis, not intelligible:", ", ".join(label for label in label
 #
 # ## Exercises
 #
-# Put your own value into the cell below; it says how close it is.
-#
-# **1.** How many network evaluations does the cheapest model above 12 dB on the three recordings take?
-#
-# <details><summary>Hint</summary>
-#
-# Look at the table, last column first.
-#
-# </details>
+# **1.** Which is the cheapest model above 12 dB on the three recordings?
 #
 # <details><summary>Solution</summary>
 #
-# One: see the last cell for its name.
+# See the last cell: the one with the fewest calls, and among those the highest score.
 #
 # </details>
 #
-# **2.** How wide is the interval of consistency − sgmse at $n=3$ in PESQ? And how often can a bootstrap of three draw one particular recording three times?
-#
-# <details><summary>Hint</summary>
-#
-# The interval leaves 2.5 % out at each side.
-#
-# </details>
+# **2.** How wide is the interval of consistency − sgmse at $n=3$, and how often can a bootstrap of three draw the same recording three times?
 #
 # <details><summary>Solution</summary>
 #
-# The width is printed below. One recording is drawn three times in $1/3^3=1/27=3.7\,\%$ of all resamples, more than 2.5 %: the interval reaches from the smallest to the largest difference.
+# The width is printed below. Three equal draws: $3/3^3=1/9$ of all resamples, which is why it reaches from the smallest to the largest difference.
 #
 # </details>
 #
-# **3.** Record yourself beside a fan, `python consistency.py enhance my.wav`: how would you score the result without a clean reference? DNSMOS gives OVRL between 1 and which number?
-#
-# <details><summary>Hint</summary>
-#
-# The scores are mean opinion scores.
-#
-# </details>
+# **3.** Record yourself beside a fan, `python consistency.py enhance my.wav`, and give a number to what you hear: how would you score without a clean reference?
 #
 # <details><summary>Solution</summary>
 #
@@ -307,11 +287,10 @@ print("off the last axis, not intelligible:", ", ".join(label for label in label
 
 # %%
 good = [name for name in NAMES if results[name].mean("si_sdr") > 12]
-fewest = min((calls[name] for name in good), default=1)
-print("cheapest:", ", ".join(name for name in good if calls[name] == fewest))
-answer("1", 1, fewest, 0, "the one-step models")
+if good:
+    cheapest = min(good, key=lambda name: (calls[name], -results[name].mean("si_sdr")))
+    print(f"exercise 1: {cheapest}, {results[cheapest].mean('si_sdr'):.1f} dB with {calls[cheapest]} call")
 low, high = metrics.bootstrap_interval(difference.values("pesq"))
-width = difference.values("pesq").max() - difference.values("pesq").min()
-print(f"{high - low:.2f} PESQ wide")
-answer("2", width, high - low, 1e-6, "from the smallest to the largest of three differences")
-answer("3", 5, 5, 0, "grades of listeners go from 1 to 5")
+print(f"exercise 2: {high - low:.2f} PESQ wide")
+check("   smallest and largest difference are its ends", abs(low - difference.values("pesq").min())
+      + abs(high - difference.values("pesq").max()), 0, 1e-6)

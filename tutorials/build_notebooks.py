@@ -1,4 +1,4 @@
-"""Run the notebooks' sources and keep what comes out; or make pages of them for people who would rather look than run.
+"""Build the notebooks from their sources, or HTML pages from the notebooks, to read without running anything.
 
     python tutorials/build_notebooks.py [SOURCE ...] [--all]     N_name.py -> N_name.ipynb, those that are out of date
     python tutorials/build_notebooks.py --html FOLDER            one self-contained page a notebook, and an index
@@ -109,7 +109,7 @@ def build(source, anew=False):
             if cell.cell_type == "code":
                 cell |= {key: value for key, value in next(ran).items() if key in ("outputs", "execution_count")}
     else:
-        os.environ["TUTORIALS_BUILD"] = "1"              # a wrong number stops the run
+        os.environ["TUTORIALS_STRICT"] = "1"             # a failed check stops the build
         NotebookClient(notebook, timeout=900, kernel_name="python3", record_timing=False,
                        extra_arguments=["--log-level=ERROR"],
                        resources={"metadata": {"path": str(source.parent)}}).execute()
@@ -143,8 +143,6 @@ def tidy(output, name):
             output.execution_count = None
         if "image/png" in output.data:
             output.data = {"image/png": smaller(output.data["image/png"])}
-        if "text/html" in output.data or "text/markdown" in output.data:
-            output.data.pop("text/plain", None)
     return output
 
 
@@ -186,7 +184,8 @@ STYLE = """
 body { margin: 0; background: var(--paper); color: var(--ink); font: 17px/1.6 system-ui, "Segoe UI", Roboto,
        "Helvetica Neue", sans-serif; }
 main { max-width: 63rem; margin: 0 auto; padding: 1.5rem 1.25rem 5rem; }
-section > * { max-width: 47rem; } section > .math { max-width: none; }
+section > * { max-width: 47rem; } section > .math, section > .scroll { max-width: none; }
+.elsewhere { display: none; }
 nav { font-size: .85rem; color: var(--soft); border-bottom: 1px solid var(--line); padding-bottom: .6rem; display: flex;
       gap: 1rem; justify-content: space-between; flex-wrap: wrap; }
 a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
@@ -218,6 +217,10 @@ summary { cursor: pointer; color: var(--accent); }
 @media (max-width: 600px) { body { font-size: 16px; } main { padding: 1rem .9rem 4rem; } h1 { font-size: 1.6rem; }
   th, td { padding: .32rem .4rem; } table { font-size: .86rem; } audio { width: 52vw; }
   .scroll img { max-width: none; height: auto; max-height: 19rem; } .scroll img { min-width: min(100%, 30rem); } }
+@media (prefers-color-scheme: dark) {
+  :root { color-scheme: dark; --ink: #e4e7eb; --soft: #9aa5b1; --line: #333a42; --paper: #14171a; --shade: #1d2126;
+          --accent: #7ab8ee; }
+  .shown pre { background: #211f18; } .text pre { color: #b5d8be; } img { background: #fff; border-radius: 4px; } }
 """
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -254,28 +257,44 @@ def markdown():
         dollarmath_plugin, renderer=math, allow_space=False, double_inline=True).render
 
 
+def for_page(lines):
+    """Markdown with its pictures inside. Links lead to other pages; to other files they would lead nowhere.
+
+    Only prose is rewritten: code and formulas, in which brackets may follow brackets, stay as they are.
+    """
+    def rewritten(m):
+        if m["kept"]:
+            return m["kept"]
+        if m["mark"]:
+            picture = base64.b64encode((HERE / m["target"]).read_bytes()).decode()
+            return f"![{m['label']}](data:image/png;base64,{picture})"
+        other = re.fullmatch(r"(\d_\w+)\.ipynb", m["target"])
+        return f"[{m['label']}]({other[1]}.html)" if other else m["label"]
+    return re.sub(r"(?P<kept>```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$)"
+                  r"|(?P<mark>!?)\[(?P<label>[^\]]*)\]\((?!https?:)(?P<target>[^)]*)\)", rewritten, "".join(lines), flags=re.S)
+
+
+def caption(cells, number):
+    """The first paragraph below cell `number`, as plain text: it says what its picture shows. "" without one."""
+    if number + 1 == len(cells) or cells[number + 1]["cell_type"] != "markdown":
+        return ""
+    first = "".join(cells[number + 1]["source"]).split("\n\n")[0]
+    if re.match(r"#|\||\$\$|<", first):
+        return ""
+    return re.sub(r"\s+", " ", re.sub(r"\]\([^)]*\)|[*`\[\]$\\]", "", first)).strip()
+
+
 def page(notebook, before="", after=""):
     """A notebook as one HTML page that needs nothing else."""
     from pygments.formatters import HtmlFormatter
     render, body, title = markdown(), [], "Notebook"
 
-    def text_of(lines):
-        """Markdown with its pictures inside. Links lead to other pages; to other files they would lead nowhere."""
-        picture = lambda m: (f"![{m[1]}](data:image/png;base64,"
-                             f"{base64.b64encode((HERE / m[2]).read_bytes()).decode()})")
-        text = re.sub(r"!\[([^\]]*)\]\((?!https?:)([^)]*)\)", picture, "".join(lines))
-        link = lambda m: f"[{m[1]}]({m[2]}.html)" if m[2] else m[1]
-        prose = r"(?<!!)\[([^\]]*)\]\((?!https?:)(?:(\d_\w+)\.ipynb|[^)]*)\)"
-        # Between fences stands code: WEIGHTS[field](x) is no link.
-        parts = re.split(r"(```.*?```)", text, flags=re.S)
-        return "".join(part if i % 2 else re.sub(prose, link, part) for i, part in enumerate(parts))
-
-    for cell in notebook["cells"]:
+    for number, cell in enumerate(notebook["cells"]):
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             if heading := re.match(r"# (.*)", text):
                 title = heading[1]
-            body.append(f"<section>{render(text_of(text))}</section>")
+            body.append(f"<section>{render(for_page(text))}</section>")
             continue
         lines = text.count("\n") + 1
         code = render(f"```python\n{text}\n```")
@@ -285,18 +304,22 @@ def page(notebook, before="", after=""):
         for output in cell["outputs"]:
             content = output.get("data", {})
             if "image/png" in content:
-                body.append(f'<div class="scroll"><img alt="{html.escape(title)}: the picture that this cell draws" '
+                alt = html.escape(caption(notebook["cells"], number) or f"figure of {title}")
+                body.append(f'<div class="scroll"><img alt="{alt}" '
                             f'src="data:image/png;base64,{content["image/png"].strip()}"></div>')
             elif "text/html" in content:
                 body.append(f'<div class="scroll">{"".join(content["text/html"])}</div>')
             elif "text/markdown" in content:
-                body.append(f'<div class="shown">{render(text_of(content["text/markdown"]))}</div>')
+                body.append(f'<div class="shown">{render(for_page(content["text/markdown"]))}</div>')
             else:
                 text = "".join(output.get("text") or content.get("text/plain", ""))
                 body.append(f'<div class="text"><pre>{html.escape(text)}</pre></div>')
     body = re.sub(r"(<table>.*?</table>)", r'<div class="scroll">\1</div>', "".join(body), flags=re.S)
     nav = f'<nav><span>{before}</span><a href="index.html">all notebooks</a><span>{after}</span></nav>'
-    style = HtmlFormatter(style="friendly").get_style_defs("pre") + STYLE
+    dark = "\n".join(line for line in HtmlFormatter(style="github-dark").get_style_defs("pre").splitlines()
+                     if not line.startswith(("pre {", "td.", "span.")))
+    style = (HtmlFormatter(style="friendly").get_style_defs("pre") + STYLE
+             + f"@media (prefers-color-scheme: dark) {{ {dark} }}\n")
     return PAGE.format(title=html.escape(re.sub(r"[$`]", "", title)), style=style, body=nav + body + nav)
 
 
@@ -311,8 +334,8 @@ def export(notebooks, folder):
     for i, notebook in enumerate(read):
         (folder / f"{notebooks[i].stem}.html").write_text(
             page(notebook, link(i - 1, "&larr; before"), link(i + 1, "next &rarr;")))
-    text = ["<h1>Generative speech enhancement, heard and read</h1>",
-            "<p>Each page plays the sound, states each equation, shows the function that is it, checks it and draws it. "
+    text = ["<h1>Generative speech enhancement in eight notebooks</h1>",
+            "<p>Each page plays the sound, states each equation, shows the function that computes it, checks it and draws it. "
             "The sources are notebooks: to run them, open <code>tutorials/</code> in JupyterLab.</p>"]
     toy = [picture for notebook in read for name, picture in exports(notebook).items() if name == "toy"]
     text += [f'<img alt="The toy under every method" src="data:image/png;base64,{base64.b64encode(p).decode()}">'

@@ -1,7 +1,7 @@
-"""One noisy point of the plane, and three places where the clean one may be: the toy of all notebooks.
+"""The toy of all notebooks: one noisy point of the plane, and three places where the clean point may be.
 
-A bin of a spectrogram is a point of the complex plane. With tensors (B, 1, 1, 1) the functions of the methods work on
-it as they are, and everything that a network has to learn has a closed form: Exact, velocity.
+A bin of a spectrogram is a point of the complex plane. The functions of the methods work on tensors (B, 1, 1, 1) without
+change, and everything that a network has to learn has a closed form: Exact, velocity.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ VARIANCE = sum(w * abs(m - MEAN) ** 2 for w, m in zip(WEIGHTS, PLACES)) + SPREAD
 SIGMA = 0.487                                            # noise at t = 1 of the MeanFlow path and of generators
 
 
-# ------------------------------------------------------------------------------------------------ what is true
+# ------------------------------------------------------------------------------------------------ the truth
 
 def clean(n, dtype=torch.complex64):
     """Samples of p(x0 | y), (n, 1, 1, 1): a place by its weight, plus noise."""
@@ -88,10 +88,10 @@ def flow(v, x, times, tolerance=1e-6):
     return torch.view_as_complex(torch.from_numpy(y.T.copy()).reshape(len(times), -1, 2))[..., None, None, None]
 
 
-# ------------------------------------------------------------------------------------------------ what comes out
+# ------------------------------------------------------------------------------------------------ measures and pictures
 
 def rows(x):
-    """Points (n, 1, 1, 1) as the rows (n, 2) that drift.py moves."""
+    """Points (n, 1, 1, 1) as the rows (n, 2) of drift.py."""
     return torch.view_as_real(x.flatten())
 
 
@@ -107,10 +107,32 @@ def energy_distance(a, b):
     return 2 * apart(a, b) - apart(a, a) - apart(b, b)
 
 
-def shares(x):
-    """Share of the points nearest to each place; the truth is WEIGHTS."""
+def fractions(x):
+    """Fraction of the points nearest to each place; the truth is WEIGHTS."""
     nearest = (x.flatten()[:, None] - torch.tensor(PLACES, dtype=x.dtype)).abs().argmin(1)
     return (nearest.bincount(minlength=3) / len(nearest)).tolist()
+
+
+def spread_within(x):
+    """Standard deviation of the points about the place nearest to each, SPREAD = 0.1 for samples of the truth."""
+    away = (x.flatten()[:, None] - torch.tensor(PLACES, dtype=x.dtype)).abs().amin(1)
+    return away.square().mean().sqrt().item()
+
+
+def floor(n, reference):
+    """Energy distance to `reference` of n samples of the truth itself, without touching the random state."""
+    with torch.random.fork_rng():
+        torch.manual_seed(123)
+        return energy_distance(clean(n), reference)
+
+
+def report(name, x, reference):
+    """Print the fractions, both spreads and the energy distance beside the values of the truth; return the distance."""
+    distance, rounded = energy_distance(x, reference), lambda values: " ".join(f"{value:.2f}" for value in values)
+    print(f"{name}: fractions {rounded(fractions(x))} (truth {rounded(WEIGHTS)}), spread {spread(x):.2f} "
+          f"({VARIANCE ** 0.5:.2f}), within a place {spread_within(x):.3f} ({SPREAD:.3f}), energy distance "
+          f"{distance:.4f} (floor {floor(x.numel(), reference):.4f})")
+    return distance
 
 
 def spread(x):
@@ -119,7 +141,9 @@ def spread(x):
 
 
 def draw(axis, end=None, start=None, paths=None, title=""):
-    """The picture of every method: places blue, y a cross, start grey, end orange triangles; 25 paths (times, B)."""
+    """The picture of every method: density of the places blue, y a black cross, starts grey dots, ends orange triangles,
+    25 of the paths (times, B) grey lines.
+    """
     grid = torch.linspace(-1.3, 1.3, 131)
     x = torch.complex(*torch.meshgrid(grid, grid, indexing="xy")).reshape(-1, 1, 1, 1)
     d = (x - torch.tensor(PLACES)).abs().square() / SPREAD ** 2
@@ -129,12 +153,12 @@ def draw(axis, end=None, start=None, paths=None, title=""):
     dots = lambda x, **style: axis.scatter(x.flatten().real.numpy()[:400], x.flatten().imag.numpy()[:400],
                                            linewidth=0, **style)
     if start is not None:
-        dots(start, s=7, color="0.6", alpha=0.6)
+        dots(start, s=7, color="0.55", alpha=0.6)
     if paths is not None:
         paths = paths.reshape(len(paths), -1)[:, :25].numpy()
         axis.plot(paths.real, paths.imag, color="0.35", linewidth=0.7, alpha=0.7)
     if end is not None:
-        dots(end, s=14, color="tab:orange", marker="^", alpha=0.8, zorder=3)
+        dots(end, s=13, marker="^", color="tab:orange", alpha=0.8, zorder=3)
     axis.plot(Y.real, Y.imag, "x", color="black", markersize=7, markeredgewidth=1.8, zorder=4)
     axis.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), xticks=(-1, 0, 1), yticks=(-1, 0, 1), aspect="equal", title=title,
              xlabel="real part")
@@ -169,7 +193,7 @@ class Plane(nn.Module):
 
 @contextlib.contextmanager
 def one_thread():
-    """Matrices as small as here are faster so, on a busy machine by far."""
+    """Matrices this small are faster with one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -212,8 +236,8 @@ def learn_correction(sde, steps=1500, N=1, start=0.5):
     return score, fit(net, lambda x0, y: sgmse.crp_loss(score, x0, y, sde, N, start), steps, batch=256)
 
 
-def learn_consistency(sde, move, steps=2000, decay=0.9):
-    """Consistency distillation from a move (x, y, t, t_next) -> x_next: (f, losses)."""
+def learn_consistency(sde, solver_step, steps=2000, decay=0.9):
+    """Consistency distillation from a solver step (x, y, t, t_next) -> x_next: (f, losses)."""
     net, average = Plane(), Plane()
     average.load_state_dict(net.state_dict())
     std_eps = sde.std(torch.tensor([sde.t_eps]))
@@ -226,13 +250,13 @@ def learn_consistency(sde, move, steps=2000, decay=0.9):
 
     def loss(x0, y):
         times, i = consistency.time_grid(sde), torch.randint(29, (len(x0),))
-        return consistency.consistency_loss(through(net), through(average), move, x0, y, times[i], times[i + 1],
+        return consistency.consistency_loss(through(net), through(average), solver_step, x0, y, times[i], times[i + 1],
                                             torch.randn_like(x0), sde)[0]
     return through(average), fit(net, loss, steps, average=average, decay=decay)
 
 
 def learn_meanflow(c=1.0, steps=2000):
-    """The average velocity, or with c < 1 what leans towards the instantaneous one: (u (x, r, t), losses)."""
+    """The average velocity, with c < 1 weighted towards the velocity at t: (u (x, r, t), losses)."""
     net = Plane(times=2)
     u = lambda x, r, t: net(x, t, t - r)
 
@@ -246,7 +270,7 @@ def learn_meanflow(c=1.0, steps=2000):
 
 
 def learn_generator(steps=1000, temperatures=(0.1, 0.5, 1.0), **options):
-    """Drifting: a network of noise alone, moved along the field: (generator (x), losses)."""
+    """Drifting: a network maps noise to points, which follow the field: (generator (x), losses)."""
     net = Plane(times=0, width=128)
 
     def loss(x0, y):
