@@ -1,12 +1,22 @@
 # %% [markdown]
 # # 8 All methods on the same recordings
 #
-# Seven shipped models, three recordings, the same scores for all. They had different losses and trainings, from a quarter of an hour of a CPU to hours of it and minutes of a GPU, so this page compares *these models*; it does not say which paper is best.
+# Seven shipped models, three recordings, the same scores for all. The models were trained with different losses and for different times, from a quarter of an hour on a CPU to hours on a CPU and minutes on a GPU. So this page compares *these models*; it does not say which paper is best.
 #
-# **You will** choose by cost and quality, hear what fails and how, see who samples and who averages, and read an interval before you believe a difference.
+# **You will** choose by cost and quality, listen to failures, see which models sample and which predict a mean, and read an interval before you believe a difference.
+#
+# | symbol | meaning | here |
+# |---|---|---|
+# | $s,\ y,\ \hat s$ | clean speech, noisy recording, output of a model | waves |
+# | NFE | number of network evaluations for a recording | 1 to 15 |
+# | one-step prediction | $E[x_0\mid x_T,y]$ from the score at $t=T$, without a sampler ([notebook 3](3_crp.ipynb)) | NFE 1 |
+# | $n$ | number of recordings | 3, then 110 |
+# | $[\text{low},\text{high}]$ | 95 % bootstrap interval of a mean over recordings | |
+#
+# **Scores:** PESQ (1 to 4.6), ESTOI (0 to 1) and SI-SDR (dB), defined in [notebook 1](1_sound.ipynb); all compare with the clean recording, and higher is better.
 
 # %%
-from tools import below, check, enhance, fast, play, pretrained, read_rows, recording, show, spectrogram
+from tools import ROOT, answer, below, check, enhance, fast, play, pretrained, read_rows, recording, show, spectrogram
 
 import hashlib
 
@@ -21,49 +31,57 @@ import sgmse
 import toy
 import train
 
-NAMES = ("sgmse_stage1", "sgmse", "sgmse_crp1", "consistency", "meanflow", "drift", "drift_dagger")
-COLORS = dict(zip(NAMES, ("tab:purple", "tab:blue", "tab:cyan", "tab:orange", "tab:green", "tab:red", "tab:pink")))
+ONE_STEP = "stage 1, one step"
+CHECKPOINTS = {"stage 1": "sgmse_stage1", ONE_STEP: "sgmse_stage1", "CRP, NFE 5": "sgmse", "CRP, NFE 1": "sgmse_crp1",
+               **{name: name for name in ("consistency", "meanflow", "drift", "drift_dagger")}}
+STYLES = dict(zip(CHECKPOINTS, zip(("#332288", "#332288", "#0072b2", "#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00"),
+                                   "osD^vPX*")))
 
 # %% [markdown]
-# ## Hear it
+# ## Listen
 #
-# The waterfall, 2.5 dB, by all seven.
+# The waterfall, 2.5 dB, by all seven models; stage 1 twice, by its sampler and by its one-step prediction.
 
 # %%
 recordings = {name: recording(name) for name in ("windmill", "waterfall", "cheer")}
-outputs, calls, models = {}, {}, {name: pretrained(name) for name in NAMES}
+models = {name: pretrained(checkpoint, **(dict(sampler="one_step", start=1.0) if name == ONE_STEP else {}))
+          for name, checkpoint in CHECKPOINTS.items()}
+outputs, nfe = {}, {}
 for name, method in models.items():
     for key, (_, noisy) in recordings.items():
         method.calls = 0
         outputs[name, key] = enhance(method, noisy)
-    calls[name] = method.calls
-for name, known in zip(NAMES, (15, 5, 1, 1, 2, 1, 1)):
-    check(f"{name}: network calls for a recording", calls[name], known, 0)
+    nfe[name] = method.calls
+for name, known in zip(models, (15, 1, 5, 1, 1, 2, 1, 1)):
+    check(f"{name}: NFE", nfe[name], known, 0)
 clean, noisy = recordings["waterfall"]
-play(noisy=noisy, **{name: outputs[name, "waterfall"] for name in NAMES}, clean=clean)
+play(noisy=noisy, **{name: outputs[name, "waterfall"] for name in models}, clean=clean)
 
 # %%
-figure, axes = plt.subplots(3, 3, figsize=(8, 4.1), sharex=True, sharey=True)
-waves = {"noisy": noisy, **{name: outputs[name, "waterfall"] for name in NAMES}, "clean": clean}
+figure, axes = plt.subplots(5, 2, figsize=(7, 8), sharex=True, sharey=True)
+waves = {"noisy": noisy, **{name: outputs[name, "waterfall"] for name in models}, "clean": clean}
 for axis, (title, wave) in zip(axes.flat, waves.items()):
     image = spectrogram(axis, wave, title)
-    axis.set(xlabel="s" if axis in axes[2] else "", ylabel="kHz" if axis in axes[:, 0] else "")
+    axis.set(xlabel="s" if axis in axes[-1] else "", ylabel="kHz" if axis in axes[:, 0] else "")
 figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 
 # %% [markdown]
+# The sampler of stage 1 leaves noise in the whole band and adds some of its own; the one-step prediction of the same weights and all other models remove more, and lose the weakest harmonics above 3 kHz.
+#
 # ## Key equations
 #
-# | method | what is learnt | how it enhances | notebook |
+# | method | loss | sampler | notebook |
 # |---|---|---|---|
-# | score SDE | $\frac12E\lvert\sigma s+z\rvert^2$ | $dx=(f-g^2s)dt+g\,d\bar w$, many calls | [2](2_score.ipynb) |
-# | CRP | $\frac12E\lvert\hat x_N-x_0\rvert^2$ through the last call | the same, few calls | [3](3_crp.ipynb) |
-# | consistency | $E\lvert f(x_{t_i})-f_{ema}(\hat x_{t_{i+1}})\rvert^2$ | $f(y+\sigma_Tz)$ | [4](4_consistency.ipynb) |
-# | MeanFlow | $u=v-(t-r)\,\dot u$ | $x_1-u$ | [6](6_meanflow.ipynb) |
-# | drifting | $E\lVert\phi-\mathrm{sg}(\phi+V)\rVert^2$ | one call | [7](7_drift.ipynb) |
+# | score SDE | $\frac12E\left\lvert\sigma s_\theta+z\right\rvert^2$ | $dx=(f-g^2s_\theta)\,dt+g\,d\bar w$, many evaluations | [2](2_score.ipynb) |
+# | CRP | $\frac12E\left\lvert\hat x_N-x_0\right\rvert^2$ through the last evaluation | the same, few evaluations | [3](3_crp.ipynb) |
+# | consistency | $E\left\lvert f(x_{t_i})-f_{ema}(\hat x_{t_{i+1}})\right\rvert^2$ | $f(y+\sigma_Tz)$ | [4](4_consistency.ipynb) |
+# | DISPatch | the same error in some patches alone | the same | [5](5_patches.ipynb) |
+# | MeanFlow | $\frac12E\,(t-r)^2\left\lvert u-u_{tgt}\right\rvert^2$ | $x_1-u$ | [6](6_meanflow.ipynb) |
+# | drifting | $E\left\lVert\phi-\mathrm{sg}(\phi+V)\right\rVert^2$ | one evaluation | [7](7_drift.ipynb) |
 #
 # ## The toy under all methods
 #
-# One noisy point (the cross), three places where the clean one may be (green), starts grey, ends red, the ways between them blue. Every network below is trained here, in seconds.
+# One noisy point (the cross), three places where the clean point may be (blue), starts grey, ends orange triangles, paths grey lines. Every network below is trained here, in seconds.
 
 # %% tags=["export-toy"]
 torch.manual_seed(0)
@@ -87,23 +105,21 @@ with torch.no_grad():
            "consistency": f(start["consistency"], y, torch.ones(n)), "MeanFlow": meanflow.sample(u, y, z),
            "drifting": generator(start["drifting"])}
 axes = toy.panels(5, 2.25)
-toy.draw(axes[0], walk[-1], walk[0], torch.stack(walk)[:, :6], "score SDE, 60 calls")
+toy.draw(axes[0], walk[-1], walk[0], torch.stack(walk)[:, :6], "score SDE, NFE 60")
 for axis, name in zip(axes[1:], end):
-    toy.draw(axis, end[name], start[name], torch.stack([start[name], end[name]]), f"{name}, 1 call")
+    toy.draw(axis, end[name], start[name], torch.stack([start[name], end[name]]), f"{name}, NFE 1")
+
+# %% [markdown]
+# The score SDE, consistency, MeanFlow and drifting end in the three places; CRP ends at one point between them.
 
 # %%
-print(f"truth: spread {toy.VARIANCE ** 0.5:.2f}, shares {list(toy.WEIGHTS)}")
-distance = {}
-for name, x in {"score SDE": walk[-1], **end}.items():
-    distance[name] = toy.energy_distance(x, reference)
-    print(f"{name}: spread {toy.spread(x):.2f}, shares {[round(share, 2) for share in toy.fractions(x)]}, "
-          f"energy distance {distance[name]:.3f}")
+distance = {name: toy.report(name, x, reference) for name, x in {"score SDE": walk[-1], **end}.items()}
 for name, limit in (("score SDE", 0.02), ("consistency", 0.08), ("MeanFlow", 0.03), ("drifting", 0.03)):
     below(f"{name} samples: energy distance", distance[name], limit, trained=True)
 below("CRP averages: spread", toy.spread(end["CRP"]), 0.06, trained=True)
 
 # %% [markdown]
-# Four sample, one averages. The consistency student owes its sampling to Heun moves; with the noisy moves of the paper it would be the second panel again ([notebook 4](4_consistency.ipynb)), and its shares are a little off because its teacher starts from $y+\sigma z$ ([notebook 2](2_score.ipynb)).
+# So four of the five sample *on the toy*, and CRP gives the mean. The consistency student samples since it was distilled from Heun steps; distilled from the stochastic steps of the paper it would give the mean, too ([notebook 4](4_consistency.ipynb)). It puts too many points in the third place, because its teacher starts from $y+\sigma z$ and not from the true distribution at $T$ ([notebook 2](2_score.ipynb)). Whether the *shipped* models sample is another question, answered [below](#Sampler-or-predictor).
 #
 # ## Scores of the three recordings
 
@@ -117,34 +133,36 @@ def scored(name):
     return metrics.evaluate([(key, recordings[key][0], wave(key)) for key in recordings], progress=False)
 
 
-results = {name: scored(name) for name in ("noisy", *NAMES)}
-print(f"{'n = 3, seed 0':14}{'calls':>6}{'WB-PESQ':>9}{'ESTOI':>7}{'SI-SDR':>8}")
+results = {name: scored(name) for name in ("noisy", *models)}
+print(f"{'n = 3, seed 0':18}{'NFE':>4}{'PESQ':>6}{'ESTOI':>7}{'SI-SDR':>8}")
 for name, result in results.items():
-    print(f"{name:14}{calls.get(name, 0):6}{result.mean('pesq'):9.2f}{result.mean('estoi'):7.2f}{result.mean('si_sdr'):8.1f}")
-for name in NAMES:
+    print(f"{name:18}{nfe.get(name, 0):4}{result.mean('pesq'):6.2f}{result.mean('estoi'):7.2f}{result.mean('si_sdr'):8.1f}")
+for name in models:
     below(f"{name}: mean SI-SDR of noisy less its own, dB",
           results["noisy"].mean("si_sdr") - results[name].mean("si_sdr"), 0,
           trained=True)
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(9, 2.9))
-for axis, (column, title) in zip(axes, (("pesq", "WB-PESQ"), ("estoi", "ESTOI"), ("si_sdr", "SI-SDR, dB"))):
+figure, axes = plt.subplots(1, 3, figsize=(8, 3.1))
+for axis, (column, title) in zip(axes, (("pesq", "PESQ"), ("estoi", "ESTOI"), ("si_sdr", "SI-SDR, dB"))):
     axis.axhline(results["noisy"].mean(column), color="0.6", linestyle=":")
-    for name in NAMES:
-        axis.plot(calls[name], results[name].mean(column), "o", color=COLORS[name], label=name)
-    axis.set(xscale="log", xlabel="network calls", title=title)
+    for name, (color, marker) in STYLES.items():
+        axis.plot(nfe[name], results[name].mean(column), marker, color=color, label=name)
+    axis.set(xscale="log", xlabel="NFE", title=title)
     axis.set_xticks((1, 2, 5, 15), (1, 2, 5, 15))
     axis.minorticks_off()
-figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7);
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4);
 
 # %% [markdown]
-# Dotted: the noisy recordings. How the scores of one model move with the number of calls is measured on a corpus:
+# Dotted: the noisy recordings. More evaluations do not give higher scores here: the sampler of stage 1 (NFE 15) has the lowest of all, and its own one-step prediction is among the highest. How the scores of a model depend on NFE was measured on a corpus:
 #
-# ![PESQ, ESTOI and SI-SDR over the number of network calls, before and after CRP](experiments/nfe.png)
+# ![PESQ, ESTOI and SI-SDR over NFE before and after CRP, with the one-step prediction of stage 1](experiments/nfe.png)
+#
+# CRP raises the scores at NFE 1, 2 and 5 to those of the one-step prediction, not above them.
 #
 # ## A failure is data, too
 #
-# On waterfall, at 2.5 dB, `drift` gains four fifths of the SI-SDR that `drift_dagger` gains, and a third of the PESQ.
+# On the waterfall, at 2.5 dB, `drift` gains most of the SI-SDR that `drift_dagger` gains, but a small part of the PESQ.
 
 # %%
 s, y = recordings["waterfall"]
@@ -153,144 +171,207 @@ for name, wave in (("noisy", y), ("drift", outputs["drift", "waterfall"]),
                    ("drift_dagger", outputs["drift_dagger", "waterfall"])):
     si_sdr[name], pesq[name] = metrics.si_sdr(s, wave), metrics.pesq(s, wave)
     print(f"waterfall, {name}: SI-SDR {si_sdr[name]:.1f} dB, PESQ {pesq[name]:.2f}")
-share = [(score["drift"] - score["noisy"]) / (score["drift_dagger"] - score["noisy"]) for score in (pesq, si_sdr)]
-below("share of the PESQ gained over the share of the SI-SDR", share[0] / share[1], 0.5, trained=True)
+ratio = [(score["drift"] - score["noisy"]) / (score["drift_dagger"] - score["noisy"]) for score in (pesq, si_sdr)]
+print(f"gain of drift over that of drift_dagger: PESQ {ratio[0]:.2f}, SI-SDR {ratio[1]:.2f}")
+below("ratio of the PESQ over ratio of the SI-SDR", ratio[0] / ratio[1], 0.5, trained=True)
 s, y = recordings["cheer"]
 part = slice(16000, 37000)
-order = sorted(NAMES, key=lambda name: metrics.si_sdr(s, outputs[name, "cheer"]))
+order = sorted(models, key=lambda name: metrics.si_sdr(s, outputs[name, "cheer"]))
 play(cheer_noisy=y[part], **{f"cheer_worst_{order[0]}": outputs[order[0], "cheer"][part],
                              f"cheer_best_{order[-1]}": outputs[order[-1], "cheer"][part]}, cheer_clean=s[part])
 s, y = recordings["windmill"]
-order = sorted(NAMES, key=lambda name: metrics.si_sdr(s, outputs[name, "windmill"]))
+order = sorted(models, key=lambda name: metrics.si_sdr(s, outputs[name, "windmill"]))
 play(windmill_noisy=y[part], **{f"windmill_worst_{order[0]}": outputs[order[0], "windmill"][part],
                                 f"windmill_best_{order[-1]}": outputs[order[-1], "windmill"][part]},
      windmill_clean=s[part])
 
 # %% [markdown]
-# ## Two draws of the same model
+# The players above are the model with the lowest and the one with the highest SI-SDR on two more recordings.
 #
-# Does a model sample, or does it predict? Enhance windmill twice with different noise and compare the two outputs. High: both are the same.
+# ## Sampler or predictor
+#
+# A sampler draws from $p(s\mid y)$: with other noise it gives another output. A predictor gives the same output each time. For each model windmill is enhanced four times with different seeds. The *spread* is the standard deviation of these outputs, the *error* their mean distance from the clean speech, both relative to the clean speech.
+#
+# <details><summary>Derivation: the line of a perfect sampler</summary>
+#
+# Let $\hat s$ be a draw from $p(s\mid y)$, independent of the true $s$ given $y$, and let $m=E[s\mid y]$. Then
+#
+# $$E\left\lVert\hat s-s\right\rVert^2=E\left\lVert\hat s-m\right\rVert^2+E\left\lVert m-s\right\rVert^2=2\,E\left\lVert\hat s-m\right\rVert^2,$$
+#
+# since both have the same distribution given $y$. So the error of a perfect sampler is 3 dB above its spread, and 3 dB above the error of the mean $m$, which a perfect predictor gives.
+#
+# </details>
 
 # %%
-agreement = {}
-for name in ("sgmse_stage1", "sgmse", "sgmse_crp1", "consistency", "meanflow"):
-    a, b = outputs[name, "windmill"], enhance(models[name], y, seed=1)
-    agreement[name] = 10 * (a.square().sum() / (a - b).square().sum()).log10().item()
-assert torch.equal(enhance(models["drift"], y, seed=1), outputs["drift", "windmill"])       # draws nothing
-plt.figure(figsize=(5.5, 2.2))
-plt.barh(list(agreement), list(agreement.values()), color=[COLORS[name] for name in agreement])
-plt.gca().invert_yaxis()
-plt.xlabel("agreement of two draws, dB; both drift models: equal")
-print({name: round(value) for name, value in agreement.items()})
-below("stage 1 agrees less than consistency, dB", agreement["sgmse_stage1"] - agreement["consistency"], 0)
+s, y = recordings["windmill"]
+s = s[:len(y)]
+spread, error = {}, {}
+for name, model in models.items():
+    drawn = torch.stack([outputs[name, "windmill"], *(enhance(model, y, seed) for seed in range(1, fast(4, 2)))])
+    decibel = lambda x: 10 * (x.square().sum(-1).mean() / s.square().sum()).clamp(min=1e-6).log10().item()
+    spread[name] = decibel((drawn - drawn.mean(0)) * (len(drawn) / (len(drawn) - 1)) ** 0.5)
+    error[name] = decibel(drawn - s)
+plt.figure(figsize=(5.5, 3.6))
+for name, (color, marker) in STYLES.items():
+    plt.plot(spread[name], error[name], marker, color=color, label=name, markersize=8)
+line = np.array([-62, -3])
+plt.plot(line, line + 3, "--", color="0.5", label="perfect sampler")
+plt.gca().set(xlabel="spread over seeds, dB (-60: equal outputs)", ylabel="error, dB", ylim=(-20, 0))
+plt.gcf().legend(loc="outside right upper")
+print("spread, dB:", {name: round(value) for name, value in spread.items()})
+below("drift draws nothing: spread", spread["drift"], -59.9)
+below("spread of consistency less that of stage 1, dB", spread["consistency"] - spread["stage 1"], 0)
 
 # %% [markdown]
+# On the dashed line the error is 3 dB above the spread, as for draws from the true $p(s\mid y)$. All models lie far to the left of it. Only the sampler of stage 1 has a spread one would see (about a tenth of the amplitude of the speech), and its error is far larger than this spread explains. All others give nearly the same output for each seed: what samples on the toy is a predictor here, as its loss weighs the waveform's error far more than the variety of the outputs.
+#
 # ## Before you believe a difference
 #
-# Three recordings are an anecdote. A paired interval says so: the mean of the differences, and where it may lie.
+# Three recordings are an anecdote. A paired interval shows it: the mean of the differences, and the range in which it may lie.
+#
+# <details><summary>Derivation: why paired, and what the bootstrap does</summary>
+#
+# For scores $a_i,b_i$ of two models on recording $i$, $\operatorname{var}(a-b)=\operatorname{var}a+\operatorname{var}b-2\operatorname{cov}(a,b)$. A difficult recording is difficult for both, so the covariance is large, and the interval of the mean of $a_i-b_i$ is much narrower than the intervals of both means suggest. The bootstrap draws $n$ of the $n$ differences with replacement, many times, and takes the 2.5 % and 97.5 % quantiles of the means.
+#
+# </details>
 
 # %%
-difference = results["consistency"].compare(results["sgmse"])
+difference = results["consistency"].compare(results["CRP, NFE 5"])
 low, high = metrics.bootstrap_interval(difference.values("pesq"))
-print(f"consistency - sgmse, n = 3: {difference.mean('pesq'):+.2f} PESQ, 95 % interval [{low:.2f}, {high:.2f}]")
+print(f"consistency - CRP, n = 3: {difference.mean('pesq'):+.2f} PESQ, 95 % interval [{low:.2f}, {high:.2f}]")
 print("the three differences:", np.round(difference.values("pesq"), 2))
 
 # %% [markdown]
-# So here are more: recordings of ten voices and eleven sources of noise that training never saw. The table was written by `python tutorials/experiments/comparison.py --data CORPUS`; it names each checkpoint by its hash, and this cell fails if one has changed since.
+# The interval reaches from the smallest difference to the largest. So here are more recordings, 110 of ten speakers and eleven noise sources that were not in the training data. The table was written by `python tutorials/experiments/comparison.py --data CORPUS`. It names each checkpoint by its hash, and this cell fails if one has changed since.
 
 # %%
-shipped = [row for row in read_rows("shipped") if row["row"] in ("noisy", *NAMES)]
-for row in shipped[1:]:
-    assert row["sha256"] == hashlib.sha256(train.checkpoint_path(row["row"]).read_bytes()).hexdigest(), row["row"]
-figure, axes = plt.subplots(1, 4, figsize=(9, 2.7), sharey=True)
-labels = [row["row"] for row in shipped]
-for axis, (column, title) in zip(axes, (("pesq", "WB-PESQ"), ("estoi", "ESTOI"), ("si_sdr", "SI-SDR, dB"))):
-    mean, low, high = (np.array([float(row[column + end]) for row in shipped]) for end in ("", "_low", "_high"))
-    axis.errorbar(mean, labels, xerr=(mean - low, high - mean), fmt="none", ecolor="0.5", capsize=2)
-    axis.scatter(mean, labels, color=["0.3", *COLORS.values()], zorder=3)
-    axis.axvline(mean[0], color="0.6", linestyle=":")
+rows = {row["row"]: row for row in read_rows("shipped")}
+table = {"noisy": rows["noisy"]} | {name: rows[checkpoint + ", one-step prediction" * (name == ONE_STEP)]
+                                    for name, checkpoint in CHECKPOINTS.items()}
+for name, checkpoint in CHECKPOINTS.items():
+    assert table[name]["sha256"] == hashlib.sha256(train.checkpoint_path(checkpoint).read_bytes()).hexdigest(), checkpoint
+
+
+def intervals(axis, column, table, styles=STYLES):
+    """Mean and interval of a score of each row; dotted: the noisy recordings."""
+    for i, (name, row) in enumerate(table.items()):
+        mean, low, high = (float(row[column + end]) for end in ("", "_low", "_high"))
+        color, marker = styles.get(name, ("0.3", "o"))
+        axis.errorbar(mean, i, xerr=[[mean - low], [high - mean]], fmt=marker, color=color, capsize=2)
+    axis.axvline(float(table["noisy"][column]), color="0.6", linestyle=":")
+    axis.set_yticks(range(len(table)), table)
+
+
+figure, axes = plt.subplots(2, 2, figsize=(7.5, 4.8), sharey=True)
+for axis, (column, title) in zip(axes.flat, (("pesq", "PESQ"), ("estoi", "ESTOI"), ("si_sdr", "SI-SDR, dB"))):
+    intervals(axis, column, table)
     axis.set_title(title)
-seconds = [float(row["core_seconds"]) for row in shipped[1:]]
-axes[3].barh(labels[1:], seconds, color=COLORS.values())
-axes[3].set(title="cost", xlabel="seconds of one core\nfor a second of sound")
-axes[0].invert_yaxis()
-print(f"n = {shipped[0]['n']}, mean and 95 % interval")
+for i, (name, (color, _)) in enumerate(STYLES.items(), 1):
+    axes[1, 1].barh(i, float(table[name]["core_seconds"]), color=color)
+axes[1, 1].set(title="seconds of one core for a second of sound")
+axes[0, 0].invert_yaxis()
+print(f"n = {table['noisy']['n']}, mean and 95 % interval")
 
 # %% [markdown]
+# `drift_dagger` has the highest PESQ; the one-step prediction of stage 1, which costs as much as `drift`, has a higher PESQ than CRP and its own sampler. Intervals of single models overlap where paired differences are clear: the paired ones are in `experiments/tables/shipped_differences.csv`.
+#
 # ## Every paradigm under one budget
 #
-# The shipped weights had different losses, data and hours. Here every paradigm had the same: network (but for the separator, a small SpatialNet), crops a stage, batch, learning rate. The table was written by `python tutorials/experiments/compare.py`, whose `STAGES` and `ROWS` say what each row is. Filled: the test recordings after the most crops that a row was trained with, with 95 % intervals; grey: after fewer. Hollow: the same speech in noise of another kind, made by code; the lines are the noisy recordings of both.
+# The shipped weights had different losses, data and hours. Here every paradigm had the same network (except the separator, a small SpatialNet), crops for each stage, batch and learning rate. The table was written by `python tutorials/experiments/compare.py`, whose `STAGES` and `ROWS` define each row. Filled: the test recordings with 95 % intervals. Hollow: the same speech in noise of another kind, which is synthesised. Lines: the noisy recordings of both.
 
 # %%
 fair = [row for row in read_rows("budget") if row["seed"] in ("", "0")]
-fair.sort(key=lambda row: int(row["crops"] or 0))
-test, other = ({row["row"]: row for row in fair if row["test"] == name} for name in ("test", "other"))   # most crops
-labels = [label for label in test if label != "noisy"]
-figure, axes = plt.subplots(1, 3, figsize=(9, 0.26 * len(labels) + 0.8), sharey=True)
-for axis, (column, title) in zip(axes, (("pesq", "WB-PESQ"), ("estoi", "ESTOI"), ("si_sdr", "SI-SDR, dB"))):
-    for rows, style in ((test, "-"), (other, ":")):
-        axis.axvline(float(rows["noisy"][column]), color="0.7", linestyle=style)
-    for row in fair:
-        if row["test"] == "test" and row is not test[row["row"]]:
-            axis.plot(float(row[column]), labels.index(row["row"]), "o", color="0.6", markersize=4)
-    for y, label in enumerate(labels):
-        mean, low, high = (float(test[label][column + end]) for end in ("", "_low", "_high"))
-        axis.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o", color="tab:blue", markersize=4)
-        axis.plot(float(other[label][column]), y, "o", color="tab:orange", markerfacecolor="none", markersize=5)
-    axis.set_title(title)
-    axis.grid(axis="y", alpha=0.3)
-axes[0].set_yticks(range(len(labels)), labels)
-axes[0].invert_yaxis()
-axes[2].set_xlim(-5, 17)
-print(f"n = {test['noisy']['n']}; crops a stage: " + ", ".join(
-    f"{crops} in {sum(test[label]['crops'] == crops for label in labels)} rows"
-    for crops in dict.fromkeys(row["crops"] for row in fair if row["crops"])))
-print("off the last axis, not intelligible:", ", ".join(label for label in labels if float(test[label]["si_sdr"]) < -5))
+noisy_of = {row["test"]: row for row in fair if row["row"] == "noisy"}
+
+
+def budget(crops):
+    """PESQ and SI-SDR of all rows that were trained with so many crops a stage."""
+    test, other = ({row["row"]: row for row in fair if row["test"] == name and row["crops"] == crops}
+                   for name in ("test", "other"))
+    silent = [name for name, row in test.items() if float(row["si_sdr"]) < -5]
+    shown = {"noisy": noisy_of["test"]} | {name: row for name, row in test.items() if name not in silent}
+    figure, axes = plt.subplots(1, 2, figsize=(6.5, 0.24 * len(shown) + 0.8), sharey=True)
+    for axis, (column, title) in zip(axes, (("pesq", "PESQ"), ("si_sdr", "SI-SDR, dB"))):
+        intervals(axis, column, shown, {name: ("#0072b2", "o") for name in test})
+        axis.axvline(float(noisy_of["other"][column]), color="#e69f00", linestyle=":")
+        for i, name in enumerate(shown):
+            if name in other:
+                axis.plot(float(other[name][column]), i, "o", color="#e69f00", markerfacecolor="none")
+        axis.set_title(title)
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].invert_yaxis()
+    print(f"{crops} crops a stage, n = {noisy_of['test']['n']}. Not shown, unintelligible: {', '.join(silent) or 'none'}")
+
+
+budget("12000")
 
 # %% [markdown]
+# With 12,000 crops the predictive networks and the one-step prediction are at the top in SI-SDR; the rows with PESQ in their loss are at the top in PESQ. No sampler with many evaluations is above the one-step prediction of its own weights. In synthesised noise all rows fall, the predictive ones not more than the others.
+
+# %%
+budget("3000")
+
+# %% [markdown]
+# With a quarter of the crops the order is nearly the same; the additional rows each change one part of a method, and the [guide](experiments/README.md) reads them question by question.
+#
 # ## Details that matter
 #
 # 1. The same seed, the same files, the same scores for all, and every score beside that of the noisy input.
 # 2. Intervals of differences are paired: recordings differ more than methods do.
-# 3. PESQ is in the losses of `sgmse_stage1`, from which both CRP models went on, `consistency` and `drift_dagger`, SI-SDR in those of the last two and of `meanflow`: they were taught to these tests. What a method adds to its losses shows in the row without it: dagger without drifts scores as dagger does, and a predictive network that hears nothing but SI-SDR has, with 12,000 crops a stage, a higher SI-SDR than any row but those two.
-# 4. `meanflow`'s two calls are of two networks, a separator and its corrector.
+# 3. PESQ is in the losses of `sgmse_stage1`, from which both CRP models were trained, of `consistency` and of `drift_dagger`; SI-SDR is in those of the last two and of `meanflow`. These models were trained for the scores that judge them. What a method adds to such losses shows in the row without it: dagger without drifts scores as dagger does.
+# 4. The two evaluations of `meanflow` are those of two networks, a separator and its corrector.
 #
 # ## Where paper and code differ
 #
-# These are networks of 1.9 million parameters after a short training, with other losses than published. Scores of papers, with 65 million parameters on other data, do not compare. What differs method by method stands in notebooks 2 to 7.
+# These are networks of 1.9 million parameters after a short training, with other losses than published. The scores of the papers, with 65 million parameters and on other data, cannot be compared with these. What differs between each paper and its code is in notebooks 2 to 7.
 #
 # ## Exercises
 #
-# **1.** Which is the cheapest model above 12 dB on the three recordings?
+# Put your value into the cell at the end: it says whether it is right.
 #
+# **1.** Which model gains most SI-SDR for its cost on the 110 recordings? Give its gain over the noisy input per second of one core (for a second of sound), in dB/s.
+#
+# <details><summary>Hint</summary>
+#
+# `table[name]["si_sdr"]` and `table[name]["core_seconds"]` are texts; `float` converts them.
+#
+# </details>
 # <details><summary>Solution</summary>
 #
-# See the last cell: the one with the fewest calls, and among those the highest score.
+# Divide the gain by the seconds and take the largest: see the last cell.
 #
 # </details>
 #
-# **2.** How wide is the interval of consistency − sgmse at $n=3$, and how often can a bootstrap of three draw the same recording three times?
+# **2.** A bootstrap of $n=3$ draws three of three recordings with replacement. With what probability does it draw one given recording three times? Why does the interval above therefore reach from the smallest to the largest difference?
 #
+# <details><summary>Hint</summary>
+#
+# The interval leaves out 2.5 % at each end.
+#
+# </details>
 # <details><summary>Solution</summary>
 #
-# The width is printed below. Three equal draws: $3/3^3=1/9$ of all resamples, which is why it reaches from the smallest to the largest difference.
+# $(1/3)^3=1/27=3.7\,\%$. This is more than 2.5 %, so the quantiles are the two extreme means: all three draws the recording with the smallest, or the largest, difference.
 #
 # </details>
 #
-# **3.** Record yourself beside a fan, `python consistency.py enhance my.wav`, and give a number to what you hear: how would you score without a clean reference?
+# **3.** How many times narrower is an interval with 110 recordings than one with 3, if the recordings are independent?
 #
+# <details><summary>Hint</summary>
+#
+# The standard error of a mean of $n$ independent values.
+#
+# </details>
 # <details><summary>Solution</summary>
 #
-# Reference-free scores: `python consistency.py evaluate --data FOLDER --metrics dnsmos` of the folder of recordings, with the optional packages; or ask ten people for a grade from 1 to 5, and give the mean with its interval.
+# It is proportional to $1/\sqrt n$: $\sqrt{110/3}=6.06$ times.
 #
 # </details>
 
 # %%
-good = [name for name in NAMES if results[name].mean("si_sdr") > 12]
-if good:
-    cheapest = min(good, key=lambda name: (calls[name], -results[name].mean("si_sdr")))
-    print(f"exercise 1: {cheapest}, {results[cheapest].mean('si_sdr'):.1f} dB with {calls[cheapest]} call")
-low, high = metrics.bootstrap_interval(difference.values("pesq"))
-print(f"exercise 2: {high - low:.2f} PESQ wide")
-check("   smallest and largest difference are its ends", abs(low - difference.values("pesq").min())
-      + abs(high - difference.values("pesq").max()), 0, 1e-6)
+gain = {name: (float(row["si_sdr"]) - float(table["noisy"]["si_sdr"])) / float(row["core_seconds"])
+        for name, row in table.items() if name != "noisy"}
+answer("8.1", max(gain.values()))
+answer("8.2", 1 / 3 ** 3)
+answer("8.3", (110 / 3) ** 0.5)
+print("most SI-SDR for its cost:", max(gain, key=gain.get))
