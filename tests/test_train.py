@@ -10,6 +10,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import socket
 import struct
@@ -791,6 +792,14 @@ def test_every_training_validates_at_its_end(name, tmp_path, corpus, capsys):
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "estoi" in line] == [2]
     assert train.read_metadata(tmp_path / "run/last.safetensors")["extra"] == {"step": 2}
+
+
+def test_a_corpus_without_validation_is_trained_to_its_end(tmp_path, corpus):
+    shutil.copytree(corpus / "train", tmp_path / "data/train")
+    with pytest.warns(UserWarning, match="no validation"):
+        assert run("train", "--data", tmp_path / "data", "--preset", "tiny", "--steps", "1", "--batch-size", "1",
+                   "--num-frames", "64", "--device", "cpu", "--out", tmp_path / "run") == 0
+    assert (tmp_path / "run/last.safetensors").exists() and not (tmp_path / "run/best.safetensors").exists()
 
 
 def test_a_damaged_best_checkpoint_is_named_before_training(tmp_path, corpus, capsys):
