@@ -126,9 +126,10 @@ toy.report("200 steps", paths(toy.Exact(BBED), BBED, fast(200, 100))[-1], refere
 axes = toy.panels(3)
 for axis, k in zip(axes, (30, 50, 60)):
     toy.draw(axis, states[k], states[0], states[:k + 1, :8], f"after {k} of 60 steps")
+toy.animate(states, "reverse SDE, 60 steps")
 
 # %% [markdown]
-# It samples: three clouds in the right proportions, where the mean of all explanations, $-0.07+0.21i$, lies in none of them. The *energy distance* between two sets of points is 0 for equal distributions; its floor is the value for two sets drawn from the truth. Each single cloud is too narrow, though: the spread within a place is about 0.065 where the truth has 0.10, and more steps do not help, because the last step, from $t_\varepsilon$ to 0, adds no noise and returns a mean.
+# The animation shows 60 of the points. It samples: three clouds in the right proportions, where the mean of all explanations, $-0.07+0.21i$, lies in none of them. The *energy distance* between two sets of points is 0 for equal distributions; its floor is the value for two sets drawn from the truth. Each single cloud is too narrow, though: the spread within a place is about 0.065 where the truth has 0.10, and more steps do not help, because the last step, from $t_\varepsilon$ to 0, adds no noise and returns a mean.
 #
 # ## The forward process
 #

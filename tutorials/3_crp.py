@@ -227,10 +227,11 @@ toy.draw(axes[1], one_point, start, torch.stack([start, one_point]), "CRP, NFE 1
 axes[2].plot(losses, linewidth=0.6)
 axes[2].axhline(toy.VARIANCE / 2, color="black", linestyle=":", label="half the variance of $x_0$")
 axes[2].set(xlabel="step", ylim=(0.2, 0.4), title="crp_loss, N = 1")
-axes[2].legend();
+axes[2].legend()
+toy.animate(torch.stack([start, one_point]), "CRP, NFE 1: all points to the mean")
 
 # %% [markdown]
-# Three clouds (left) have become one point that lies in none of them (middle); the loss stops at half the variance (right). On speech one explanation is often far more likely than the others; then the mean is a good estimate, and scores that compare with the reference favour it. Two draws of the model with one step agree closely, also because it starts at $t=0.03$, where there is little noise:
+# Three clouds (left) have become one point that lies in none of them (middle, and the animation); the loss stops at half the variance (right). On speech one explanation is often far more likely than the others; then the mean is a good estimate, and scores that compare with the reference favour it. Two draws of the model with one step agree closely, also because it starts at $t=0.03$, where there is little noise:
 
 # %%
 first, second = (enhance(pretrained("sgmse_crp1"), noisy, seed) for seed in (0, 1))

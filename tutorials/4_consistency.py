@@ -254,9 +254,10 @@ axes = toy.panels(3)
 for axis, title, end in zip(axes, ("exact flow, NFE above 60", "Heun steps, NFE 1", "stochastic steps, NFE 1"),
                             (truth, ends["Heun"], ends["pc"])):
     toy.draw(axis, end, start, torch.stack([start.to(end.dtype), end]), title)
+toy.animate(torch.stack([start, ends["Heun"]]), "distilled from Heun steps, NFE 1")
 
 # %% [markdown]
-# The model of the Heun steps (middle) reproduces the exact flow (left), including the few points between the places. The model of the stochastic steps (right) maps all starts to one point.
+# The model of the Heun steps (middle, and the animation) reproduces the exact flow (left), including the few points between the places. The model of the stochastic steps (right) maps all starts to one point.
 #
 # **Consistency along a trajectory.** On one path of the flow, $f(x_t,t)$ should be constant, and equal to the end of the path.
 

@@ -89,9 +89,10 @@ curves = toy.flow(toy.velocity, start, times)
 axes = toy.panels(2, 3)
 toy.draw(axes[0], curves[-1], start, curves, "the flow: many small steps")
 toy.draw(axes[1], curves[-1], start, curves[[0, -1]], "the same in one jump, if u were known")
+toy.animate(curves, "the flow from t = 1 to 0.03")
 
 # %% [markdown]
-# Both panels have the same ends. On the left the flow is followed in small steps and the paths are curved, on the right each path is one straight jump.
+# The animation shows 60 points that follow the flow. Both panels have the same ends. On the left the flow is followed in small steps and the paths are curved, on the right each path is one straight jump.
 #
 # ## Straight paths
 #

@@ -92,10 +92,11 @@ axes = toy.panels(4, 2)
 for axis, step in zip(axes, (0, 10, 50, 200)):
     distance = toy.energy_distance(states[step], reference)
     toy.draw(axis, states[step], paths=states[:step + 1], title=f"{step} steps: {distance:.3f}")
+toy.animate(states, "200 points follow the field")
 below("energy distance after 200 steps", toy.report("200 steps", states[200], reference), 0.01)
 
 # %% [markdown]
-# The number above each panel is the energy distance to samples of the truth, 0 for equal distributions. The cloud splits into three clouds in the right proportions. Now with the smallest temperature alone.
+# The number above each panel is the energy distance to samples of the truth, 0 for equal distributions. The cloud splits into three clouds in the right proportions; the animation shows 60 of its points. Now with the smallest temperature alone.
 
 # %%
 cold = move(200, (0.1,))

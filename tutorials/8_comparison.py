@@ -66,7 +66,7 @@ for axis, (title, wave) in zip(axes.flat, waves.items()):
 figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 
 # %% [markdown]
-# The sampler of stage 1 leaves noise in the whole band and adds some of its own; the one-step prediction of the same weights and the other large models remove more, and lose the weakest harmonics above 3 kHz.
+# Stage 1 with its sampler (NFE 15) leaves noise up to 8 kHz wherever there is speech; `drift` smears speech and noise in time. All models lose the harmonics above 3 kHz.
 #
 # ## Key equations
 #
@@ -138,7 +138,7 @@ print(f"{'n = 3, seed 0':18}{'NFE':>4}{'PESQ':>6}{'ESTOI':>7}{'SI-SDR':>8}")
 for name, result in results.items():
     print(f"{name:18}{nfe.get(name, 0):4}{result.mean('pesq'):6.2f}{result.mean('estoi'):7.2f}{result.mean('si_sdr'):8.1f}")
 for name in models:
-    below(f"{name}: mean SI-SDR of noisy less its own, dB",
+    below(f"{name}: SI-SDR of noisy minus its own, dB",
           results["noisy"].mean("si_sdr") - results[name].mean("si_sdr"), 0,
           trained=True)
 
@@ -154,7 +154,7 @@ for axis, (column, title) in zip(axes, (("pesq", "PESQ"), ("estoi", "ESTOI"), ("
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4);
 
 # %% [markdown]
-# Dotted: the noisy recordings. More evaluations do not give higher scores here: the sampler of stage 1 (NFE 15) has the lowest of all, and its own one-step prediction is among the highest. How the scores of a model depend on NFE was measured on a corpus:
+# Dotted: the noisy recordings. More evaluations do not give higher scores here: stage 1 with its sampler (NFE 15) is below all other large models, and the one-step prediction of the same weights is near the top. How the scores of a model depend on NFE was measured on a corpus:
 #
 # ![PESQ, ESTOI and SI-SDR over NFE before and after CRP, with the one-step prediction of stage 1](experiments/nfe.png)
 #
@@ -215,10 +215,10 @@ plt.gca().set(xlabel="spread over seeds, dB (-60: equal outputs)", ylabel="error
 plt.gcf().legend(loc="outside right upper")
 print("spread, dB:", {name: round(value) for name, value in spread.items()})
 below("drift draws nothing: spread", spread["drift"], -59.9)
-below("spread of consistency less that of stage 1, dB", spread["consistency"] - spread["stage 1"], 0)
+below("spread of consistency minus that of stage 1, dB", spread["consistency"] - spread["stage 1"], 0)
 
 # %% [markdown]
-# On the dashed line the error is 3 dB above the spread, as for draws from the true $p(s\mid y)$. All models lie far to the left of it. Only the sampler of stage 1 has a spread one would see (about a tenth of the amplitude of the speech), and its error is far larger than this spread explains. All others give nearly the same output for each seed: what samples on the toy is a predictor here, as its loss weighs the waveform's error far more than the variety of the outputs.
+# On the dashed line the error is 3 dB above the spread, as for draws from the true $p(s\mid y)$. The sampler of stage 1 comes closest: its outputs differ by about a seventh of the amplitude of the speech, but its error is 7 dB larger than that of a perfect sampler with this spread. The outputs of all other models differ by less than -30 dB between seeds. What samples on the toy is in effect a predictor here.
 #
 # ## Before you believe a difference
 #
@@ -301,13 +301,13 @@ def budget(crops):
 budget("12000")
 
 # %% [markdown]
-# With 12,000 crops the predictive networks and the one-step prediction are at the top in SI-SDR; the rows with PESQ in their loss are at the top in PESQ. No sampler with many evaluations is above the one-step prediction of its own weights. In synthesised noise all rows fall, the predictive ones not more than the others.
+# DriftSE dagger has the highest scores with and without its drifting loss: its waveform losses carry it. No sampler with many evaluations is above the one-step prediction of its own weights. In synthesised noise (hollow) the order is nearly the same.
 
 # %%
 budget("3000")
 
 # %% [markdown]
-# With a quarter of the crops the order is nearly the same; the additional rows each change one part of a method, and the [guide](experiments/README.md) reads them question by question.
+# With a quarter of the crops most rows have lower scores, and dagger and the separator lead again. The additional rows each change one part of a method; the [guide](experiments/README.md) reads them question by question.
 #
 # ## Details that matter
 #

@@ -307,6 +307,8 @@ def page(notebook, before="", after=""):
                 alt = html.escape(caption(notebook["cells"], number) or f"figure of {title}")
                 body.append(f'<div class="scroll"><img alt="{alt}" '
                             f'src="data:image/png;base64,{content["image/png"].strip()}"></div>')
+            elif "image/svg+xml" in content:
+                body.append(f'<div class="scroll">{"".join(content["image/svg+xml"])}</div>')
             elif "text/html" in content:
                 body.append(f'<div class="scroll">{"".join(content["text/html"])}</div>')
             elif "text/markdown" in content:
