@@ -34,7 +34,7 @@ def test_quality_over_calls_is_tabled_drawn_and_kept(tmp_path, corpus):
         train.save_checkpoint(tmp_path / f"{name}.safetensors", sgmse.ScoreSDE(config))
     command = [sys.executable, EXPERIMENTS / "nfe.py", "--data", corpus, "--nfe", "1", "2", "--workers", "1",
                "--scores", tmp_path / "scores", "--out", tmp_path / "nfe.png",
-               "one=first.safetensors", "two=second.safetensors@3"]
+               "one=first.safetensors", "two=second.safetensors@3", "three=first.safetensors@one_step"]
     outputs = []
     for _ in range(2):
         done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -42,7 +42,7 @@ def test_quality_over_calls_is_tabled_drawn_and_kept(tmp_path, corpus):
     tables = [out[out.index("\nn = 2"):] for out in outputs]
     assert tables[0] == tables[1]
     assert [line.split("|")[1:3] for line in tables[0].splitlines()[5:]] == [
-        [" noisy ", " "], [" one ", " 1 "], [" one ", " 2 "], [" two ", " 3 "]]
+        [" noisy ", " "], [" one ", " 1 "], [" one ", " 2 "], [" two ", " 3 "], [" three ", " 1 "]]
     assert "network evaluations" in outputs[0] and "network evaluations" not in outputs[1]
     assert (tmp_path / "nfe.png").stat().st_size > 5000
 

@@ -2,7 +2,8 @@
 
     python tutorials/experiments/nfe.py --data CORPUS "stage 1=sgmse_stage1" "CRP for NFE 1=sgmse_crp1@1"
 
-Every model is sampled by Euler-Maruyama steps from its own starting point, with the NFEs after @ or else those of --nfe.
+Every model is sampled by Euler-Maruyama steps from its own starting point, with the NFEs after @ or else those of --nfe;
+after @one_step it is evaluated once at t = T for its estimate of the clean speech.
 Waves and scores are kept in --scores, so that a command that was interrupted continues and a new model adds its curve
 without running the others again.
 """
@@ -37,9 +38,12 @@ def main():
     curves = {}
     for label, checkpoint in (model.split("=", 1) for model in args.models):
         checkpoint, _, own = checkpoint.partition("@")
-        for calls in [int(calls) for calls in own.split(",")] if own else args.nfe:
-            results = enhanced_and_scored(checkpoint, args.scores, recordings, args.workers, sampler="em", N=calls)
-            curves.setdefault(label, {})[calls] = results
+        if own == "one_step":
+            uses = {1: dict(sampler="one_step", start=1.0)}
+        else:
+            uses = {calls: dict(sampler="em", N=calls) for calls in (map(int, own.split(",")) if own else args.nfe)}
+        curves[label] = {calls: enhanced_and_scored(checkpoint, args.scores, recordings, args.workers, **changes)
+                         for calls, changes in uses.items()}
 
     rows = observations("nfe", "noisy", before, test="test")
     for label, curve in curves.items():
@@ -68,7 +72,7 @@ def draw(curves, before, out):
             error = [[mean - low for mean, (low, _) in zip(means, intervals)],
                      [high - mean for mean, (_, high) in zip(means, intervals)]]
             shifted = [calls * 1.04 ** (k - (len(curves) - 1) / 2) for calls in curve]     # intervals side by side
-            axis.errorbar(shifted, means, error, marker="o", markersize=4, capsize=2, linewidth=1.2, label=label)
+            axis.errorbar(shifted, means, error, marker="os^D"[k % 4], markersize=4, capsize=2, linewidth=1.2, label=label)
         axis.set_xscale("log")
         ticks = sorted({calls for curve in curves.values() for calls in curve})
         axis.set_xticks(ticks, ticks)
