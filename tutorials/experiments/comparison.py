@@ -41,7 +41,11 @@ def main():
     out = args.out or TABLES / f"{table}.csv"
     commands.keep_memory()                                  # as all commands do
 
-    clean, noisy = (paths[::args.every] for paths in data.paired_paths(args.data, args.split))
+    try:
+        paths = data.paired_paths(args.data, args.split)
+    except FileNotFoundError:                               # speech and noise, mixed as for validation in training
+        paths = data.write_mixtures(data.open_data(args.data, args.split), args.scores / "mixtures")
+    clean, noisy = (side[::args.every] for side in paths)
     recordings = [(path.stem, *pair) for path, pair in zip(noisy, zip(clean, noisy))]
     before = noisy_scored(args.scores, recordings, args.workers, which)
     columns = {name: COLUMNS.get(name, name) for name in before.columns}
