@@ -28,7 +28,7 @@ def test_an_option_of_another_method_is_unknown(name, capsys):
     for option, owner in (("--unpaired", "drift"), ("--rooms", "meanflow"), ("--room-cache", "meanflow")):
         run_command(METHODS[name], "train", "--help-all")
         assert (f"{option} " in capsys.readouterr().out) == (name == owner)
-        assert run_command(METHODS[name], "train", option, "2", "--data", "nowhere") == 2
+        assert run_command(METHODS[name], "train", "--preset", "tiny", option, "2", "--data", "nowhere") == 2
         assert ("unrecognized arguments" in capsys.readouterr().err) == (name != owner)
 
 

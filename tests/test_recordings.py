@@ -576,7 +576,7 @@ sys.path.insert(0, {root!r})
 import data
 decode = data.decode
 def slow(path):
-    print("decoding", flush=True)
+    os.write(1, b"decoding\\n")                         # whole, whichever thread writes
     time.sleep({seconds})
     return decode(path)
 data.decode = slow

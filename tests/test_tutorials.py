@@ -1,5 +1,6 @@
 """The scripts in tutorials/experiments/ do what the README shows."""
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,31 @@ import metrics
 import scoring
 import sgmse
 import train
+from helpers import METHODS, run_command
 
 EXPERIMENTS = Path(__file__).parents[1] / "tutorials" / "experiments"
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch, capsys):
+    """script(NAME, *arguments): a script and the trainings it starts, in this process; its exit code, output and errors."""
+    def start(command, check=True):
+        assert run_command(METHODS[Path(command[1]).stem], *command[2:]) == 0
+
+    def run(name, *arguments):
+        module = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            code = module.main() or 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    monkeypatch.setattr(subprocess, "run", start)
+    return run
 
 
 def read(path):
@@ -48,18 +72,18 @@ def test_quality_over_calls_is_tabled_drawn_and_kept(tmp_path, corpus):
 
 
 @pytest.mark.slow
-def test_other_weights_under_an_old_label_are_scored_again(tmp_path, corpus):
+def test_other_weights_under_an_old_label_are_scored_again(tmp_path, corpus, script):
     """Kept scores belong to the checkpoint, the recordings and the flags, not to what somebody called them."""
     root = tmp_path / "corpus"
     shutil.copytree(corpus / "test", root / "test")
     config = sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=24))
     train.save_checkpoint(tmp_path / "model.safetensors", sgmse.ScoreSDE(config))
-    command = [sys.executable, EXPERIMENTS / "nfe.py", "--data", root, "--nfe", "1", "--workers", "1",
-               "--scores", tmp_path / "scores", "--out", tmp_path / "nfe.png", "one=model.safetensors"]
 
     def rows(*flags):
-        done = subprocess.run(list(map(str, [*command, *flags])), cwd=tmp_path, capture_output=True, text=True, check=True)
-        return [line for line in done.stdout.splitlines() if line.startswith(("| noisy", "| one"))]
+        code, out, _ = script("nfe", "--data", root, "--nfe", "1", "--workers", "1", "--scores", "scores", "--out", "nfe.png",
+                              "one=model.safetensors", *flags)
+        assert code == 0
+        return [line for line in out.splitlines() if line.startswith(("| noisy", "| one"))]
 
     first = rows()
     torch.manual_seed(1)
@@ -75,23 +99,18 @@ def test_other_weights_under_an_old_label_are_scored_again(tmp_path, corpus):
 
 
 @pytest.mark.slow
-def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus):
+def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus, script):
     teacher = dispatch.Student(dispatch.Config(distil="none", hidden=16))
     train.save_checkpoint(tmp_path / "teacher.safetensors", teacher)
-    command = [sys.executable, EXPERIMENTS / "patches.py", "--data", corpus, "--teacher", "teacher.safetensors",
-               "--seeds", "3", "--workers", "1", "--csv", "all.csv", "--", "--steps", "1", "--batch-size", "1", "--num-frames", "60",
-               "--hidden", "4", "--valid-every", "0"]
-    outputs = []
-    for _ in range(2):
-        done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
-        outputs.append(done.stdout)
-    tables = [out[out.index("\nn = 2, 1 seeds"):] for out in outputs]
-    assert tables[0] == tables[1] and "student alone, seed 3" in outputs[0] and "seed 3\n" not in outputs[1]
+    command = ["--data", corpus, "--teacher", "teacher.safetensors", "--seeds", "3", "--workers", "1", "--csv", "all.csv"]
+    flags = ["--", "--steps", "1", "--batch-size", "1", "--num-frames", "60", "--hidden", "4", "--valid-every", "0"]
+    (code, first, _), (_, second, _) = (script("patches", *command, *flags) for _ in range(2))
+    tables = [out[out.index("\nn = 2, 1 seeds"):] for out in (first, second)]
+    assert code == 0 and tables[0] == tables[1] and "student alone, seed 3" in first and "seed 3\n" not in second
     train.save_checkpoint(tmp_path / "teacher.safetensors", dispatch.Student(teacher.config))
-    command[4:4] = ["--rows", "student alone", "DISPatch"]
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "student alone, seed 3\n" in done.stdout                       # another teacher: all anew
-    assert "\n| DISPatch − student alone" in done.stdout and "random" not in done.stdout
+    _, out, _ = script("patches", *command, "--rows", "student alone", "DISPatch", *flags)
+    assert "student alone, seed 3\n" in out                               # another teacher: all anew
+    assert "\n| DISPatch − student alone" in out and "random" not in out
     rows = {line.split("|")[1].strip() for line in tables[0].splitlines() if line.startswith("|")}
     assert {"noisy", "teacher", "student alone", "random patches", "DISPatch", "DISPatch + MSSP",
             "DISPatch − random patches", "features, DISPatch − features, all"} <= rows
@@ -101,26 +120,21 @@ def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus
     student = next((tmp_path / "runs/patches").glob("DISPatch-+-MSSP,-seed-3,-*/last.safetensors"))
     config = train.load_checkpoint(student).config
     assert (config.distil, config.low, config.high) == ("selective", 10, 40)
-    command[5] = "features"
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and "--rows 'features'" in done.stderr and "'features, all'" in done.stderr
+    code, _, error = script("patches", *command, "--rows", "features", *flags)
+    assert code == 2 and "--rows 'features'" in error and "'features, all'" in error
 
 
 @pytest.mark.slow
-def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_path, corpus):
+def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_path, corpus, script):
     encoder = HubertModel(HubertConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, conv_dim=(8,) * 7,
         num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2))
     encoder.save_pretrained(tmp_path / "encoder")
     torch.save({"step": 5, "run": dict(batch_size=6, accumulate=1, processes=1)}, tmp_path / "encoder" / "last.pt")
     copy = shutil.copytree(corpus, tmp_path / "copy", copy_function=shutil.copy)      # other times, another place
-    command = [sys.executable, EXPERIMENTS / "compare.py", "--num-crops", "4", "--preset", "tiny", "--workers", "1", "--csv",
-               "all.csv", "--rows", "CRP, NFE 1", "deepest layer", "random encoder", "--encoder", "encoder"]
-    outputs = []
-    for place in (corpus, copy):
-        done = subprocess.run([*map(str, command), "--data", place, "--", "--num-frames", "24"], cwd=tmp_path,
-                              capture_output=True, text=True, check=True)
-        outputs.append(done.stdout)
+    outputs = [script("compare", "--num-crops", "4", "--preset", "tiny", "--workers", "1", "--csv", "all.csv", "--rows",
+                      "CRP, NFE 1", "deepest layer", "random encoder", "--encoder", "encoder", "--data", place, "--",
+                      "--num-frames", "24")[1] for place in (corpus, copy)]
     tables = [out[out.index("\n4 crops a stage, n = 2"):] for out in outputs]
     assert tables[0] == tables[1] and "training" not in outputs[1]
     assert [line[9:] for line in outputs[0].splitlines() if line.startswith("training")] == [
@@ -145,14 +159,12 @@ def test_rows_of_the_fair_table_are_chosen_by_name_or_by_part_of_it(monkeypatch)
 
 
 @pytest.mark.slow
-def test_sensitivity_is_tabled_and_drawn(tmp_path, corpus):
+def test_sensitivity_is_tabled_and_drawn(tmp_path, corpus, script):
     config = sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=24))
     train.save_checkpoint(tmp_path / "first.safetensors", sgmse.ScoreSDE(config))
-    command = [sys.executable, EXPERIMENTS / "sensitivity.py", "--data", corpus, "--nfe", "1", "3", "--starts", "0.1",
-               "0.5", "--workers", "1", "--scores", tmp_path / "scores", "--out", tmp_path / "map.png",
-               "one=first.safetensors"]
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
-    rows = [line.split("|")[1:4] for line in done.stdout.splitlines() if line.startswith(("| 0.1", "| 0.5"))]
+    _, out, _ = script("sensitivity", "--data", corpus, "--nfe", "1", "3", "--starts", "0.1", "0.5", "--workers", "1", "--scores",
+                       "scores", "--out", "map.png", "one=first.safetensors")
+    rows = [line.split("|")[1:4] for line in out.splitlines() if line.startswith(("| 0.1", "| 0.5"))]
     even, uneven = rows[8:10], rows[10:]                 # SI-SDR, of even times and of others
     assert len(rows) == 2 * 2 * 3 and [row[1] for row in even] == [row[1] for row in uneven]
     assert [row[2] for row in even] != [row[2] for row in uneven]
@@ -160,11 +172,9 @@ def test_sensitivity_is_tabled_and_drawn(tmp_path, corpus):
 
 
 @pytest.mark.slow
-def test_frames_are_drawn_where_training_takes_them(tmp_path, corpus):
-    command = [sys.executable, EXPERIMENTS / "drifting.py", "--data", corpus, "--steps", "0", "2", "--recordings", "2",
-               "--out", tmp_path / "runs", "--figure", tmp_path / "figure.png", "--csv",
-               tmp_path / "figure.csv", "--", "--preset", "tiny", "--batch-size", "1", "--lr", "1e-2"]
-    outputs = [subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
+def test_frames_are_drawn_where_training_takes_them(tmp_path, corpus, script):
+    outputs = [script("drifting", "--data", corpus, "--steps", "0", "2", "--recordings", "2", "--out", "runs", "--figure",
+                      "figure.png", "--csv", "figure.csv", "--", "--preset", "tiny", "--batch-size", "1", "--lr", "1e-2")[1]
                for _ in range(2)]
     assert "trainable parameters" in outputs[0] and "trainable parameters" not in outputs[1]
     rows = [(row["row"], float(row["energy_distance"])) for row in read(tmp_path / "figure.csv")]
@@ -296,7 +306,7 @@ def test_latents_are_tabled(corpus, monkeypatch):
 
 
 @pytest.mark.slow
-def test_robustness_is_tabled_over_levels_of_both_noises(tmp_path, corpus):
+def test_robustness_is_tabled_over_levels_of_both_noises(tmp_path, corpus, script):
     root = tmp_path / "corpus"
     shutil.copytree(corpus / "test", root / "test")
     data.save_audio(root / "test/noise/a.wav", 0.1 * torch.randn(8000), 16000)
@@ -305,10 +315,8 @@ def test_robustness_is_tabled_over_levels_of_both_noises(tmp_path, corpus):
         method = consistency.ConsistencyModel(consistency.Config(**consistency.PRESETS["tiny"] | dict(num_frames=24)))
         torch.nn.init.normal_(method.net.head.weight, std=0.1)
         train.save_checkpoint(tmp_path / f"{name}.safetensors", method)
-    command = [sys.executable, EXPERIMENTS / "robustness.py", "--data", root, "--snrs", "0", "15", "--workers", "1",
-               "--scores", tmp_path / "scores", "one=one.safetensors", "two=two.safetensors"]
-    outputs = [subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-               for _ in range(2)]
+    outputs = [script("robustness", "--data", root, "--snrs", "0", "15", "--workers", "1", "--scores", "scores",
+                      "one=one.safetensors", "two=two.safetensors")[1] for _ in range(2)]
     tables = [[line for line in out.splitlines() if line.startswith("|")] for out in outputs]
     assert tables[0] == tables[1] and "network evaluations" in outputs[0] and "network evaluations" not in outputs[1]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables[0]]
@@ -320,7 +328,7 @@ def test_robustness_is_tabled_over_levels_of_both_noises(tmp_path, corpus):
 
 
 @pytest.mark.slow
-def test_correctors_are_tabled_behind_each_separator(tmp_path, corpus):
+def test_correctors_are_tabled_behind_each_separator(tmp_path, corpus, script):
     for seed, name in ((0, "one"), (2, "two")):          # in whose outputs PESQ finds utterances
         torch.manual_seed(seed)
         config = meanflow.Config(**meanflow.PRESETS["tiny"] | dict(num_frames=24, separator="frozen"))
@@ -328,9 +336,8 @@ def test_correctors_are_tabled_behind_each_separator(tmp_path, corpus):
         for p in method.net.head.parameters():           # a new corrector keeps the estimate
             torch.nn.init.normal_(p, std=0.1)
         train.save_checkpoint(tmp_path / f"{name}.safetensors", method)
-    command = [sys.executable, EXPERIMENTS / "behind.py", "--data", corpus, "--workers", "1", "--scores",
-               tmp_path / "scores", "one=one.safetensors", "two=two.safetensors"]
-    out = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    _, out, _ = script("behind", "--data", corpus, "--workers", "1", "--scores", "scores", "one=one.safetensors",
+                       "two=two.safetensors")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
     scores = {tuple(row[:2]): float(row[4].split()[0]) for row in rows[2:9]}
     added = {tuple(row[:2]): float(row[4].split()[0]) for row in rows[11:]}
