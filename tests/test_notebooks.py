@@ -1,6 +1,7 @@
 """The notebooks: built from the sources beside them, run without an error, short enough for a test."""
 
 import csv
+import html
 import json
 import re
 import runpy
@@ -55,8 +56,37 @@ def test_notebook_is_small_and_holds_what_its_source_says(source, notebook):
 
 def test_page_plan_is_the_same_everywhere(source):
     text = source.read_text()
-    assert len(re.findall("^# <details>", text, re.M)) == 3 and "\n# ## Exercises" in text
-    assert "\n# ## Hear it" in text and "**You will**" in text
+    head = text.split("# %%", 2)[1]
+    assert "**You will**" in head and "\n# | symbol | meaning |" in head and (source.stem[0] in "18" or "arxiv.org" in head)
+    assert "\n# ## Listen" in text and "\n# ## Exercises" in text
+    assert text.count("<summary>Hint<") == text.count("<summary>Solution<") == 3
+
+
+def test_every_picture_is_followed_by_what_it_shows(notebook):
+    cells = notebook["cells"]
+    for number, cell in enumerate(cells):
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+            assert build_notebooks.caption(cells, number), "".join(cell["source"])
+
+
+def test_committed_answers_are_right(source, notebook):
+    printed = "".join("".join(output.get("text", [])) for cell in notebook["cells"] for output in cell.get("outputs", []))
+    assert re.findall(r"exercise (\d\.\d): \S+ is right", printed) == [f"{source.stem[0]}.{k}" for k in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("factor, verdict", [(1, "is right"), (1.03, "is close"), (-20, "is not right")])
+def test_an_answer_is_told_whether_it_is_right(factor, verdict, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(TUTORIALS))
+    import tools
+    assert len(tools.ANSWERS) == 24
+    for exercise, (truth, tolerance, look) in tools.ANSWERS.items():
+        truth = truth() if callable(truth) else truth
+        tools.answer(exercise, torch.tensor(factor * truth, dtype=torch.float64) + (factor == -20) * (truth == 0))
+        told = capsys.readouterr().out
+        assert verdict in told or factor == 1.03 and tolerance >= 0.03 * abs(truth), (exercise, told)
+        assert factor == 1 or look in told or "is right" in told
+    tools.answer("1.1", "a word")
+    assert "expected a number" in capsys.readouterr().out
 
 
 def test_source_runs_short(source, monkeypatch, capsys):
@@ -102,6 +132,10 @@ import matplotlib.pyplot as plt
 plt.plot([0, 1]);
 
 # %%
+TABLE = {"a": len}
+TABLE["a"]([]), "[no link](README.md)";
+
+# %%
 from IPython.display import HTML
 print("a < b")
 HTML('<audio controls src="data:audio/mpeg;base64,AAAA"></audio>')
@@ -129,7 +163,7 @@ def test_build_gives_the_same_bytes_twice_and_knows_what_it_is_made_of(small):
     source.with_suffix(".ipynb").write_text(text)
     assert not build_notebooks.is_stale(source)
     notebook = json.loads(text)
-    assert [cell["id"] for cell in notebook["cells"]] == ["000", "001", "002"]
+    assert [cell["id"] for cell in notebook["cells"]] == ["000", "001", "002", "003"]
     assert build_notebooks.exports(notebook)["picture"].startswith(b"\x89PNG")
     small(SMALL.replace("a < b", "a > b"))
     assert build_notebooks.is_stale(source)
@@ -196,6 +230,8 @@ def test_page_holds_sound_picture_and_formulas_and_asks_nobody(small, tmp_path):
     assert "$" not in re.sub("<style>.*?</style>|base64,[^\"']*", "", page, flags=re.S)
     assert not re.search(r"""(src|href)=["'](?!data:|index.html|9_small.html|https://arxiv.org)""", page)
     assert "README.md" not in page and '<a href="9_small.html">to itself</a>' in page
+    code = html.unescape(re.sub("<[^>]*>", "", page))
+    assert 'TABLE["a"]([]), "[no link](README.md)";' in code       # only prose is rewritten
     assert 'href="9_small.html">A small page' in (tmp_path / "pages" / "index.html").read_text()
 
 

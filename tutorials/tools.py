@@ -131,7 +131,8 @@ def answer(exercise, value):
         print(f"exercise {exercise}: there is no exercise of this number")
         return
     try:
-        truth, value = float(truth() if callable(truth) else truth), float(value)
+        value = float(value.detach() if torch.is_tensor(value) else value)
+        truth = float(truth() if callable(truth) else truth)
     except Exception:
         print(f"exercise {exercise}: expected a number. Look at: {look}")
         return
@@ -150,9 +151,9 @@ def pretrained(name, **changes):
 
 
 def recording(name):
-    """(clean, noisy) of a recording in tutorials/audio, float32 (L,); in the tests its first 1.5 s."""
+    """(clean, noisy) of a recording in tutorials/audio, float32 (L,); in the tests its first second."""
     waves = (data.load_audio(ROOT / "tutorials" / "audio" / side / f"{name}.flac")[0][0] for side in ("clean", "noisy"))
-    return [wave[:fast(len(wave), 24000)] for wave in waves]
+    return [wave[:fast(len(wave), 16000)] for wave in waves]
 
 
 def enhance(method, noisy, seed=0):
@@ -182,7 +183,7 @@ def train_small(method, steps, batch_size=4, lr=1e-3, dataset=None, crops=0, **o
 
     dataset: by default the three recordings. crops: size of a fixed training set; 0: new crops in every step.
     """
-    logged = []
+    logged, batch_size = [], fast(batch_size, 1)
     config = train.TrainConfig(steps=steps, batch_size=batch_size, lr=lr, **options)
     dataset = dataset or data.open_data(ROOT / "tutorials" / "audio", "train", num_samples=method.num_samples,
                                         normalize=method.config.normalize)
