@@ -133,7 +133,7 @@ plt.plot([0, 1]);
 
 # %%
 TABLE = {"a": len}
-TABLE["a"]([]), "[no link](README.md)";
+TABLE["a"]([]), "[no link](elsewhere.md)";
 
 # %%
 from IPython.display import HTML
@@ -231,7 +231,7 @@ def test_page_holds_sound_picture_and_formulas_and_asks_nobody(small, tmp_path):
     assert not re.search(r"""(src|href)=["'](?!data:|index.html|9_small.html|https://arxiv.org)""", page)
     assert "README.md" not in page and '<a href="9_small.html">to itself</a>' in page
     code = html.unescape(re.sub("<[^>]*>", "", page))
-    assert 'TABLE["a"]([]), "[no link](README.md)";' in code       # only prose is rewritten
+    assert 'TABLE["a"]([]), "[no link](elsewhere.md)";' in code       # only prose is rewritten
     assert 'href="9_small.html">A small page' in (tmp_path / "pages" / "index.html").read_text()
 
 
