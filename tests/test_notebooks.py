@@ -59,6 +59,8 @@ def test_page_plan_is_the_same_everywhere(source):
     head = text.split("# %%", 2)[1]
     assert "**You will**" in head and "\n# | symbol | meaning |" in head and (source.stem[0] in "18" or "arxiv.org" in head)
     assert "\n# ## Listen" in text and "\n# ## Exercises" in text
+    for bar in ("lvert", "lVert", "rvert", "rVert"):     # MathML needs a pair that stretches
+        assert text.count(f"\\{bar}") == text.count(f"\\{'left' if bar[0] == 'l' else 'right'}\\{bar}")
     assert text.count("<summary>Hint<") == text.count("<summary>Solution<") == 3
 
 

@@ -11,7 +11,7 @@
 # | $n_{\mathrm{win}},\ h$ | window and hop of the STFT | 510 and 128 samples |
 # | $F,\ T$ | frequency bins, frames | 256, $1+\lceil L/h\rceil$ |
 # | $\alpha,\ \beta$ | exponent and scale of the compression | 0.5, 0.15 |
-# | $z$ | complex noise, $E\lvert z\rvert^2=1$ per bin | variance 0.5 in each part |
+# | $z$ | complex noise, $E\left\lvert z\right\rvert^2=1$ per bin | variance 0.5 in each part |
 #
 # **Scores.** SI-SDR is an energy ratio in dB, defined below. WB-PESQ (1 to 4.64) models how loud a listener perceives the differences to the clean reference. ESTOI (0 to 1) predicts intelligibility from the correlation of short-time band envelopes. DistillMOS and the overall score of DNSMOS, OVRL (both 1 to 5), are networks that predict a listener's grade without a reference. For all of them, more is better.
 
@@ -198,7 +198,7 @@ axes[0].set_ylabel("kHz");
 #
 # ## SI-SDR
 #
-# $$\text{SI-SDR}=10\log_{10}\frac{\lVert as\rVert^2}{\lVert as-\hat s\rVert^2},\qquad a=\frac{\hat s^\top s}{\lVert s\rVert^2}$$
+# $$\text{SI-SDR}=10\log_{10}\frac{\left\lVert as\right\rVert^2}{\left\lVert as-\hat s\right\rVert^2},\qquad a=\frac{\hat s^\top s}{\left\lVert s\right\rVert^2}$$
 #
 # The scale $a$ is fitted, the delay is not: a perfect wave that comes a millisecond late has a very low score. With the correlation $\rho$ of $\hat s$ and $s$ this is $10\log_{10}\frac{\rho^2}{1-\rho^2}$: the sign of $\rho$ does not count.
 

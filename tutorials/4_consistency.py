@@ -354,7 +354,7 @@ toy.draw(axes[1], released, title=f"without the mean's shift: {distances[1]:.3f}
 #
 # ## Losses on the waveform
 #
-# $$-10\log_{10}\frac{\lVert as\rVert^2}{\lVert\hat s-as\rVert^2},\qquad a=\frac{\hat s^\top s}{\lVert s\rVert^2}\ \text{(means removed)}$$
+# $$-10\log_{10}\frac{\left\lVert as\right\rVert^2}{\left\lVert\hat s-as\right\rVert^2},\qquad a=\frac{\hat s^\top s}{\left\lVert s\right\rVert^2}\ \text{(means removed)}$$
 #
 # and the PESQ loss, with weights of $5\cdot10^{-5}$ and $5\cdot10^{-4}$.
 

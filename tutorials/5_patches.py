@@ -194,7 +194,7 @@ check("... but not by the rule `positive`",
 # %% [markdown]
 # ## The cosine distance
 #
-# $$d(a,c)=1-\frac{\Re\langle a,c\rangle}{\lVert a\rVert\,\lVert c\rVert}$$
+# $$d(a,c)=1-\frac{\Re\langle a,c\rangle}{\left\lVert a\right\rVert\,\left\lVert c\right\rVert}$$
 #
 # It depends on the phase and not on the gain.
 

@@ -332,7 +332,7 @@ check("its loss, dB", loss, by_hand, 0.02)
 # %% [markdown]
 # ## The separator's loss
 #
-# $$\text{SA-SDR}=10\log_{10}\frac{\sum_k\lVert s_k\rVert^2}{\sum_k\lVert s_k-\hat s_k\rVert^2}\quad\text{in the best order of the speakers}$$
+# $$\text{SA-SDR}=10\log_{10}\frac{\sum_k\left\lVert s_k\right\rVert^2}{\sum_k\left\lVert s_k-\hat s_k\right\rVert^2}\quad\text{in the best order of the speakers}$$
 
 # %%
 show(losses.sa_sdr_loss)

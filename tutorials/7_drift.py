@@ -66,10 +66,10 @@ for column in ("si_sdr", "pesq", "estoi"):
 # | symbol | meaning | function |
 # |---|---|---|
 # | $x,\ y^+,\ y^-$ | points that move, clean points that attract, generated points that repel; here $y^-=x$ | rows `(N, D)` |
-# | $k(x,y)=e^{-\lVert x-y\rVert/\tau}$ | kernel of temperature $\tau$, Eq. (8) | `distances` |
+# | $k(x,y)=e^{-\left\lVert x-y\right\rVert/\tau}$ | kernel of temperature $\tau$, Eq. (8) | `distances` |
 # | $V$ | drifting field, Eq. (7) and Deng et al., Alg. 2 | `mean_shift_field`, `drifting_field` |
 # | $\phi$ | features of a wave | `SpeechLatents`, `mel_frames` |
-# | $E\lVert\phi-\mathrm{sg}(\phi+V)\rVert^2$ | loss, Eq. (9); $\mathrm{sg}$: no gradient | `drifting_loss` |
+# | $E\left\lVert\phi-\mathrm{sg}(\phi+V)\right\rVert^2$ | loss, Eq. (9); $\mathrm{sg}$: no gradient | `drifting_loss` |
 #
 # ## The toy
 #
@@ -225,7 +225,7 @@ check("blocks of 7 rows against the mean of whole fields", (blocks - whole).abs(
 # %% [markdown]
 # ## Eq. (9): the loss
 #
-# $$\mathcal L=E\,\lVert\phi-\mathrm{sg}(\phi+V)\rVert^2$$
+# $$\mathcal L=E\,\left\lVert\phi-\mathrm{sg}(\phi+V)\right\rVert^2$$
 #
 # Its value is the mean square of $V$, its gradient $-2V/(ND)$: a step of gradient descent on $\phi$ *is* a step along the field.
 
