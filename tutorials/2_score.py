@@ -46,7 +46,7 @@ for calls, wave in {0: noisy, **outputs}.items():
     print(f"NFE {calls}: PESQ {metrics.pesq(clean, wave):.2f}, SI-SDR {metrics.si_sdr(clean, wave):.1f} dB")
 
 # %%
-figure, axes = plt.subplots(1, len(outputs) + 1, figsize=(9, 2.6), sharey=True)
+figure, axes = plt.subplots(1, len(outputs) + 1, figsize=(8, 2.4), sharey=True)
 spectrogram(axes[0], noisy, "noisy")
 for axis, (calls, wave) in zip(axes[1:], outputs.items()):
     image = spectrogram(axis, wave, f"NFE {calls}")
@@ -56,9 +56,9 @@ for axis in axes:
 figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 
 # %% [markdown]
-# The three outputs look alike: most of the noise is removed with three evaluations. The scores above barely change with the number of evaluations, and not in the same direction. SI-SDR compares with the one voice that was recorded and rewards an average of the plausible ones; more steps give a better sample, not a better average. (Whether this is the reason has not been tested.)
+# The three outputs look alike: most of the noise is removed with three evaluations. The scores above do not improve with the number of evaluations: SI-SDR falls, PESQ hardly changes. SI-SDR compares with the one voice that was recorded and rewards an average of the plausible ones; more steps give a better sample, not a better average. (Whether this is the reason has not been tested.)
 #
-# What the sampler does on its way: the state $x_t$, made audible, from the start $t=T$ (noise dominates) to $t=0$.
+# The way of the sampler: the state $x_t$, made audible, from the start $t=T$ to $t=0$.
 
 # %%
 film = []
@@ -67,7 +67,7 @@ def watched(x, y, t):
     return model.score(x, y, t)
 
 
-model, y_wave = pretrained("sgmse_stage1"), noisy[:fast(48000, 24000)]
+model, y_wave = pretrained("sgmse_stage1"), noisy[:fast(20000, 16000)]
 peak = y_wave.abs().max()
 torch.manual_seed(0)
 with torch.no_grad():
@@ -75,7 +75,7 @@ with torch.no_grad():
     frames, y = y.shape[-1], data.pad_frames(y, 64)
     end = sgmse.euler_maruyama(watched, y, model.sde, 15, 0.999)
 film.append((0.0, end[0, 0]))
-chosen = [film[i] for i in (0, 5, 10, 13, 15)]
+chosen = [film[i] for i in (0, 1, 7, 14, 15)]
 states_heard = {f"t_=_{t:.2f}": model.spectrogram.inverse(x[:, :frames], len(y_wave)) * peak for t, x in chosen}
 play(**states_heard)
 figure, axes = plt.subplots(1, 5, figsize=(9, 2.3), sharey=True)
@@ -87,7 +87,7 @@ axes[0].set_ylabel("kHz")
 figure.colorbar(image, ax=axes, label="log10 of the magnitude");
 
 # %% [markdown]
-# At $t=T$ the state is noisy speech under complex noise of the same size. The noise leaves gradually; the harmonics become visible in the last third of the steps.
+# The process of this model is BBED, whose noise vanishes at $t=T$: the sampler starts at the noisy speech itself (left). Its first steps add so much noise that nothing of the speech can be seen; the speech emerges only when $t$ comes near 0 (the two panels on the right).
 #
 # ## Key equations
 #
@@ -410,7 +410,7 @@ toy.draw(axes[1], curves[-1], start, curves, "ODE, BBED: no noise on the way")
 toy.draw(axes[2], states[-1], states[0], states[:, :8], "SDE, BBED: noise at each step")
 
 # %% [markdown]
-# The left panel shows two different errors, both for OUVE: of the SDE the error of the mean for one Gaussian place, of the ODE the mean distance between end points and the exact end points on the toy. Only the slopes can be compared: SDE and Euler have slope $-1$, Heun $-2$. The other two panels show BBED: the paths of the ODE are smooth and do not cross, those of the SDE are rough.
+# The left panel shows two different errors, both for OUVE: of the SDE the error of the mean for one Gaussian place, of the ODE the mean distance between end points and the exact end points on the toy. Only the slopes can be compared: SDE and Euler have slope $-1$, Heun $-2$. The other two panels show BBED: the paths of the ODE are smooth, those of the SDE are rough.
 #
 # ## The corrector
 #
@@ -510,7 +510,7 @@ plt.xlabel("step")
 plt.ylabel("loss, sum over bins");
 
 # %% [markdown]
-# On a logarithmic axis the loss falls by a factor of ten: the network first learns that its output must cancel the noise.
+# The loss (logarithmic axis) falls to less than half: the network learns that its output must cancel the noise.
 #
 # ## Details that matter
 #

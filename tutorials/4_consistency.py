@@ -383,7 +383,7 @@ plt.xlabel("step")
 plt.ylabel("consistency loss");
 
 # %% [markdown]
-# The consistency loss falls by a factor of two to three in a few dozen steps.
+# The consistency loss falls to about one half in a few dozen steps.
 #
 # ## Trained on a corpus
 #

@@ -42,7 +42,7 @@ plain, dagger = enhance(pretrained("drift"), noisy), enhance(pretrained("drift_d
 play(noisy=noisy, drift=plain, drift_dagger=dagger, clean=clean)
 
 # %%
-figure, axes = plt.subplots(2, 2, figsize=(8, 4.4), sharex=True, sharey=True)
+figure, axes = plt.subplots(2, 2, figsize=(7, 3.8), sharex=True, sharey=True)
 for axis, title, wave in zip(axes.flat, ("noisy", "drift", "drift_dagger", "clean"), (noisy, plain, dagger, clean)):
     image = spectrogram(axis, wave, f"{title}, SI-SDR {metrics.si_sdr(clean, wave):.1f} dB".replace("inf ", "∞ "))
 for axis in axes[1]:
@@ -161,7 +161,7 @@ whole = drift.mean_shift_field(grid, toy.rows(targets), toy.rows(cloud), 0.5, ex
 check("attraction + repulsion = Eq. (7)", (pull - push - whole).abs().max().item(), 0, 1e-5)
 
 # %% [markdown]
-# All arrows have the same scale. Attraction alone (left) would collect all points at a weighted mean of the places; repulsion alone (middle) drives them apart without limit; in the sum (right) both cancel far away, and near the cloud the arrows point to the places.
+# All arrows have the same scale. Attraction alone (left) would collect all points at a weighted mean of the places; repulsion alone (middle) drives them apart without limit; in the sum (right) they almost cancel at the lower right, where the cloud and the third place are in the same direction, and elsewhere point towards the two upper places, which have four fifths of the probability.
 #
 # ## Algorithm 2: the field that the systems compute
 #
@@ -205,7 +205,7 @@ for axis, field, title in zip(axes, (drift.mean_shift_field, drift.drifting_fiel
 axes[0].figure.colorbar(image, ax=axes, label="length, relative to Eq. (7)");
 
 # %% [markdown]
-# The directions are similar. The field of Eq. (7) (left) is strong wherever the two kernel-weighted means differ; that of Algorithm 2 (right) is weak where either set has almost all of the weight, and strongest between the sets.
+# The directions are similar, the lengths are not. The field of Eq. (7) (left) stays strong far away from all points; that of Algorithm 2 (right) is longer than Eq. (7) between the cloud and the places, and short at the margin.
 #
 # ## Several temperatures, in blocks
 #
@@ -313,7 +313,7 @@ below("PESQ of drift minus that of consistency", pesq["drift"] - pesq["consisten
 # %%
 torch.manual_seed(0)
 targets = torch.nn.functional.normalize(torch.randn(150, 64, dtype=torch.float64), dim=1)
-away = {}
+away, figure = {}, plt.figure(figsize=(5, 2.6))
 for exclude in (True, False):
     x = targets + 0.3 * torch.nn.functional.normalize(torch.randn(150, 64, dtype=torch.float64), dim=1)
     away[exclude] = [(x - targets).norm(dim=1).mean().item()]
@@ -322,7 +322,6 @@ for exclude in (True, False):
         away[exclude].append((x - targets).norm(dim=1).mean().item())
     plt.plot(away[exclude], linestyle="-" if exclude else "--",
              label="self excluded" if exclude else "self included")
-plt.gcf().set_size_inches(5, 2.6)
 plt.xlabel("step")
 plt.ylabel("distance to its target")
 plt.legend()
@@ -388,7 +387,7 @@ plt.xlabel("step")
 plt.ylabel("drifting loss");
 
 # %% [markdown]
-# The drifting loss falls within a few dozen steps.
+# The drifting loss falls only a little within a few dozen steps.
 #
 # ## Trained on a corpus
 #

@@ -5,7 +5,7 @@
 #
 # **You will** choose by cost and quality, listen to failures, see which models sample and which predict a mean, and read an interval before you believe a difference.
 #
-# | symbol | meaning | here |
+# | symbol | meaning | value |
 # |---|---|---|
 # | $s,\ y,\ \hat s$ | clean speech, noisy recording, output of a model | waves |
 # | NFE | number of network evaluations for a recording | 1 to 15 |

@@ -172,18 +172,18 @@ def draw(axis, end=None, start=None, paths=None, title=""):
 def animate(states, title):
     """Show the points on their way through states (times, B, 1, 1, 1): an animated SVG without a script, 60 points."""
     frames = states[np.linspace(0, len(states) - 1, min(len(states), 13)).round().astype(int)]
-    ways = torch.view_as_real(frames.reshape(len(frames), -1)[:, :60]).permute(1, 2, 0)
-    times = ";".join(f"{time:.3g}" for time in (*np.linspace(0, 0.7, len(frames)), 1))          # a rest at the end
-    moving = lambda name, way: (f'<animate attributeName="{name}" dur="5s" repeatCount="indefinite" keyTimes="{times}" '
-                                f'values="{";".join(f"{value:.2f}" for value in (*way.tolist(), way[-1].item()))}"/>')
+    ways = torch.view_as_real(frames.reshape(len(frames), -1)[:, :60]).permute(1, 0, 2).tolist()
+    rest = max(1, len(frames) // 3)                      # at the end
+    line = lambda way: "M" + "L".join(f"{x:.2f} {-y:.2f}" for x, y in (*way, *way[-1:] * rest))
+    moving = lambda way: ('<circle r="0.03" fill="#e6550d"><animateMotion dur="5s" repeatCount="indefinite" '
+                          f'calcMode="linear" path="{line(way)}"/></circle>')
     disc = lambda z, r, color: f'<circle cx="{z.real:.2f}" cy="{-z.imag:.2f}" r="{r}" fill="{color}"/>'
     svg = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-1.3 -1.5 2.6 2.8" width="320" role="img">'
            f'<title>{title}</title><rect x="-1.3" y="-1.5" width="2.6" height="2.8" fill="#fff"/>'
            f'<text x="0" y="-1.36" font-size="0.12" text-anchor="middle" fill="#222">{title}</text>'
            + "".join(disc(place, 2 * SPREAD, "#9ecae1") for place in PLACES)
            + f'<path d="M{Y.real - 0.06} {-Y.imag - 0.06}l.12 .12m0 -.12l-.12 .12" stroke="#000" stroke-width="0.025"/>'
-           + "".join(f'<circle r="0.03" fill="#e6550d">{moving("cx", x)}{moving("cy", -y)}</circle>' for x, y in ways)
-           + "</svg>")
+           + "".join(map(moving, ways)) + "</svg>")
     display({"image/svg+xml": svg, "text/plain": f"{title}: an animation, on the HTML page of this notebook"}, raw=True)
 
 
