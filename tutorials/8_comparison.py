@@ -3,7 +3,7 @@
 #
 # Eight shipped models, three recordings, the same scores for all. The models were trained with different losses and for different times, from a quarter of an hour on a CPU to hours on a CPU and minutes on a GPU; `dispatch` has 39,089 parameters, the others about two million. So this page compares *these models*; it does not say which paper is best.
 #
-# **You will** choose by cost and quality, listen to failures, see which models sample and which predict a mean, and read an interval before you believe a difference.
+# **You will** choose by cost and quality, listen to failures, see which models sample and which predict a mean, and read an interval before you believe a difference. Papers: [2208.05830](https://arxiv.org/abs/2208.05830) and [2302.14748](https://arxiv.org/abs/2302.14748) (score SDE), [2309.09677](https://arxiv.org/abs/2309.09677) (CRP), [2507.05688](https://arxiv.org/abs/2507.05688) (consistency), [2509.15922](https://arxiv.org/abs/2509.15922) (DISPatch), [2606.09677](https://arxiv.org/abs/2606.09677) (MeanFlow), [2604.24199](https://arxiv.org/abs/2604.24199) (drifting).
 #
 # | symbol | meaning | value |
 # |---|---|---|
