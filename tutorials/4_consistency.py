@@ -18,8 +18,8 @@
 # | NFE | network evaluations for one recording | |
 
 # %%
-from tools import (answer, below, check, enhance, experiment, fast, fifths, play, pretrained, recording, show, spectrogram,
-                   tiny, train_small)
+from tools import (answer, below, check, enhance, experiment, fast, fifths, play, pretrained, read_rows, recording, show,
+                   spectrogram, tiny, train_small)
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -51,10 +51,14 @@ for axis, title, wave in zip(axes, ("noisy", "teacher, NFE 15", "teacher, one-st
     axis.set(xlabel="s", ylabel="kHz" if title == "noisy" else "")
     if wave is not clean:
         print(f"{title}: PESQ {metrics.pesq(clean, wave):.2f}, SI-SDR {metrics.si_sdr(clean, wave):.1f} dB")
-figure.colorbar(image, ax=axes, label="dB");
+figure.colorbar(image, ax=axes, label="dB")
+for row in read_rows("shipped_differences")[:2]:
+    values = ", ".join(f"{column} {float(row[column]):+.3f} [{float(row[column + '_low']):.3f}, {float(row[column + '_high']):.3f}]"
+                       for column in ("pesq", "estoi", "si_sdr"))
+    print(f"{row['row']}, n = {row['n']}: {values}")
 
 # %% [markdown]
-# The sampler of the teacher leaves more noise between the harmonics than the other two. The distilled model is better than the sampler of its teacher. Over 110 recordings it is hardly better than the one-step prediction of the teacher's own weights: -0.004 PESQ [-0.029, 0.021], 0.18 dB [-0.00, 0.35] and 0.005 ESTOI [0.003, 0.007] (`pretrained/README.md`). Most of the gain was there before the distillation. Two outputs with different noise are almost the same wave:
+# The sampler of the teacher leaves more noise between the harmonics than the other two. Over a test set (last two lines) the distilled model is far better than the sampler of its teacher, but hardly better than the one-step prediction of the teacher's own weights: most of the gain was there before the distillation. Two outputs with different noise are almost the same wave:
 
 # %%
 again = enhance(student, noisy, seed=1)
@@ -276,7 +280,7 @@ plt.xlabel("t, from noisy to clean")
 plt.ylabel("real part");
 
 # %% [markdown]
-# Solid: the real part of four paths of the flow. Dashed: the output of the distilled model at the same states. The dashed lines are almost horizontal and meet the ends of the paths.
+# Solid: the real part of four paths of the flow. Dashed: the output of the distilled model at the same states. The dashed lines meet the ends of the paths and are almost horizontal; near $t=1$ the orange one still ends elsewhere: there the training has not finished.
 
 # %%
 plt.figure(figsize=(4.5, 2.4))
@@ -383,7 +387,7 @@ plt.xlabel("step")
 plt.ylabel("consistency loss");
 
 # %% [markdown]
-# The consistency loss falls to about one half in a few dozen steps.
+# The loss of a step depends on the times that it draws, so the curve jumps; its mean, printed above, falls to about one half.
 #
 # ## Trained on a corpus
 #

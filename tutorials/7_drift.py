@@ -59,7 +59,7 @@ for column in ("si_sdr", "pesq", "estoi"):
     print(f"{column}: drift gains {(plain_score - base) / (dagger_score - base):.0%} of the gain of drift_dagger")
 
 # %% [markdown]
-# `drift` was trained on 12,000 crops of a second without pairs in the loss, `drift_dagger` on 166,000 crops of two seconds. Longer training with the drifting loss alone did not help: weights after 6,000 crops that were trained on another 55,000, with a batch of 64, reached a twentieth of the drifting loss, and their output was unintelligible ([model card](../pretrained/README.md)).
+# `drift` was trained on 12,000 crops of a second without pairs in the loss, `drift_dagger` on 171,400 crops of two seconds. Longer training with the drifting loss alone did not help: weights after 6,000 crops that were trained on another 55,000, with a batch of 64, reached a twentieth of the drifting loss, and their output was unintelligible.
 #
 # ## Key equations
 #
