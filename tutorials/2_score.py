@@ -3,7 +3,7 @@
 #
 # A forward process moves the clean spectrogram $x_0$ towards the noisy $y$ while it adds Gaussian noise. The distribution of its state at any time is known in closed form. A network learns the *score*, the direction in which the state becomes more likely, and with the score the process can be run backwards: from noisy speech to *one* clean speech signal that is compatible with it.
 #
-# **You will** see three processes, the score, the reverse SDE and its ODE and the cost of each, and a mismatch at the start that every sampler inherits. Papers: SGMSE+ ([arXiv 2208.05830](https://arxiv.org/abs/2208.05830)), BBED ([2302.14748](https://arxiv.org/abs/2302.14748)), *Investigating Training Objectives* ([2409.10753](https://arxiv.org/abs/2409.10753)), Schrödinger bridge ([2407.16074](https://arxiv.org/abs/2407.16074)), score SDEs (Song et al., [2011.13456](https://arxiv.org/abs/2011.13456)).
+# **You will** see three processes, the score, the reverse SDE and its ODE and the cost of each, and a mismatch at the start that every sampler inherits. The page runs in about a minute and a half on one CPU core. Papers: SGMSE+ ([arXiv 2208.05830](https://arxiv.org/abs/2208.05830)), BBED ([2302.14748](https://arxiv.org/abs/2302.14748)), *Investigating Training Objectives* ([2409.10753](https://arxiv.org/abs/2409.10753)), Schrödinger bridge ([2407.16074](https://arxiv.org/abs/2407.16074)), score SDEs (Song et al., [2011.13456](https://arxiv.org/abs/2011.13456)).
 #
 # | symbol | meaning | value |
 # |---|---|---|

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import drift
 import train
-from scoring import add_csv_flag, add_rows, files, identity
+from scoring import add_csv_flag, add_rows, files, identity, save_figure
 
 
 def weights_after(steps, args):
@@ -126,7 +126,7 @@ def draw(target, clouds, distances, path):
     last.invert_yaxis()
     for axis in axes.flat[len(clouds) + 1:]:
         axis.set_axis_off()
-    figure.savefig(path, dpi=80)
+    save_figure(figure, path, 80)
 
 
 if __name__ == "__main__":

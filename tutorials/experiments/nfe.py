@@ -17,7 +17,7 @@ import matplotlib
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import metrics
-from scoring import COLUMNS, add_csv_flag, add_rows, cell, enhanced_and_scored, noisy_scored, observations
+from scoring import COLUMNS, add_csv_flag, add_rows, cell, enhanced_and_scored, noisy_scored, observations, save_figure
 
 
 def main():
@@ -81,7 +81,7 @@ def draw(curves, before, out):
         axis.set_title(name, loc="left", fontsize=10)
         axis.grid(alpha=0.25)
     axes[0].legend(fontsize=8)
-    figure.savefig(out, dpi=90)
+    save_figure(figure, out, 90)
 
 
 if __name__ == "__main__":

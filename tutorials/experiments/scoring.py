@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -230,6 +231,12 @@ def wide(rows):
         found = joined.setdefault(tuple(keys.items()), keys)
         found |= {row["metric"]: row["mean"], f"{row['metric']}_low": row["low"], f"{row['metric']}_high": row["high"]}
     return list(joined.values())
+
+
+def save_figure(figure, path, dpi):
+    """A PNG of 256 colours, a third of the bytes."""
+    figure.savefig(path, dpi=dpi)
+    Image.open(path).convert("RGB").quantize(256).save(path, "PNG", optimize=True)
 
 
 def add_csv_flag(parser):

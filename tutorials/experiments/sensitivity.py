@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
-from scoring import COLUMNS, add_csv_flag, add_rows, enhanced_and_scored, noisy_scored, observations
+from scoring import COLUMNS, add_csv_flag, add_rows, enhanced_and_scored, noisy_scored, observations, save_figure
 
 
 def main():
@@ -84,7 +84,7 @@ def draw(maps, before, args):
         axes[k, 0].set_ylabel("start")
     for axis in axes[-1]:
         axis.set_xlabel("NFE")
-    figure.savefig(args.out, dpi=80)
+    save_figure(figure, args.out, 80)
 
 
 if __name__ == "__main__":
