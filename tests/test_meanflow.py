@@ -833,7 +833,7 @@ def test_train_resume_enhance_evaluate(corpus, tmp_path, capsys):
     a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in "ab")
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
     capsys.readouterr()
-    for command in (("enhance", corpus / "test/noisy"), ("evaluate", "--data", corpus, "--metrics", "si_sdr")):
+    for command in (("enhance", corpus / "test/noisy"), ("evaluate", "--data", corpus, "--metrics", "si_sdr", "--workers", "1")):
         assert run(*command, "--checkpoint", tmp_path / "a/last.safetensors",
                    "--out", tmp_path / command[0]) == 0
         assert "2 network evaluations" in capsys.readouterr().out               # two files

@@ -3,7 +3,7 @@
 #
 # Eight shipped models, three recordings, the same scores for all. The models were trained with different losses and for different times, from a quarter of an hour on a CPU to hours on a CPU and minutes on a GPU; `dispatch` has 39,089 parameters, the others about two million. So this page compares *these models*; it does not say which paper is best.
 #
-# **You will** choose by cost and quality, listen to failures, see which models sample and which predict a mean, and read an interval before you believe a difference. Papers: [2208.05830](https://arxiv.org/abs/2208.05830) and [2302.14748](https://arxiv.org/abs/2302.14748) (score SDE), [2309.09677](https://arxiv.org/abs/2309.09677) (CRP), [2507.05688](https://arxiv.org/abs/2507.05688) (consistency), [2509.15922](https://arxiv.org/abs/2509.15922) (DISPatch), [2606.09677](https://arxiv.org/abs/2606.09677) (MeanFlow), [2604.24199](https://arxiv.org/abs/2604.24199) (drifting).
+# **You will** choose by cost and quality, listen to failures, see which models sample and which predict a mean, and read an interval before you believe a difference. The page runs in about two minutes on one CPU core. Papers: [2208.05830](https://arxiv.org/abs/2208.05830) and [2302.14748](https://arxiv.org/abs/2302.14748) (score SDE), [2309.09677](https://arxiv.org/abs/2309.09677) (CRP), [2507.05688](https://arxiv.org/abs/2507.05688) (consistency), [2509.15922](https://arxiv.org/abs/2509.15922) (DISPatch), [2606.09677](https://arxiv.org/abs/2606.09677) (MeanFlow), [2604.24199](https://arxiv.org/abs/2604.24199) (drifting).
 #
 # | symbol | meaning | value |
 # |---|---|---|
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 import consistency
+import data
 import meanflow
 import metrics
 import sgmse
@@ -40,7 +41,7 @@ STYLES = dict(zip(CHECKPOINTS, zip(("#332288", "#332288", "#0072b2", "#56b4e9", 
 # %% [markdown]
 # ## Listen
 #
-# The waterfall, 2.5 dB, by all models; stage 1 twice, by its sampler and by its one-step prediction. The two CRP models sound alike, so only one is played and drawn.
+# Five seconds of the waterfall, 2.5 dB, by all models; stage 1 twice, by its sampler and by its one-step prediction. The two CRP models sound alike, so only one is played and drawn.
 
 # %%
 recordings = {name: recording(name) for name in ("windmill", "waterfall", "cheer")}
@@ -56,10 +57,10 @@ for name, known in zip(models, (15, 1, 5, 1, 1, 1, 2, 1, 1)):
     check(f"{name}: NFE", nfe[name], known, 0)
 clean, noisy = recordings["waterfall"]
 waves = {"noisy": noisy, **{name: outputs[name, "waterfall"] for name in models if name != "CRP, NFE 5"}, "clean": clean}
-play(**waves)
+play(**{name: wave[:5 * data.SAMPLE_RATE] for name, wave in waves.items()})
 
 # %%
-figure, axes = plt.subplots(5, 2, figsize=(6, 6.5), sharex=True, sharey=True)
+figure, axes = plt.subplots(5, 2, figsize=(5, 5.4), sharex=True, sharey=True)
 for axis, (title, wave) in zip(axes.flat, waves.items()):
     image = spectrogram(axis, wave, title)
     axis.set(xlabel="s" if axis in axes[-1] else "", ylabel="kHz" if axis in axes[:, 0] else "")
@@ -90,8 +91,8 @@ y, z, reference = toy.noisy(n), torch.randn(n, 1, 1, 1, dtype=torch.complex64), 
 score, _ = toy.learn_score(BBED, fast(1500, 20))
 corrected, _ = toy.learn_correction(BBED, fast(1500, 20))
 heun = lambda x, y, t, t_next: consistency.heun_step(toy.Exact(OUVE), x, y, t, t_next, OUVE, noise=False)
-f, _ = toy.learn_consistency(OUVE, heun, fast(2000, 10))
-u, _ = toy.learn_meanflow(1.0, fast(2000, 10))
+f, _ = toy.learn_consistency(OUVE, heun, fast(1200, 10))
+u, _ = toy.learn_meanflow(1.0, fast(800, 10))
 generator, _ = toy.learn_generator(fast(1000, 10))
 with torch.no_grad():
     times, steps = sgmse.reverse_grid(BBED, 60)
