@@ -111,7 +111,7 @@ for axis, name in zip(axes[1:], end):
     toy.draw(axis, end[name], start[name], torch.stack([start[name], end[name]]), f"{name}, NFE 1")
 
 # %% [markdown]
-# The score SDE, consistency, MeanFlow and drifting end in the three places; CRP ends at one point between them.
+# The score SDE, consistency, MeanFlow and drifting end in the three places, with some points between them where one evaluation replaces many; CRP ends at one point.
 
 # %%
 distance = {name: toy.report(name, x, reference) for name, x in {"score SDE": walk[-1], **end}.items()}
