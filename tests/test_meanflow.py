@@ -593,14 +593,14 @@ def test_derivative_is_taken_without_tf32(precision, monkeypatch):
 def test_schedules_span_the_run_unless_they_are_given(tmp_path, monkeypatch):
     """Half way through four updates the average velocity has its full weight; over a thousand it has not begun."""
     for schedule, trained in ((0, [False, True, True, True]), (1000, [False] * 4), (2, [False, True, True, True])):
-        model, seen = tiny(schedule=schedule, endpoint_weight=0.0, width=8, channel_mults=(1, 1)), []
+        model, seen = tiny(schedule=schedule, endpoint_weight=0.0, width=8, channel_mults=(1, 1), num_frames=8), []
         batch = some_batch(model)
         config = train.TrainConfig(out=str(tmp_path / str(schedule)), steps=4, lr=1e-9, save_every=1e9)
         for _, parts in train.fit(model, itertools.repeat(batch), config):
             seen.append("average" in parts)
         assert seen == trained
     # And the clock of --minutes: what is half over by time has its average velocity, whatever --steps says.
-    model, clock = tiny(endpoint_weight=0.0, width=8, channel_mults=(1, 1)), itertools.count(0, 3)       # seconds; read twice a step
+    model, clock = tiny(endpoint_weight=0.0, width=8, channel_mults=(1, 1), num_frames=8), itertools.count(0, 3)       # seconds; read twice a step
     batch = some_batch(model)
     monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
     config = train.TrainConfig(out=str(tmp_path / "clock"), steps=10 ** 6, minutes=1.0, lr=1e-9, save_every=1e9)

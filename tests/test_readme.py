@@ -4,11 +4,9 @@ import argparse
 import dataclasses
 import hashlib
 import inspect
-import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -272,17 +270,18 @@ def test_options_named_in_the_guide_exist():
                 for option in re.findall(r"--[a-z][a-z-]*", span)} - known
 
 
-def test_a_method_of_ones_own_trains_enhances_and_is_scored(corpus, tmp_path):
+def test_a_method_of_ones_own_trains_enhances_and_is_scored(corpus, tmp_path, monkeypatch, capsys):
     """The example of the guide, as a file beside its run."""
     [code] = re.findall(r"```python\n(.*?)```", GUIDE, re.S)
     (tmp_path / "flow.py").write_text(code)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    monkeypatch.chdir(tmp_path)
 
     def run(*words):
-        done = subprocess.run([sys.executable, "flow.py", *map(str, words)], cwd=tmp_path, env=environment,
-                              capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        monkeypatch.setattr(sys, "argv", ["flow.py", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path("flow.py", run_name="__main__")
+        assert stop.value.code == 0
+        return capsys.readouterr().out
 
     run("train", "--data", corpus, "--preset", "tiny", "--num-frames", "24", "--batch-size", "2", "--steps", "2",
         "--valid-every", "0", "--device", "cpu", "--out", "run")

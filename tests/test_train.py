@@ -87,9 +87,9 @@ def test_resumed_run_is_bit_for_bit_the_unbroken_one(tmp_path, corpus):
     def losses(method, config):
         return [parts["loss"].item() for _, parts in fit(method, loader_of(corpus, method), config)]
 
-    whole = losses(tiny(), settings(tmp_path / "a"))
-    head = losses(tiny(), settings(tmp_path / "b", steps=9))
-    tail = losses(tiny(seed=5), settings(tmp_path / "b"))                  # the checkpoint replaces what it starts from
+    whole = losses(tiny(), settings(tmp_path / "a", steps=7))
+    head = losses(tiny(), settings(tmp_path / "b", steps=3))
+    tail = losses(tiny(seed=5), settings(tmp_path / "b", steps=7))                  # the checkpoint replaces what it starts from
     assert head + tail == whole
     assert same(state_of(tmp_path / "a/last.pt"), state_of(tmp_path / "b/last.pt"))
 
@@ -125,11 +125,11 @@ def fit_saving_always(out, corpus, steps):
 
 
 def kill_often(folder, corpus):
-    """7 times: resume the run, wait for it to save, kill it a random moment later, look at what it left."""
+    """5 times: resume the run, wait for it to save, kill it a random moment later, look at what it left."""
     torch.optim.AdamW(tiny().parameters())               # imports what it needs, so that no child has to
     dice, last, seen = random.Random(0), Path(folder) / "broken/last.pt", 0
     when = lambda: last.stat().st_mtime_ns if last.exists() else 0
-    for _ in range(7):
+    for _ in range(5):
         written, child = when(), forked(fit_saving_always, f"{folder}/broken", corpus, 10 ** 6)
         for _ in range(2):                               # the first is of the step that it resumed from
             while when() == written:
@@ -150,8 +150,8 @@ def kill_often(folder, corpus):
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing_and_changes_nothing(tmp_path, corpus):
-    """A run that saves after every step is killed 7 times, mostly while saving, and ends as one that was not."""
-    assert int(in_fresh_process(kill_often, tmp_path, corpus).stdout) >= 7
+    """A run that saves after every step is killed 5 times, mostly while saving, and ends as one that was not."""
+    assert int(in_fresh_process(kill_often, tmp_path, corpus).stdout) >= 5
 
 
 class Toy(torch.nn.Module):
@@ -637,15 +637,15 @@ def peak_memory(source, target):
 
 @pytest.mark.slow
 def test_twenty_minutes_take_no_more_memory_than_ten_seconds(tmp_path):
-    second = 0.1 * np.random.default_rng(0).standard_normal((48000, 2)).astype(np.float32)
+    second = 0.1 * np.random.default_rng(0).standard_normal((24000, 2)).astype(np.float32)
     peaks = {}
     for name, seconds in (("short", 10), ("long", 1200)):
-        with soundfile.SoundFile(tmp_path / f"{name}.wav", "w", 48000, 2, "PCM_16") as file:
+        with soundfile.SoundFile(tmp_path / f"{name}.wav", "w", 24000, 2, "PCM_16") as file:
             for _ in range(seconds):
                 file.write(second)
         peaks[name] = float(in_fresh_process(peak_memory, tmp_path / f"{name}.wav", tmp_path / "out.wav").stdout)
         (tmp_path / f"{name}.wav").unlink()
-    assert peaks["long"] - peaks["short"] < 200            # MiB; 1 GiB is what we promise
+    assert peaks["long"] - peaks["short"] < 100            # MiB; the samples of one channel have 110
 
 
 # ---- door to door ----

@@ -52,17 +52,13 @@ def read(path):
     return scoring.wide(row for row in scoring.read_table(path) if not row["table"].endswith("_differences"))
 
 
-def test_quality_over_calls_is_tabled_drawn_and_kept(tmp_path, corpus):
+def test_quality_over_calls_is_tabled_drawn_and_kept(tmp_path, corpus, script):
     for name in ("first", "second"):
         config = sgmse.Config(**sgmse.PRESETS["tiny"] | dict(num_frames=24))
         train.save_checkpoint(tmp_path / f"{name}.safetensors", sgmse.ScoreSDE(config))
-    command = [sys.executable, EXPERIMENTS / "nfe.py", "--data", corpus, "--nfe", "1", "2", "--workers", "1",
-               "--scores", tmp_path / "scores", "--out", tmp_path / "nfe.png",
-               "one=first.safetensors", "two=second.safetensors@3", "three=first.safetensors@one_step"]
-    outputs = []
-    for _ in range(2):
-        done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
-        outputs.append(done.stdout)
+    outputs = [script("nfe", "--data", corpus, "--nfe", "1", "2", "--workers", "1", "--scores", "scores", "--out", "nfe.png",
+                      "one=first.safetensors", "two=second.safetensors@3", "three=first.safetensors@one_step")[1]
+               for _ in range(2)]
     tables = [out[out.index("\nn = 2"):] for out in outputs]
     assert tables[0] == tables[1]
     assert [line.split("|")[1:3] for line in tables[0].splitlines()[5:]] == [
@@ -188,6 +184,17 @@ def test_frames_are_drawn_where_training_takes_them(tmp_path, corpus, script):
     fresh = drift.DriftSE(drift.Config(**drift.PRESETS["tiny"])).state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in start.state_dict().items() if name != "gain")
     assert not torch.equal(own.net.head.weight, start.net.head.weight)
+
+
+def test_bands_tell_the_level_of_the_speech_from_noise(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import bands
+    rng = np.random.default_rng(0)
+    clean, noise = rng.standard_normal((2, 64000))
+    spectrum, f = np.fft.rfft(clean), np.fft.rfftfreq(64000, 1 / 16000)
+    enhanced = np.fft.irfft(np.where(f < 1000, 0.5, 1) * spectrum) + noise                   # 6 dB less below 1 kHz
+    gains = [score(clean, enhanced, 16000) for score in (bands.pitch, bands.middle, bands.presence, bands.high)]
+    assert gains == pytest.approx([-6.02, -6.02, 0, 0], abs=0.5)
 
 
 def results(*scores, column="pesq"):
