@@ -840,19 +840,18 @@ def test_train_resume_enhance_evaluate(corpus, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_corrector_on_cached_estimates_equals_fresh_ones(separator, corpus, tmp_path,
-                                                                                    monkeypatch):
-    """Three crops, four steps of two: each is separated once, for all runs beside each other."""
+def test_corrector_on_cached_estimates_equals_fresh_ones(separator, corpus, tmp_path, monkeypatch):
+    """Three crops, three steps of two: each is separated once, for all runs beside each other."""
     separated, separate = [], meanflow.MeanFlowCorrector.separate
     monkeypatch.setattr(meanflow.MeanFlowCorrector, "separate",
                         lambda self, mixture: separated.append(len(mixture)) or separate(self, mixture))
     flags = tiny_run(corpus, "--separator", "frozen", "--init", separator, "--schedule", "4", "--num-crops", "3")
     with monkeypatch.context() as patch:
         patch.setattr(meanflow.MeanFlowCorrector, "separate_once", meanflow.MeanFlowCorrector.separate)
-        assert run(*flags, "--steps", "4", "--out", tmp_path / "fresh") == 0
-    assert sum(separated) == 10                          # four steps, and the gradient that says the last can be kept
+        assert run(*flags, "--steps", "3", "--out", tmp_path / "fresh") == 0
+    assert sum(separated) == 8                           # three steps, and the gradient that says the last can be kept
     separated.clear()
-    for name, steps in (("a", 4), ("b", 1), ("b", 4)):
+    for name, steps in (("a", 3), ("b", 1), ("b", 3)):
         assert run(*flags, "--steps", steps, "--out", tmp_path / name) == 0
     assert separated == [1, 1, 1] and len(list((tmp_path / "store").iterdir())) == 3
     fresh, a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("fresh", "a", "b"))

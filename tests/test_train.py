@@ -125,11 +125,11 @@ def fit_saving_always(out, corpus, steps):
 
 
 def kill_often(folder, corpus):
-    """5 times: resume the run, wait for it to save, kill it a random moment later, look at what it left."""
+    """4 times: resume the run, wait for it to save, kill it a random moment later, look at what it left."""
     torch.optim.AdamW(tiny().parameters())               # imports what it needs, so that no child has to
     dice, last, seen = random.Random(0), Path(folder) / "broken/last.pt", 0
     when = lambda: last.stat().st_mtime_ns if last.exists() else 0
-    for _ in range(5):
+    for _ in range(4):
         written, child = when(), forked(fit_saving_always, f"{folder}/broken", corpus, 10 ** 6)
         for _ in range(2):                               # the first is of the step that it resumed from
             while when() == written:
@@ -150,8 +150,8 @@ def kill_often(folder, corpus):
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing_and_changes_nothing(tmp_path, corpus):
-    """A run that saves after every step is killed 5 times, mostly while saving, and ends as one that was not."""
-    assert int(in_fresh_process(kill_often, tmp_path, corpus).stdout) >= 5
+    """A run that saves after every step is killed 4 times, mostly while saving, and ends as one that was not."""
+    assert int(in_fresh_process(kill_often, tmp_path, corpus).stdout) >= 4
 
 
 class Toy(torch.nn.Module):

@@ -1,7 +1,6 @@
 """Level of the speech in a band of an enhanced recording, in dB relative to the clean one: scores for `--metrics`.
 
-    python drift.py evaluate --data CORPUS --metrics bands:pitch,bands:high
-    python tutorials/experiments/comparison.py --data CORPUS --split valid --metrics bands:pitch,bands:middle,bands:presence,bands:high
+    python tutorials/experiments/comparison.py --data CORPUS --metrics bands:pitch,bands:middle,bands:presence,bands:high
 
 The gain of a band is the projection of the enhanced onto the clean band, as in SI-SDR: 0 dB for speech that kept its
 level, whatever noise is left.
