@@ -21,6 +21,7 @@ import io
 import json
 import os
 import re
+import struct
 import sys
 import unicodedata
 from pathlib import Path
@@ -216,7 +217,8 @@ summary { cursor: pointer; color: var(--accent); }
                  padding: .1rem .9rem; font-size: .85rem; } .input details pre { border: 0; padding: .3rem 0; }
 @media (max-width: 600px) { body { font-size: 16px; } main { padding: 1rem .9rem 4rem; } h1 { font-size: 1.6rem; }
   th, td { padding: .32rem .4rem; } table { font-size: .86rem; } audio { width: 52vw; }
-  .scroll img { max-width: none; height: auto; max-height: 19rem; } .scroll img { min-width: min(100%, 30rem); } }
+  .scroll img { max-width: none; height: auto; max-height: 19rem; } .scroll img { min-width: min(100%, 30rem); }
+  .scroll img.tall { max-height: none; } }
 @media (prefers-color-scheme: dark) {
   :root { color-scheme: dark; --ink: #e4e7eb; --soft: #9aa5b1; --line: #333a42; --paper: #14171a; --shade: #1d2126;
           --accent: #7ab8ee; }
@@ -305,8 +307,11 @@ def page(notebook, before="", after=""):
             content = output.get("data", {})
             if "image/png" in content:
                 alt = html.escape(caption(notebook["cells"], number) or f"figure of {title}")
-                body.append(f'<div class="scroll"><img alt="{alt}" '
-                            f'src="data:image/png;base64,{content["image/png"].strip()}"></div>')
+                picture = content["image/png"].strip()
+                width, height = struct.unpack(">II", base64.b64decode(picture[:32])[16:])
+                shape = "tall" if height > width else "wide"
+                body.append(f'<div class="scroll"><img alt="{alt}" class="{shape}" '
+                            f'src="data:image/png;base64,{picture}"></div>')
             elif "image/svg+xml" in content:
                 body.append(f'<div class="scroll">{"".join(content["image/svg+xml"])}</div>')
             elif "text/html" in content:
