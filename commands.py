@@ -598,7 +598,7 @@ def add_train(commands, Method):
     sub = commands.add_parser("train", help=help, description=help,
                               usage="%(prog)s --data DIR [options]", add_help=False)
     everything = "--help-all" in sys.argv
-    sub.add_argument("-h", "--help", action="help", help="what most trainings need")
+    sub.add_argument("-h", "--help", action="help", help="show the usual options")
     sub.add_argument("--help-all", action="help", help="every constant of the method and the "
                                                        "training")
     sub.add_argument("--preset", choices=tuple(Method.presets), default="paper",
@@ -674,7 +674,7 @@ def main(Method):
     if hasattr(Method, "add_commands"):
         Method.add_commands(commands)
 
-    sub = commands.add_parser("enhance", help="clean recordings")
+    sub = commands.add_parser("enhance", help="remove noise from recordings")
     sub.add_argument("inputs", nargs="*", metavar="FILE_OR_FOLDER",
                      help="recordings of any common format, rate and number of channels, or "
                      "folders of them (default: tutorials/audio/noisy)")

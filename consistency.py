@@ -53,7 +53,7 @@ from nets import Count, Positive, Weight
 @dataclass(frozen=True)
 class Config(nets.NetworkConfig, SpectrogramConfig):
     """Constants of the method; `paper` is ROSE-CD for VoiceBank-DEMAND."""
-    teacher: str = ""            # checkpoint of a score model to learn from and to start as
+    teacher: str = ""            # checkpoint of a score model: teacher and initial weights
     solver: Literal["pc", "euler", "heun", "mix", "renoise",
                     "renoise_shared"] = "pc"  # step to the next time; renoise: no teacher
     stochastic: bool = True          # keep the noise of the solver step, as published
@@ -81,7 +81,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.k == 1:
-            raise ValueError("--k: expected another number than 1, which makes the "
+            raise ValueError("--k: expected a number other than 1, which makes the "
                              "diffusion constant")
 
 
@@ -202,7 +202,7 @@ def time_weight(t, kind="1", sigma_data=0.1):
 # --------------------------------------------------------------------------------- sampling
 
 def refinement_times(sde, N):
-    """The times of N evaluations of f: even, from T, without t_eps, where f is the
+    """The times of N evaluations of f: even, from T, without t_eps, where f is nearly the
     identity.
     """
     return torch.linspace(sde.T, sde.t_eps, N + 1)[:N].tolist()

@@ -318,7 +318,7 @@ def reflect(wave, samples):
 def matching_gain(estimate, mixture):
     """The gain by which the estimate fits the speech in the mixture: (B, 1, L) -> (B, 1, 1).
 
-    Losses such as SI-SDR do not see the gain of their output. No gain where the estimate is
+    Losses such as SI-SDR ignore the gain of the output. The gain is 1 where the estimate is
     more than 15 dB below the mixture: there is no speech to compare with.
     """
     power = estimate.square().sum(-1, keepdim=True).clamp(min=1e-8)
@@ -563,7 +563,7 @@ def audio_writer(path, sample_rate, channels, subtype=None, frames=0):
         except (ValueError, TypeError, soundfile.LibsndfileError):
             raise AudioError(f"{path}: libsndfile cannot write '{suffix}', {subtype or 'default'} "
                              f"samples, {channels} channels, {sample_rate} Hz. "
-                             "WAV can hold all but the strangest") from None
+                             "WAV supports most of them") from None
         try:
             with file:
                 yield file
@@ -866,8 +866,8 @@ class PairedAudio(Crops):
 
     root: VoiceBank-DEMAND as distributed (clean_trainset_28spk_wav, noisy_trainset_28spk_wav,
     clean_testset_wav, noisy_testset_wav; "valid" is its training speakers p226 and p287), or a
-    folder with SPLIT/clean and SPLIT/noisy, or with clean and noisy, which have no split "valid".
-    Names agree, or as in the DNS challenge's test set their ends, fileid_7. Raises
+    folder with SPLIT/[pairs/]clean and noisy, or with clean and noisy, without a split "valid".
+    Names agree, or end in the same fileid_7, as in the DNS challenge's test set. Raises
     FileNotFoundError where none of these is found, ValueError that lists the files without a
     partner, AudioError where no pair can be used.
     without: resolved paths of clean files that are left out, with their noisy ones. corpora: folder
@@ -912,7 +912,7 @@ class Augmentation:
     babble: Fraction = 0.0              # the noise is six speakers of the speech folder at once
     second_noise: Fraction = 0.0        # another recorded noise joins, up to 10 dB below
     synthetic_noise: Fraction = 0.0     # rumble, hum, wind or a band joins or replaces the noise
-    hiss: Fraction = 0.0                # hiss or hum of -70 to -45 dB joins the mixture
+    hiss: Fraction = 0.0                # hiss or hum 33 to 58 dB below the mixture is added
     speech_dropout: Fraction = 0.0      # the speech pauses for a while and the noise goes on
     no_speech: Fraction = 0.0           # noise alone: the target is silence
     quiet_part: Fraction = 0.0          # a part of the crop is up to 30 dB quieter

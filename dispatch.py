@@ -124,8 +124,8 @@ def selective_frequency_loss(S, T, Y, low=10, high=40, keep=0.8, beta=0.5, rule=
 
 
 def selective_feature_loss(h_S, h_T, S, T, Y, size=20, keep=0.8, rule="top_k"):
-    """Feature distillation: how alike two frames are, by the cosine of their features, is
-    to be for the student as for the teacher, and counts by how many patches of both frames
+    """Feature distillation: the cosine similarity of the student's features in any two
+    frames is trained to equal the teacher's, weighted by the fraction of their patches that
     are selected.
 
     Cross-layer similarity distillation with a frame's fraction of patches as its weight:
@@ -173,7 +173,7 @@ def magnitude_error(a, b):
 def cosine_distance(a, b, size, eps=1e-8):
     """1 - Re <a, b> / (|a| |b|) of each complex patch: (B, bands, frames) in [0, 2].
 
-    It sees the phase.
+    It depends on the phase.
     """
     def inner(a, b):                                        # Re <a, b> of each patch
         return patches(a.real * b.real + a.imag * b.imag, size).sum(2)
@@ -191,9 +191,9 @@ def select(score, keep=0.8, rule="top_k", candidates=None):
     """The patches to distil in each utterance, bool like `score` (B, bands, frames).
 
     top_k, as released: the fraction `keep` with the highest score and all that tie with the
-    last, whatever their sign. positive: where the teacher is better. both: the first of the
-    second. random: as many as top_k, drawn blindly, the control. candidates: bool, those
-    that take part.
+    last, whatever their sign. positive: where the teacher is better. both: the positive
+    ones of top_k. random: as many as top_k, drawn at random, the control. candidates:
+    bool, those that take part.
     """
     score = score.detach()
     if candidates is None:
@@ -256,7 +256,7 @@ class Student(train.Method):
         config = self.config
         if config.distil == "none":
             if config.teacher and not train.is_fingerprint(config.teacher):
-                raise ValueError("--distil none learns from no --teacher")
+                raise ValueError("--distil none takes no --teacher")
             self.config = dataclasses.replace(config, teacher="")
         elif not config.teacher:
             raise ValueError(f"--distil {config.distil} needs a --teacher, a checkpoint of "
@@ -272,8 +272,8 @@ class Student(train.Method):
                 for name, model in (("student", self), ("teacher", self.teacher.model)):
                     theirs = model.config
                     if getattr(theirs, "network", "") != "mask" or theirs.hop_length != hop:
-                        raise ValueError("--distance feature compares what two recurrent "
-                                         "networks know, those of --network mask with "
+                        raise ValueError("--distance feature compares two recurrent "
+                                         "networks' states, those of --network mask with "
                                          f"--hop-length {hop}; the {name} has none")
             self.config = dataclasses.replace(config, teacher=self.teacher.record)
 
@@ -321,14 +321,14 @@ class Student(train.Method):
                                         config.exact)
 
     def teacher_output(self, what, noisy):
-        """The teacher's method `what` of waves (B, L), kept where crops come again."""
+        """The teacher's `what` of waves (B, L), cached for a fixed training set."""
         function = getattr(self.teacher.to(noisy.device), what)
         if self.store is None:
             return function(noisy)
         return cached_rows(function, noisy, self.store, f"{self.teacher.record}-{what}")
 
     def features(self, wave):
-        """What the recurrent network knows at each frame: (B, L) -> (B, frames, hidden)."""
+        """Hidden states of the recurrent network: (B, L) -> (B, frames, hidden)."""
         return self.net.features(self.spectrogram(wave)[:, None])
 
     def enhance_wave(self, wave):

@@ -26,12 +26,12 @@ which clean frame is its own.
     noise   log sigma ~ N(-3, 1.2), truncated              noise_level
     dagger  PESQ, SI-SDR, spectra, with the clean wave     losses.waveform_terms
             magnitudes (ours)                              losses.magnitude_loss
-    level   the loss does not see it; peak as the input's  DriftSE.enhance
+    gain    ignored by the loss; the input's peak          DriftSE.enhance_wave
 
 Where we differ. The default is the released code's field, feature scale and temperatures,
 with the paper's noise levels. Its waveform losses see crops divided by the noisy peak
 (released: at their own level). Distances are computed in float64: by matrix products in
-single precision two equal frames lie up to 1e-3 apart, and temperatures go down to 0.005.
+single precision two equal frames lie up to 1e-3 apart, and temperatures go down to 0.02.
 The presets small and tiny are ours: mel frames ignore phase, so their network gives a mask
 for the noisy spectrogram.
 
@@ -303,8 +303,8 @@ def mel_frames(wave, floor, window=640, bands=64, hop=320, context=6):
     """Log-mel frames with their neighbours: (B, L) -> (B, L // hop, bands (2 context + 1)).
 
     wave: of unit variance. White noise has power 1 in each band, and `floor` is the power
-    from which on a band counts: high, noise hides little of the speech that is left, and a
-    noisy frame finds the clean one of its time; low, the noise itself is felt. The context,
+    above which a band counts. With a high floor the features are robust to noise, and a
+    noisy frame is nearest its clean one; with a low one they follow the noise. The context,
     0.12 s to both sides, tells frames of one sound apart.
     """
     frames = wave.shape[1] // hop
@@ -391,7 +391,7 @@ class DriftSE(train.Method):
         if not self.sees_gain:
             self.track_gain((noisy.std(1) / enhanced.std(1).clamp(min=1e-8)).mean())
         with torch.no_grad():
-            # Frames of silence are no speech to move towards.
+            # Silent crops are excluded: they are no clean speech.
             speech = clean.abs().amax(1) > SILENT_PEAK
             speech = speech if speech.any() else ~speech
             positives = self.latents(clean[speech])  # of each layer: (B, T', D)

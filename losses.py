@@ -41,7 +41,7 @@ def waveform_terms(clean, enhanced, pesq=0.0, si_sdr=0.0, ccmse=0.0):
 def si_sdr_loss(clean, enhanced, eps=1e-8):
     """Negative SI-SDR in dB of tensors (B, L), freed of their means: (B,).
 
-    A silent clean signal has nothing to be like: loss 0, without gradient.
+    For a silent clean signal the loss is 0, without gradient.
     """
     clean, enhanced = (wave - wave.mean(-1, keepdim=True) for wave in (clean, enhanced))
     scale = (enhanced * clean).sum(-1, keepdim=True) / (clean.square().sum(-1, keepdim=True) + eps)
@@ -129,8 +129,8 @@ class PESQLoss:
     at least. Neither signal's level matters.
 
     A silent clean signal (peak <= 1e-6) leaves nothing to score: loss 0. A silent estimate of an
-    audible one gets the worst loss. Neither has a gradient, nor has a frame that is identical or
-    worse than the worst. Almost silent ones can have a large gradient: clip its norm in training.
+    audible one gets the largest loss. Neither has a gradient, nor does a frame that is identical or
+    above `worst`. Almost silent ones can have a large gradient: clip its norm in training.
     Raises ValueError for signals that are too short, not floating point or not alike in shape.
 
     ITU-T P.862 and P.862.2, with the simplifications of the package torch-pesq, whose numbers it

@@ -7,8 +7,8 @@ Papers: Kim, Choi, "MeCo", a one-step MeanFlow corrector for multi-channel speec
 "Improved Mean Flows" (arXiv 2512.02012). Controls: flow matching, as in FlowSE (ICASSP
 2025); composed jumps (COSE, arXiv 2509.15952).
 
-The idea: straight paths join an estimate s_hat with noise, t = 1, to clean speech x0, t =
-0. A network learns the average velocity u of the flow over an interval [r, t], so that one
+The idea: straight paths join an estimate s_hat with noise (t = 1) to clean speech x0
+(t = 0). A network learns the average velocity u over an interval [r, t], so that one
 evaluation jumps across it. The derivative along the flow ties u to the instantaneous
 velocity. MeCo starts from a separator's estimate of each speaker, conditioned on the
 microphones; MeanFlowSE starts from the noisy speech itself.
@@ -30,8 +30,8 @@ microphones; MeanFlowSE starts from the noisy speech itself.
     front end      SA-SDR of the best permutation          sa_sdr_loss, nets.SpatialNet
 
 Two settings. The preset `paper` is the published program's: c = 1/2, which is not the
-identity, a difference quotient with its norm clipped, sums over bins. `principled` has c =
-1, the exact derivative, no clip, means; `--along own` makes it the improved form. In a
+identity, a difference quotient with its norm clipped, sums over bins. `principled` has
+c = 1, the exact derivative, no clip, means; `--along own` makes it the improved form. In a
 Gaussian world the first ends between the flow and the posterior mean, the second on the
 flow.
 
@@ -40,7 +40,7 @@ of updates (`--schedule`), not whole epochs. Where the estimate is nearly silent
 is that of the mixture, 26 dB down; the published program draws another excerpt. The
 derivative is taken in float32 whatever the precision of training. Inference of
 MeanFlowSE ends at `--t-end 0`, as its authors advise. In the small presets the network
-sees each bin relative to the mixture's, in level and phase, and is scaled and skipped
+receives bins relative to the mixture's gain and phase and is preconditioned as in EDM
 (`--sigma-data`): it starts as one that keeps the estimate. Their Endpoint loss weighs
 30 times more, as its gradient is a tenth of that of the velocities. Means over bins
 have small gradients: `--clip 0.05`, where sums have 1. Several microphones or speakers
@@ -90,7 +90,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
     t_eps: Annotated[float, "(0, 1)"] = 0.03  # smallest process time in training
     c: Weight = 0.5                  # of u = v - c (t - r) du/dt; 1: u is the average
     derivative: Literal["difference", "exact",
-                        "compose"] = "difference"  # how du/dt is taken; compose: not
+                        "compose"] = "difference"  # computes du/dt; compose: needs none
     derivative_clip: Weight = 5.0    # largest norm of du/dt of an example; 0: no limit
     along: Literal["conditional", "own"] = "conditional"  # du/dt along v, or u(x_t, t, t)
     average_weight: Fraction = 0.25  # largest, of the average velocity; 0: flow matching
@@ -219,7 +219,7 @@ def composed_target(u, xt, r, t, fraction=None):
 
 @contextlib.contextmanager
 def full_float32():
-    """All digits of float32: no TF32, in which 90 % of a difference are left."""
+    """Full float32 precision: TF32 would lose a tenth of a difference."""
     cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -393,7 +393,7 @@ class MeanFlowCorrector(train.Method):
             return composed_target(u, xt, r, t)
         derivative = {"exact": exact_derivative,
                       "difference": difference_derivative}[config.derivative]
-        with nets.in_precision(self, None):        # of a difference in bf16 noise is left
+        with nets.in_precision(self, None):        # in bf16 a difference is mostly noise
             return average_velocity_target(
                 u, xt, r, t, v, config.c, derivative,
                 config.derivative_clip or float("inf"),

@@ -539,7 +539,7 @@ class Results:
     def compare(self, other):
         """Results of self - other, paired over the files both have.
 
-        An interval that excludes 0 is a difference.
+        A difference is significant if its interval excludes 0.
         """
         theirs = {row["name"]: row for row in other.rows}
         rows = []

@@ -1,6 +1,6 @@
 """NCSN++, the U-Net that every method here shares, and two smaller networks.
 
-The file imports nothing of ours: to carry it off, copy it. Song et al., "Score-Based
+The file imports nothing of ours: to reuse it, copy it. Song et al., "Score-Based
 Generative Modeling through Stochastic Differential Equations", ICLR 2021, in the
 complex-spectrogram form of SGMSE+ (Richter et al., TASLP 2023, arXiv 2208.05830).
 
@@ -274,7 +274,7 @@ class NCSNpp(nn.Module):
     interval that an average velocity spans. Raises ValueError for a wrong shape, dtype or
     number of times.
 
-    Card of the paper's network: the defaults, 65 590 822 parameters.
+    Card of the paper's network: the defaults, 65,590,822 parameters.
     """
 
     precision = None             # of forward: torch.bfloat16 in mixed-precision training
@@ -286,7 +286,7 @@ class NCSNpp(nn.Module):
         width=128,                               # channels at full resolution
         channel_mults=(1, 1, 2, 2, 2, 2, 2),     # per level, in widths; each halves F, T
         num_res_blocks=2,                     # per resolution on the way down; up, one more
-        attention_resolutions=(16,),      # frequency heights with it; the bottleneck has it
+        attention_resolutions=(16,),      # sizes F with attention, also the bottleneck
         image_size=256,                          # F that attention_resolutions refers to
         num_times=1,                           # 0: direct map; 1: t; 2: t and delta = t - r
         version=1,                        # 1 divides by t before the last layer; 2 does not
@@ -580,8 +580,8 @@ class SpatialLayer(nn.Module):
         return x.unflatten(0, (-1, bins))
 
     def attend(self, h):
-        """`attention` of each time to all others, (B F, T, H), without its table of T x T
-        weights, which it builds where no gradient is asked for: 30 s would take 7 GB.
+        """Self-attention along time, (B F, T, H), without the T x T weights that the module
+        builds where no gradient is needed: 7 GB for 30 s.
         """
         layer = self.attention
         tokens = F.linear(h, layer.in_proj_weight, layer.in_proj_bias)     # (B F, T, 3 H)
@@ -596,11 +596,11 @@ class SpatialNet(nn.Module):
     Quan and Li, "SpatialNet: Extensively Learning Spatial Information for Multichannel
     Joint Speech Separation, Denoising and Dereverberation" (TASLP 2024, arXiv 2307.16516).
     forward(Y): complex (B, num_mics, F, T), not compressed, F = bins, T of any size ->
-    complex (B, num_speakers, F, T), the speakers at microphone 0 in an order of the
-    network's own. The output scales with the input. Raises ValueError for a wrong shape or
+    complex (B, num_speakers, F, T), the speakers at the reference microphone in arbitrary
+    order. The output scales with the input. Raises ValueError for a wrong shape or
     dtype.
 
-    The defaults are the published small network: 1 585 460 parameters for 4 microphones and
+    The defaults are the published small network: 1,585,460 parameters for 4 microphones and
     2 speakers.
     """
 
@@ -708,8 +708,7 @@ class MaskGRU(nn.Module):
     """A real mask: log-magnitude, dense layer, GRU along time, dense layer, sigmoid.
 
     forward(y): complex (B, 1, F, T), F = bins, not compressed -> each bin times a number in
-    (0, 1). A frame depends on itself and earlier ones alone. Parameters at 257 bins: 39
-    089; 921 601 with hidden = 256, layers = 2.
+    (0, 1). Causal. Parameters at 257 bins: 39,089; 921,601 with hidden = 256, layers = 2.
     """
 
     multiple = 1                                         # of which T must be one
@@ -722,7 +721,7 @@ class MaskGRU(nn.Module):
         self.decoder = nn.Linear(hidden, bins)
 
     def features(self, y):
-        """What the GRU knows at each frame: (B, 1, F, T) -> (B, T, hidden)."""
+        """Hidden states of the GRU: (B, 1, F, T) -> (B, T, hidden)."""
         x = y[:, 0].abs().clamp(min=1e-4).log().transpose(1, 2)            # (B, T, F)
         return self.gru(self.encoder(x))[0]
 

@@ -124,7 +124,7 @@ def convolve(wave, response):
 class RoomMixtures(MixedAudio):
     """Speakers and a noise in simulated rooms: clean (B, S, L), mixture (B, M, L), or both (B, L).
 
-    Clean is the direct path of each speaker to microphone 0, aligned with the mixture. The speakers
+    Clean: the direct path of each speaker to the reference microphone, aligned. The speakers
     are recordings of different folders, where there are as many. The noise is a recording played at
     one point, 1 m from the array or more, where most of it arrives from all sides. Ratios hold at
     microphone 0, reverberation included: each further speaker is `sir` dB (drawn from

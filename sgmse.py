@@ -26,7 +26,7 @@ runs from t = 0, clean, to t = T, noisy. (In shapes, T counts frames.)
     ... sampled       N steps between even times          reverse_grid, euler_maruyama
     ... corrected     Langevin steps in between           langevin_step, predictor_corrector
     its ODE           dx = (f - g^2 s / 2) dt             flow_velocity, probability_flow
-    no sampler        E[x0 | x_t, y]                      posterior_mean
+    one-step          E[x0 | x_t, y]                      posterior_mean
     bridge            exponential integrators             bridge_ode, bridge_sde
 
 Where we differ. The default is the released code's behaviour, with which the published
@@ -92,7 +92,7 @@ class Config(nets.NetworkConfig, SpectrogramConfig):
             raise ValueError("--start: expected a time from --t-eps to 1; got start "
                              f"{self.start}, t_eps {self.t_eps}")
         if self.k == 1:
-            raise ValueError("--k: expected another number than 1, which makes the "
+            raise ValueError("--k: expected a number other than 1, which makes the "
                              "diffusion constant")
         bridge = self.sde == "sbve"
         if bridge != self.sampler.startswith("bridge"):
@@ -430,10 +430,10 @@ def probability_flow(score, y, sde, N=30, method="heun", start=None, spacing=1.0
 
 
 def posterior_mean(score, x, y, t, sde):
-    """One-step prediction E[x0 | x_t, y] by Tweedie's formula: the process mean x + std^2
-    s, solved for x0.
+    """One-step prediction E[x0 | x_t, y] by Tweedie's formula: the process mean
+    x + std^2 s, solved for x0.
 
-    At T it is what the network makes of the noisy speech without any sampler: the control
+    At t = T it is the network's prediction from noisy speech, no sampler: the control
     of every method with one evaluation.
     """
     t = expand_time(t, x)
@@ -455,7 +455,7 @@ def bridge_ode(predict, y, sde, N=50):
         w_x = s_q s'_q / (s_p s'_p)
         w_hat = (s'_q^2 - s'_p s_q s'_q / s_p) / s_T^2
         w_y = (s_q^2 - s_p s_q s'_q / s'_p) / s_T^2
-    x_hat = predict(x_p, y, q): as released, the network is told the time the step goes to.
+    x_hat = predict(x_p, y, q): as released, the network receives the time after the step.
     """
     times = bridge_times(N)
     s, s_bar = sde.sigma(times)                      # (N + 1,), float64: differences cancel
@@ -540,7 +540,7 @@ class ScoreSDE(train.Method):
         return (out - xt) / per_bin(self.sde.std(t)) ** 2
 
     def forward(self, xt, y, t):
-        """What the network stands for: the score, the denoised mean or x0, as `objective`
+        """The network's prediction: the score, the denoised mean or x0, as `objective`
         says. xt, y complex (B, 1, F, T), t (B,) -> complex (B, 1, F, T).
         """
         self.calls += 1

@@ -11,7 +11,7 @@ The class Method states what a method has to offer.
 
 Every random number of step n comes from a generator seeded with (seed, n, rank): a run that was
 killed and resumed gives bit for bit the weights of one that was not, on the same machine with the
-same number of threads; on a GPU, which adds in any order, nearly.
+same number of threads; on a GPU, whose sums have no fixed order, almost the same.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class TrainConfig(data.Augmentation):
     init: str = ""  # checkpoint to start from: its weights and, unless given here, its constants
     init_partial: bool = False       # load only tensors of --init whose name and shape match
     steps: Count = 58000  # updates of the weights
-    minutes: Weight = 0.0  # length of the training; 0: --steps counts
+    minutes: Weight = 0.0  # largest duration of the training; 0: --steps alone ends it
     batch_size: Count = 8  # crops per process and backward pass
     accumulate: Count = 1  # backward passes per update
     lr: Weight = 1e-4  # learning rate of AdamW
@@ -589,7 +589,7 @@ def pick_device(name):
                               else "cpu")
         torch.empty(1, device=device).item()             # raises on "meta"
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name}: not to be had on this machine ({one_line(error)}). "
+        raise ValueError(f"--device {name}: not available on this machine ({one_line(error)}). "
                          "cpu always is") from None
     return device
 

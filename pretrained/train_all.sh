@@ -36,7 +36,7 @@ python consistency.py train --data $CORPUS --preset small --teacher runs/stage1/
 # drift
 python drift.py train --data $CORPUS --preset small --batch-size 4 --lr 1e-3 --lr-decay 0.33 --clip 2 --ema 0.995 --valid-every 0 --steps 3000 --out runs/drift
 
-# drift_dagger: weights of the losses as the model card says
+# drift_dagger: weights of the losses chosen on validation mixtures, see the model card
 DAGGER="--field separate --temperatures 0.1 0.5 1 --pesq-weight 0.1 --si-sdr-weight 0.1 --ccmse-weight 1"
 python drift.py train --data $CORPUS --preset small $DAGGER --batch-size 4 --lr 1e-3 --lr-decay 0.33 --ema 0.995 --clip 2 --valid-every 0 --steps 750 --out runs/dagger0
 LONG="$DAGGER $VARIED --num-frames 128 --clip 2 --ema 0.998 --valid-every 0"

@@ -1,6 +1,7 @@
 """The scripts in tutorials/experiments/ do what the README shows."""
 
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
+import commands
 import consistency
 import data
 import dispatch
@@ -143,6 +145,23 @@ def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_p
     assert known["DriftSE, own encoder, deepest layer"]["crops_in_all"] == "34"
     assert all(row["preset"] == "tiny" and float(row["core_seconds"]) > 0 for row in rows[2:])
     assert all(row["nfe"] == "1" for row in rows[2:])
+
+
+def test_every_stage_of_the_fair_table_is_understood(monkeypatch):
+    """Its flags make a configuration of its method."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import compare
+    seen = []
+
+    def configured(Method, args):
+        train.TrainConfig(**commands.explicit_flags(args, train.TrainConfig))
+        seen.append(Method.Config(**Method.presets[args.preset] | commands.explicit_flags(args, Method.Config)))
+
+    monkeypatch.setattr(commands, "train_command", configured)
+    for name, (command, flags) in compare.STAGES.items():
+        words = re.sub(r"\{[^}]+\}", "weights", flags).split()
+        assert run_command(METHODS[Path(command.split()[0]).stem], "train", "--data", "x", "--preset", "small", *words) == 0, name
+    assert len(seen) == len(compare.STAGES)
 
 
 def test_rows_of_the_fair_table_are_chosen_by_name_or_by_part_of_it(monkeypatch):

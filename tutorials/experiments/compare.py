@@ -50,7 +50,7 @@ STAGES = {
                                                    "--derivative-clip 5 --reduction sum --sigma-data 0 --clip 1"),
     "MeanFlowSE, composed": ("meanflow.py train", "--no-displacement --endpoint-weight 0 --derivative compose --clip 0.05"),
     "flow": ("meanflow.py train", "--endpoint-weight 0 --average-weight 0 --clip 0.05"),
-    "separator": ("meanflow.py train", "--separator train --separator-size compact --separator-seconds 0 --clip 5"),
+    "separator": ("meanflow.py train", "--separator train --separator-size compact --separator-seconds 1 --clip 5"),
     "MeCo": ("meanflow.py train", "--init {separator} --separator frozen --clip 0.05"),
     "drift": ("drift.py train", "--clip 2"),
     "drift, noise": ("drift.py train", "--clip 2 --no-mask --sigma-max 0.3"),
