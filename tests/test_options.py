@@ -77,7 +77,7 @@ def test_options_that_cannot_train_exit_2_with_one_line(flags, message, corpus, 
 
 @pytest.mark.parametrize("Config", [sgmse.Config, consistency.Config])
 def test_a_diffusion_that_does_not_change_is_refused(Config):
-    with pytest.raises(ValueError, match="--k: expected another number than 1"):
+    with pytest.raises(ValueError, match="--k: expected a number other than 1"):
         Config(k=1.0)                                    # its closed forms divide by log k
 
 

@@ -440,7 +440,7 @@ def test_task_mse_is_the_error_of_the_compressed_spectrogram():
 def test_teacher_must_be_there_exactly_where_it_teaches(teacher):
     with pytest.raises(ValueError, match="needs a --teacher"):
         student().prepare(True)
-    with pytest.raises(ValueError, match="learns from no"):
+    with pytest.raises(ValueError, match="takes no --teacher"):
         student(distil="none", teacher=str(teacher)).prepare(True)
 
 

@@ -601,8 +601,8 @@ def test_the_learning_rate_falls_to_a_tenth_over_the_last_share():
 
 
 @pytest.mark.parametrize("arguments, word", [
-    (("enhance", "--device", "cuda:7"), "--device cuda:7: not to be had"),
-    (("enhance", "--device", "mps"), "not to be had"), (("enhance", "--device", "x"), "not to be had"),
+    (("enhance", "--device", "cuda:7"), "--device cuda:7: not available"),
+    (("enhance", "--device", "mps"), "not available"), (("enhance", "--device", "x"), "not available"),
     (("enhance", "--window", "0"), "--window"), (("enhance", "--window", "inf"), "--window"),
     (("enhance", "--window", "nan"), "--window"), (("evaluate", "--data", "CORPUS", "--every", "0"), "--every"),
     (("evaluate", "--data", "CORPUS", "--first", "99"), "99"),
