@@ -115,7 +115,7 @@ FAR = 1e30    # the distance of a point to itself; with inf a lonely one would b
 
 
 def distances(x, references):
-    """Euclidean distances (N, D), (M, D) -> (N, M), in float64, 2048 references at a time."""
+    """Euclidean distances (N, D), (M, D) -> (N, M) in float64, 2048 references at once."""
     return torch.cat([torch.cdist(x.double(), part.double()).to(x.dtype)
                       for part in references.split(2048)], dim=1)
 
