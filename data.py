@@ -655,7 +655,7 @@ class Recordings:
         self.scales = np.array(notes["scales"], np.float32)
         self.problems = [f"{paths[int(i)]}: {problem}" for i, problem in notes["problems"].items()]
         self.waves = np.split(np.asarray(samples), np.cumsum(self.lengths)[:-1])     # views
-        self.identity = {"recordings": int((self.lengths > 0).sum()), "samples": len(samples),
+        self.identity = {"recordings": int(np.count_nonzero(self.lengths)), "samples": len(samples),
                          "hash": digest_of(list(zip(relative_names(paths), notes["lengths"])))}
 
     def append(self, name, wave):

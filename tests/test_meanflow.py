@@ -471,6 +471,15 @@ def some_batch(model, n=2):
     return clean, mixture
 
 
+@pytest.mark.parametrize("changes, expected", [(dict(), 1), (dict(N=3), 3), (dict(separator="train"), 1),
+                                               (dict(separator="frozen"), 2)])
+def test_evaluations_are_those_of_the_networks(changes, expected):
+    model = tiny(**changes).eval()
+    with torch.inference_mode():
+        model.enhance(0.1 * torch.randn(1, 8000))
+    assert model.evaluations() == model.calls == expected
+
+
 def test_networks_have_known_sizes():
     """4 real channels for the noisy speech alone, 12 for s_hat beside four microphones."""
     for changes, channels, size in ((dict(), 4, 65985190), (dict(separator="frozen", num_mics=4, num_speakers=2), 12,

@@ -9,7 +9,8 @@
 # |---|---|---|
 # | $y,\ s,\ n$ | noisy speech, clean speech, noise: waves at 16 kHz | |
 # | $n_{\mathrm{win}},\ h$ | window and hop of the STFT | 510 and 128 samples |
-# | $F,\ T$ | frequency bins, frames | 256, $1+\lceil L/h\rceil$ |
+# | $F,\ T$ | frequency bins, frames | 256, $1+\lceil L/h\rceil$ for $L$ samples |
+# | $\hat s$ | enhanced speech | |
 # | $\alpha,\ \beta$ | exponent and scale of the compression | 0.5, 0.15 |
 # | $z$ | complex noise, $E\left\lvert z\right\rvert^2=1$ per bin | variance 0.5 in each part |
 #
@@ -38,7 +39,7 @@ pairs = {name: recording(name) for name in ("windmill", "waterfall", "cheer")}
 play(**{f"{name}_{side}": wave for name, pair in pairs.items() for side, wave in zip(("clean", "noisy"), pair)})
 
 # %% [markdown]
-# The second recording, enhanced by one network evaluation of `drift_dagger`:
+# The second recording, enhanced by one network evaluation of `drift_dagger`, a trained model of this repository ([notebook 7](7_drift.ipynb)):
 
 # %% tags=["export-waterfall"]
 clean, noisy = pairs["waterfall"]
@@ -51,7 +52,7 @@ axes[2].set_xlabel("s")
 figure.colorbar(image, ax=axes, label="dB below the loudest bin", pad=0.02);
 
 # %% [markdown]
-# The noise between the harmonics and above 4 kHz is gone; weak high-frequency parts of consonants are gone with it.
+# The noise between the harmonics and above 4 kHz is gone; most of the speech above 3 kHz is gone with it.
 
 # %%
 play(enhanced=enhanced)
@@ -65,7 +66,7 @@ print(f"SI-SDR {metrics.si_sdr(clean, noisy):.1f} -> {metrics.si_sdr(clean, enha
 #
 # | symbol | meaning | function |
 # |---|---|---|
-# | $y=s+g\,n$ | noise at a given ratio | `mix_at_snr` |
+# | $y=s+g\,n$ | noise at a given ratio; $P_s,\ P_n$: mean powers of $s$ and $n$ | `mix_at_snr` |
 # | $c$ | STFT of a wave, $F\times T$ complex bins | `Spectrogram.stft`, `.istft` |
 # | $\tilde c=\beta\left\lvert c\right\rvert^\alpha e^{i\angle c}$ | compressed bin | `Spectrogram.compress`, `.decompress` |
 # | $z\sim\mathcal N_{\mathbb C}(0,1)$ | noise of all methods | `torch.randn_like` |
@@ -103,7 +104,7 @@ for line in figure.legend(*axes[0].get_legend_handles_labels(), loc="outside rig
 #
 # $$F=\tfrac{n_{\mathrm{win}}}2+1,\qquad T=1+\lceil L/h\rceil$$
 #
-# A window of 510 samples gives $F=256$ bins, which a U-Net can halve eight times. If $L$ is no multiple of $h$, one more frame than usual is appended: at the end the windows fade to zero, and the inverse would divide by their sum.
+# A window of 510 samples gives $F=256$ bins, which a U-Net can halve eight times. If $L$ is no multiple of $h$, one more frame than usual is appended. Without it the last samples would be covered only by the fading end of a window, and the inverse, which divides by the sum of the windows, would divide by almost zero.
 
 # %%
 show(data.Spectrogram.stft, data.Spectrogram.istft)
@@ -127,7 +128,7 @@ for dtype, limit in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
 #
 # $$\tilde c=\beta\left\lvert c\right\rvert^{\alpha}e^{i\angle c},\qquad\alpha=0.5,\ \beta=0.15$$
 #
-# The amplitudes of speech cover several decades. The square root brings the loudest percent of the bins from about a hundred times to about ten times the median, so that Gaussian noise of one standard deviation is comparable with all of them.
+# The amplitudes of speech cover several decades. The square root brings the loudest percent of the bins from about a hundred times to about ten times the median, so that Gaussian noise with the same standard deviation in all bins is comparable with all of them.
 
 # %%
 show(data.Spectrogram.__init__)
@@ -153,7 +154,7 @@ below("compressed: 99 % quantile over median", ratio, 15)
 #
 # ## Gain
 #
-# The input of a network should not depend on the gain of the microphone. The papers divide by the peak of the noisy recording and multiply by it at the end. A single click changes the peak. The small models here use the peak of the loudest second without its loudest 2 ms, which neither a click nor a pause changes, and a gain that follows the signal, so that a quiet speaker after a loud one has the loudness of the training data.
+# The input of a network should not depend on the gain of the microphone. The papers divide by the peak of the noisy recording and multiply by it at the end. But a single click changes the peak, and with it the level of everything else. The small models here use the peak of the loudest second without its loudest 2 ms, which neither a click nor a pause changes, and a gain that follows the signal, so that a quiet speaker after a loud one has the loudness of the training data.
 
 # %%
 show(data.in_spectrogram, data.click_robust_peak, data.riding_gain, data.normalise)
@@ -176,7 +177,7 @@ print(f"and the plain peak by {change(lambda x: x.abs().amax()):.0f}")
 #
 # $$z\sim\mathcal N_{\mathbb C}(0,1):\quad E\left\lvert z\right\rvert^2=1,\qquad E(\Re z)^2=E(\Im z)^2=\tfrac12$$
 #
-# `torch.randn_like` of a complex tensor draws exactly this. The noise is added *after* the compression, where a clean bin has an rms of about 0.11. At the latest time of SGMSE+ the standard deviation of the noise is 0.39: it masks the speech.
+# `torch.randn_like` of a complex tensor draws exactly this. The noise is added *after* the compression, where a clean bin has an rms of about 0.11. Where the method of [notebook 2](2_score.ipynb) starts, the standard deviation of the noise is 0.39: it masks the speech.
 
 # %%
 torch.manual_seed(0)
@@ -229,7 +230,7 @@ plt.ylabel("SI-SDR, dB")
 plt.legend();
 
 # %% [markdown]
-# After half a millisecond the perfect wave scores below 0 dB, worse than the noisy recording (dotted). The correlation is then about one half, and after one millisecond (16 samples) almost zero: the delay is a quarter of a period of the strongest components, where the delayed wave is orthogonal to the original.
+# After half a millisecond the perfect wave scores below 0 dB, worse than the noisy recording (dotted). The correlation is then about one half, and after one millisecond (16 samples) almost zero: one millisecond is a quarter of a period of the strongest components, near 250 Hz, where the delayed wave is orthogonal to the original.
 #
 # ## PESQ, and a differentiable version of it
 #
@@ -276,12 +277,12 @@ plt.ylabel("SI-SDR of crops, dB");
 #
 # ## Where paper and code differ
 #
-# - The first paper of the series had $\beta=0.33$ and windows of 512; everything later 0.15 and 510.
+# - The first paper of the series had $\beta=0.33$ and windows of 512; the later models at 16 kHz have 0.15 and 510.
 # - The released code divides by the peak without a guard: silence becomes NaN. Here it stays silence.
 #
 # ## Exercises
 #
-# Put your value into the cell at the end: it says whether it is right.
+# The cell at the end contains a solution; replace it by your own value, and it says whether it is right.
 #
 # **1.** Draw the real and the imaginary part of $z$ with `torch.randn` and forget the factor $1/\sqrt2$. What is $E\left\lvert z\right\rvert^2$?
 #

@@ -9,9 +9,9 @@
 # |---|---|---|
 # | $x_0,\ y,\ x_t$ | clean, noisy and intermediate spectrogram | complex |
 # | $t,\ T,\ t_\varepsilon$ | process time, 0: clean; its latest and its earliest value | $T=1$, BBED 0.999; $t_\varepsilon=0.03$ |
-# | $f,\ g$ | drift and diffusion of the process | |
+# | $f,\ g,\ dw$ | drift and diffusion of the process: a short step is $x+f\Delta+g\sqrt\Delta\,z$, so $dw$ is complex Gaussian noise of variance $dt$; $d\bar w$: the same, backwards in time | |
 # | $\theta$ | OUVE: rate at which the mean approaches $y$ | 1.5 |
-# | $\sigma_{\min},\ \sigma_{\max}$ | OUVE: noise scale at $t=0$ and 1 | 0.05, 0.5 |
+# | $\sigma_{\min},\ \sigma_{\max}$ | OUVE: parameters of $g$ (the std itself is 0 at $t=0$ and 0.389 at $t=1$) | 0.05, 0.5 |
 # | $c,\ k$ | BBED and bridge: $g=\sqrt c\,k^t$ | 0.51 (bridge 0.4), 2.6 |
 # | $\mu_t=a_tx_0+b_t,\ \sigma_t$ | mean of $x_t$ (weight $a_t$ of $x_0$, part $b_t$ from $y$) and its std per complex bin | |
 # | $m_k,\ w_k$ | toy: the three places and their probabilities | see `toy.py`; 0.5, 0.3, 0.2 |
@@ -36,7 +36,7 @@ noise = lambda n: torch.randn(n, 1, 1, 1, dtype=torch.complex64)           # E|z
 # %% [markdown]
 # ## Listen
 #
-# `sgmse_stage1`, a small score model, on the recording in front of a cheering crowd, with 3, 15 and 60 network evaluations.
+# `sgmse_stage1`, a small model whose network predicts $x_0$, from which the score follows (it was trained with an error of the spectrogram, of the wave and with a PESQ loss, not with the loss below; its sampler starts at $t=0.5$), on the recording in front of a cheering crowd, with 3, 15 and 60 network evaluations.
 
 # %%
 clean, noisy = recording("cheer")
@@ -56,9 +56,9 @@ for axis in axes:
 figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 
 # %% [markdown]
-# The three outputs look alike: most of the noise is removed with three evaluations. The scores above do not improve with the number of evaluations: SI-SDR falls, PESQ hardly changes. SI-SDR compares with the one voice that was recorded and rewards an average of the plausible ones; more steps give a better sample, not a better average. (Whether this is the reason has not been tested.)
+# The three outputs look alike: with three evaluations the noise above 4 kHz is weaker, the crowd below 3 kHz and the whistles remain in all three. The scores above do not improve with the number of evaluations: SI-SDR falls, PESQ hardly changes. SI-SDR compares with the one voice that was recorded and rewards an average of the plausible ones; more steps give a better sample, not a better average. (Whether this is the reason has not been tested.)
 #
-# The way of the sampler: the state $x_t$, made audible, from the start $t=T$ to $t=0$.
+# The path of the sampler: the state $x_t$, made audible, from the start $t=T$ to $t=0$.
 
 # %%
 film = []
@@ -87,7 +87,7 @@ axes[0].set_ylabel("kHz")
 figure.colorbar(image, ax=axes, label="log10 of the magnitude");
 
 # %% [markdown]
-# The process of this model is BBED, whose noise vanishes at $t=T$: the sampler starts at the noisy speech itself (left). Its first steps add so much noise that nothing of the speech can be seen; the speech emerges only when $t$ comes near 0 (the two panels on the right).
+# The process of this model is BBED, whose noise is small at $t=T=0.999$ (std 0.058): started there, unlike above, the sampler begins almost at the noisy speech itself (left). Its first steps add so much noise that only the lowest harmonics remain visible; the speech emerges only when $t$ comes near 0 (the two panels on the right).
 #
 # ## Key equations
 #
@@ -129,7 +129,7 @@ for axis, k in zip(axes, (30, 50, 60)):
 toy.animate(states, "reverse SDE, 60 steps")
 
 # %% [markdown]
-# The animation shows 60 of the points. It samples: three clouds in the right proportions, where the mean of all explanations, $-0.07+0.21i$, lies in none of them. The *energy distance* between two sets of points is 0 for equal distributions; its floor is the value for two sets drawn from the truth. Each single cloud is too narrow, though: the spread within a place is about 0.065 where the truth has 0.10, and more steps do not help, because the last step, from $t_\varepsilon$ to 0, adds no noise and returns a mean.
+# The animation shows 60 of the points. The reverse SDE samples: it ends in three clouds in the right proportions, whereas the mean of all explanations, $-0.07+0.21i$, lies in none of them. (*Spread*: the standard deviation of all points; *within a place*: that about the nearest place. The blue rings are drawn wider than the std of 0.10.) The *energy distance* between two sets of points is 0 for equal distributions; its floor is the value for two sets drawn from the truth. Each single cloud is too narrow, though: the spread within a place is about 0.065 where the truth has 0.10, and more steps do not help, because the last step, from $t_\varepsilon$ to 0, adds no noise and returns a mean.
 #
 # ## The forward process
 #
@@ -187,7 +187,7 @@ axes[2].plot(t[:200].numpy(), torch.stack(walk).reshape(200, 5).real.numpy(), li
 axes[2].set(xlabel="t", title="five forward paths, BBED, real part");
 
 # %% [markdown]
-# Left: the noise of OUVE grows until $t=1$, that of BBED and of the bridge returns to zero. Middle: OUVE never arrives at $y$; at $t=1$ its mean still contains 22 % of $x_0$. Right: forward paths start at the places and end at the real part of $y$, 0.2.
+# Left: the noise of OUVE grows until $t=1$, that of BBED and of the bridge returns to zero. Middle: OUVE never arrives at $y$; at $t=1$ its mean still contains 22 % of $x_0$. Right: forward paths start at the places and end near the real part of $y$, 0.2.
 #
 # ## The score
 #
@@ -278,7 +278,7 @@ plt.legend();
 #
 # $$c_{in}=\frac1{\sqrt v},\qquad c_{skip}=\frac{\sigma_d^2}{v},\qquad c_{out}=\frac{\sigma\,\sigma_d}{\sqrt v},\qquad w(\sigma)=\frac1{c_{out}^2}=\frac{v}{\sigma^2\sigma_d^2}.$$
 #
-# It is trained with $\frac12E\,w(\sigma)\left\lvert D-\mu_t\right\rvert^2$ (`denoising_loss`), and the score follows from Tweedie's formula, $s=(D-x_t)/\sigma^2$.
+# It is trained with $\frac12E\,w(\sigma)\left\lvert D-\mu_t\right\rvert^2$ (`denoising_loss`), so that $D=E[\mu_t\mid x_t,y]$. By the derivation above the score is $E[-z/\sigma\mid x_t,y]=(D-x_t)/\sigma^2$ (Tweedie's formula).
 #
 # **A small network on the toy.** Its output is divided by $\sigma$; the floor is the loss of the exact score.
 
@@ -315,7 +315,7 @@ below("energy distance of its samples", toy.energy_distance(learnt, reference), 
 show(sgmse.reverse_grid, sgmse.reverse_step, sgmse.euler_maruyama)
 
 # %% [markdown]
-# Euler-Maruyama has order 1: twice as many steps halve the error. For one Gaussian place each step is an affine map, so mean and variance can be followed without sampling: `reverse_step` at $x=0$ and $x=1$ gives the map. Then 200,000 samples are compared with it.
+# Euler-Maruyama has weak order 1: twice as many steps halve the error of a mean. For one Gaussian place each step is an affine map, so mean and variance can be followed without sampling: `reverse_step` at $x=0$ and $x=1$ gives the map. Then 200,000 samples are compared with it.
 
 # %%
 def affine(sde, N, place=0.5, spread=0.1, y=-0.3):
@@ -359,7 +359,7 @@ check("samples: their variance over that of the map", x.flatten().var().item() /
 #
 # $$\dot x=f-\tfrac12g^2s$$
 #
-# It has the same marginals without noise on the way: the start of a path decides its end. Euler has order 1, Heun order 2, compared with an adaptive solver of tolerance $10^{-9}$ from the same start.
+# It has the same marginals without noise on the way: the start of a path decides its end. Euler has order 1, Heun order 2; the errors below are the distances to an adaptive solver of tolerance $10^{-9}$ from the same start.
 #
 # <details><summary>Derivation: the ODE from the Fokker-Planck equation</summary>
 #
@@ -416,7 +416,7 @@ toy.draw(axes[2], states[-1], states[0], states[:, :8], "SDE, BBED: noise at eac
 #
 # $$x\leftarrow x+\epsilon\,s+\sqrt{2\epsilon}\,z,\qquad\epsilon=2(r\sigma)^2$$
 #
-# This is a Langevin step at constant time, before each step of the reverse SDE, with $r=0.5$: two network evaluations per step. On the toy, both samplers below have NFE 30: 15 pairs of corrector and step, or 30 plain steps.
+# This is a *Langevin* step: for small $\epsilon$ it leaves $p_t$ unchanged and moves points that are not yet distributed like it towards it. It is taken at constant time before each step of the reverse SDE, with $r=0.5$: two network evaluations per step. On the toy, both samplers below have NFE 30: 15 pairs of corrector and step, or 30 plain steps.
 
 # %%
 show(sgmse.langevin_step, sgmse.predictor_corrector)
@@ -433,7 +433,7 @@ for name, x in both.items():
 #
 # $$x_T=y+\sigma_Tz$$
 #
-# For OUVE the true marginal at $T$ still contains 22 % of $x_0$, which the prior omits. Some points therefore start on the wrong side, and no later step corrects this: the third place, which is nearest to $y$, receives too many. This *prior mismatch* is the motivation of BBED.
+# For OUVE the true marginal at $T$ still contains 22 % of $x_0$, which this start, the *prior*, omits. Some points therefore start on the wrong side, and no later step corrects this: the third place, which is nearest to $y$, receives too many. This *prior mismatch* is the motivation of BBED.
 
 # %%
 torch.manual_seed(0)
@@ -469,7 +469,7 @@ plt.legend();
 #
 # $$\mu=\frac{\bar\sigma_t^2x_0+\sigma_t^2y}{\sigma_T^2},\qquad\sigma_t^2=\frac{c\,(k^{2t}-1)}{2\ln k},\quad\bar\sigma_t^2=\sigma_T^2-\sigma_t^2$$
 #
-# The Schrödinger bridge has no drift and starts at $y$ itself. With an oracle for $x_0$ its samplers arrive at $x_0$ for any number of steps. A network can at best be the predictor $E[x_0\mid x_t]$; what the samplers do with it is shown below the check.
+# Here $\sigma_t^2$ is the variance of the noise added from 0 to $t$; the std of $x_t$ is $\sigma_t\bar\sigma_t/\sigma_T$, 0 at both ends. The process that is bridged has no drift, $f=0$; the sampler starts at $y$ itself. With an oracle for $x_0$ its ODE arrives at $x_0$ for any number of steps, up to a small constant in the released formulas. A network can at best be the predictor $E[x_0\mid x_t]$; what the samplers do with it is shown below the check.
 
 # %%
 show(sgmse.SBVE.mean, sgmse.bridge_ode, sgmse.bridge_sde)
@@ -531,7 +531,7 @@ plt.ylabel("loss, sum over bins");
 #
 # ## Exercises
 #
-# Put your value into the cell at the end: it says whether it is right.
+# The cell at the end contains a solution; replace it by your own value, and it says whether it is right.
 #
 # **1.** Derive $g^2=\frac{d\sigma^2}{dt}+2\theta\sigma^2$ for OUVE and evaluate $g$ at $t=0.5$.
 #

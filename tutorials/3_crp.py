@@ -50,11 +50,11 @@ for axis, (title, wave) in zip(axes.flat, {"noisy": noisy, **outputs}.items()):
 figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 
 # %% [markdown]
-# One step from $t=0.5$ (NFE 1) makes the recording worse than it was; five steps remove noise but leave an estimate behind that of CRP. The one-step prediction of the *same* weights is as good as CRP: what CRP corrects here is the sampler, not a lack of knowledge in the weights. Why one step fails is shown under *The last step*.
+# One step from $t=0.5$ (NFE 1) makes the recording worse than it was; five steps remove some noise, but their result is worse than that of CRP. The one-step prediction of the *same* weights is as good as CRP: what CRP corrects here is the sampler, not a lack of knowledge in the weights. Why one step fails is shown under *The last step*.
 #
 # Over the number of network evaluations, on 37 test recordings (mean and 95 % interval; see [experiments](experiments/README.md)):
 #
-# ![PESQ, ESTOI and SI-SDR over the number of network evaluations: stage 1 rises with it, the models after CRP lie above it](experiments/nfe.png)
+# ![PESQ, ESTOI and SI-SDR over the number of network evaluations: stage 1 rises with it; the models after CRP lie above it, except the one for NFE 5 at NFE 1; the one-step prediction of stage 1 is at the top](experiments/nfe.png)
 #
 # ## Key equations
 #
@@ -125,7 +125,7 @@ axis.set(xlim=(0.53, -0.02), ylim=(-0.6, 2.6), yticks=(0, 1, 2), yticklabels=("N
 # The score enters with the factor $g^2\Delta$: 0.663 for $N=1$, 0.0162 for $N\ge2$. Whether that is much depends on the noise of the state. With the denoiser $D=x+\sigma^2s$ the step adds $\frac{g^2\Delta}{\sigma^2}(D-x)$: in units of the correction that the denoiser itself proposes, the factor is $g^2\Delta/\sigma^2$.
 #
 # - At $t=0.03$ it is 1.06: the last step carries out one whole correction and lands at the denoiser's estimate.
-# - From $t=0.5$ in one step it is 2.80: the step **overshoots**. Of the noise $\sigma z$ in the state the fraction $1+\frac{\Delta}{1-t}-\frac{g^2\Delta}{\sigma^2}=-0.80$ is left, with its sign reversed. For this reason stage 1 with one step from 0.5 has a negative SI-SDR, and CRP has to teach the network a smaller correction.
+# - From $t=0.5$ in one step it is 2.80: the step **overshoots**. With a perfect denoiser, $D=\mu_t$, the fraction $1+\frac{\Delta}{1-t}-\frac{g^2\Delta}{\sigma^2}=-0.80$ of the noise $\sigma z$ in the state is left, with its sign reversed (the second term comes from the drift). For this reason stage 1 with one step from 0.5 has a negative SI-SDR, and CRP has to teach the network a smaller correction.
 
 # %%
 show(sgmse.reverse_step)
@@ -178,7 +178,7 @@ assert modes == [False] * 4 + [True]
 # %% [markdown]
 # ## Train one number
 #
-# The simplest network that can correct the error is one complex number $w$ added to the numerator, trained by `crp_loss`. For $N=1$ the optimum has a closed form, $w=(E[x_0]-E[\hat x])\,\sigma/(g^2\Delta)$.
+# The simplest network that can correct the error is one complex number $w$ added to the numerator, trained by `crp_loss`. For $N=1$ the optimum has a closed form, $w=(E[x_0]-E[\hat x])\,\sigma/(g^2\Delta)$ with the output $\hat x$ for $w=0$; the score becomes the exact one plus $(0.3+0.2i+w)/\sigma_t$.
 
 # %%
 after, found = {}, {}
@@ -261,17 +261,17 @@ plt.ylabel("crp_loss, sum over bins")
 plt.legend();
 
 # %% [markdown]
-# On the three memorised recordings the loss of $N=1$ falls from a high start, because the single step overshoots; that of $N=5$ starts low and changes little within these steps.
+# On the three memorised recordings the loss of $N=1$ falls from a high start, because the single step overshoots; that of $N=5$ starts low, falls by less than a third and fluctuates.
 #
 # ## Trained on a corpus
 #
-# Rows of the [experiments](experiments/README.md), which list the commands; the test speakers were not in the training data: mean [95 % interval over recordings]. Every row had the same network size, number of crops per stage, batch size and schedule. "one call at T" is the one-step prediction at $t=T$ of the score model.
+# Rows of the [experiments](experiments/README.md), which list the commands; the test speakers were not in the training data: mean [95 % interval over recordings]. Every row had the same network size, number of crops per stage, batch size and schedule. "Score model": its network predicts $x_0$, trained with PESQ in its loss; "score matching": trained with the loss of the paper ([notebook 2](2_score.ipynb)).
 
 # %%
 experiment("budget", "noisy", "predictive", "score", "CRP", test="test")
 
 # %% [markdown]
-# With few crops the one-step prediction at $t=T$ beats the sampler. CRP, which needs the same number of crops again, reaches that one-step prediction: with 12,000 crops per stage it is 0.02 PESQ below it [-0.08, 0.04] and 0.3 dB above [-0.3, 0.9]. The predictive rows are the control. Trained with the error of the spectrogram, as in the paper, the predictive network is 0.21 PESQ [0.12, 0.30] below CRP with one step for 12,000 crops per stage, and 0.11 above it for 3,000. Trained with SI-SDR, it has a higher SI-SDR than both CRP models in either case: the benefit of CRP depends on the baseline. Score matching, the paper's stage 1, learns more slowly, and CRP improves the weakest models most.
+# With few crops the one-step prediction at $t=T$ beats the sampler. CRP, which needs the same number of crops again, reaches that one-step prediction: with 12,000 crops per stage CRP with NFE 5 differs from it by -0.02 PESQ [-0.08, 0.04] and 0.3 dB above [-0.3, 0.9]. The predictive rows are the control. Trained with the error of the spectrogram, as in the paper, the predictive network is 0.21 PESQ [0.12, 0.30] below CRP with one step for 12,000 crops per stage, and 0.11 above it for 3,000. Trained with SI-SDR, it has a higher SI-SDR than both CRP models in either case: the benefit of CRP depends on the baseline. Score matching, the paper's stage 1, learns more slowly, and CRP improves this weakest model most (by 0.26 PESQ); of the other two it improves the stronger one more.
 #
 # ## Details that matter
 #
@@ -289,7 +289,7 @@ experiment("budget", "noisy", "predictive", "score", "CRP", test="test")
 #
 # ## Exercises
 #
-# Put your value into the cell at the end: it says whether it is right.
+# The cell at the end contains a solution; replace it by your own value, and it says whether it is right.
 #
 # **1.** What is the factor $g^2\Delta$ of the trained score with $N=1$ from $t_{rs}=0.3$?
 #

@@ -9,7 +9,7 @@
 # |---|---|---|
 # | $x_0,\ y,\ x_t$ | clean, noisy and intermediate spectrogram; $t=0$: clean | complex |
 # | $T,\ t_\varepsilon$ | latest and earliest time of OUVE | 1, 0.03 |
-# | $\theta,\ \sigma_{\min},\ \sigma_{\max}$ | OUVE: rate towards $y$, noise scale at $t=0$ and 1 | 1.5, 0.05, 0.5 |
+# | $\theta,\ \sigma_{\min},\ \sigma_{\max}$ | OUVE: rate towards $y$, parameters of $g$ | 1.5, 0.05, 0.5 |
 # | $f_t,\ g_t,\ s$ | drift, diffusion, score; $f(x,y,t)$ with three arguments is the distilled model | |
 # | $\sigma_d$ | rms of a clean bin (`sigma_data`) | 0.1 |
 # | $\sigma_\varepsilon$ | noise at which $f$ is the identity | 0, or $\sigma(t_\varepsilon)$ |
@@ -36,7 +36,7 @@ OUVE = sgmse.OUVE()
 # %% [markdown]
 # ## Listen
 #
-# A speaker at a waterfall, 2.5 dB: the teacher's sampler with NFE 15, the *one-step prediction* of the same teacher (one evaluation at $t=T$, and $E[x_0\mid x_T,y]$ from its score, `sgmse.posterior_mean`), and `consistency`, distilled from the teacher, with NFE 1.
+# A speaker at a waterfall, 2.5 dB: the teacher's sampler with NFE 15 from $t=0.5$, the *one-step prediction* of the same teacher (one evaluation at $t=T$, and $E[x_0\mid x_T,y]$ from its score, `sgmse.posterior_mean`), and `consistency`, distilled from the teacher, with NFE 1.
 
 # %%
 clean, noisy = recording("waterfall")
@@ -81,7 +81,7 @@ below("difference of two draws, dB", -agreement, -30)
 #
 # $$f(x_t,y,t)=c_{skip}\,x_t+c_{out}\,F(x_t,y,t),\qquad c_{skip}=\frac{\sigma_d^2}{(\sigma-\sigma_\varepsilon)^2+\sigma_d^2},\quad c_{out}=\frac{(\sigma-\sigma_\varepsilon)\,\sigma_d}{\sqrt{\sigma^2+\sigma_d^2}}$$
 #
-# Published: $\sigma_\varepsilon=0$, so that $f$ is the identity at $\sigma=0$, which no time reaches. Strict: $\sigma_\varepsilon=\sigma(t_\varepsilon)$.
+# (The toy and the numbers of this notebook are for OUVE, the process of the paper; the shipped models use BBED.) Published: $\sigma_\varepsilon=0$, so that $f$ is the identity at $\sigma=0$, which no time of the grid reaches. Strict: $\sigma_\varepsilon=\sigma(t_\varepsilon)$.
 
 # %%
 show(sgmse.edm_scaling)
@@ -116,6 +116,7 @@ plt.legend();
 # |---|---|---|
 # | `heun_step`, `euler_step` | $x-(f_t-\frac12g^2s)\,\Delta$ | the ODE |
 # | `pc_step` | Langevin step, then $x-(f_t-g^2s)\,\Delta+g\sqrt\Delta\,z$ | the paper: a stochastic step of its sampler |
+# | `mix_step` | the mean of a step of the SDE and one of the ODE | half of each |
 # | `renoised`, shared | $\mu(x_0,y,t_{i+1})+\sigma z$ with the $z$ of $x_{t_i}$ | no teacher: Song et al. |
 # | `renoised`, fresh | the same with a new $z$ | no teacher: the released weights |
 
@@ -125,7 +126,7 @@ show(consistency.pc_step, consistency.heun_step, consistency.renoised)
 # %% [markdown]
 # ### What a squared error makes of a stochastic step
 #
-# The minimiser of a squared error with a random target is the mean of the target: $f(x,t_i)=E[f(\hat x_{t_{i+1}})\mid x]$. For one Gaussian place of std 0.1 every solver step is affine on average, and its slope is a number. The product of the slopes over the grid says which fraction of the variance of $x_{t_\varepsilon}$ the output of the distilled model keeps. The slope of a step follows from two evaluations with the same seed, that of `renoised` from its covariance with $x_t$.
+# The minimiser of a squared error with a random target is the mean of the target: $f(x,t_i)=E[f(\hat x_{t_{i+1}})\mid x]$. For one Gaussian place of std 0.1 every solver step is affine on average, and its slope is a number. The squared product of the slopes over the grid, times the ratio of the variances at $T$ and $t_\varepsilon$, is the fraction of the variance of $x_{t_\varepsilon}$ that the output of the distilled model keeps. The slope of a step follows from two evaluations with the same seed, that of `renoised` from its covariance with $x_t$.
 #
 # <details><summary>Derivation: the distilled model of a chain of steps</summary>
 #
@@ -184,13 +185,13 @@ plt.xlim(0, 1.15)
 plt.xlabel("fraction of the variance that the distilled model keeps");
 
 # %% [markdown]
-# Steps of the ODE and shared noise (blue) keep almost all of the variance: the distilled model is the *flow map*, a sampler. The stochastic steps (orange and below), that of the paper and that of the released weights among them, keep less than 4 %: the distilled model is the *conditional mean*, a predictor. Both are reasonable aims, but they differ.
+# Steps of the ODE and shared noise (blue) keep at least four fifths of the variance, Heun all of it: the distilled model is the *flow map*, a sampler. The stochastic steps (orange and below), that of the paper and that of the released weights among them, keep less than 4 %: the distilled model is the *conditional mean*, a predictor. Both are reasonable aims, but they differ.
 #
 # ## The loss
 #
 # $$\mathcal L=E\;w(t_i)\left\lvert f(x_{t_i},y,t_i)-f_{ema}(\hat x_{t_{i+1}},y,t_{i+1})\right\rvert^2$$
 #
-# The gradient goes through the first term only.
+# $w$ is a weight that depends on the time. The gradient goes through the first term only; $f_{ema}$ follows $f$ as a moving average.
 
 # %%
 show(consistency.time_grid, consistency.consistency_loss)
@@ -261,7 +262,7 @@ for axis, title, end in zip(axes, ("exact flow, NFE above 60", "Heun steps, NFE 
 toy.animate(torch.stack([start, ends["Heun"]]), "distilled from Heun steps, NFE 1")
 
 # %% [markdown]
-# The model of the Heun steps (middle, and the animation) reproduces the exact flow (left), including the few points between the places. The model of the stochastic steps (right) maps all starts to one point.
+# The model of the Heun steps (middle, and the animation) reproduces the exact flow (left), except for some points between the places, which the exact flow does not have and a smooth network cannot avoid. The model of the stochastic steps (right) maps all starts to one point.
 #
 # **Consistency along a trajectory.** On one path of the flow, $f(x_t,t)$ should be constant, and equal to the end of the path.
 
@@ -280,7 +281,7 @@ plt.xlabel("t, from noisy to clean")
 plt.ylabel("real part");
 
 # %% [markdown]
-# Solid: the real part of four paths of the flow. Dashed: the output of the distilled model at the same states. The dashed lines meet the ends of the paths and are almost horizontal; near $t=1$ the orange one still ends elsewhere: there the training has not finished.
+# Solid: the real part of four paths of the flow. Dashed: the output of the distilled model at the same states. The dashed lines meet the ends of the paths and are almost horizontal; near $t=1$ the orange one still predicts another end: there the training has not finished.
 
 # %%
 plt.figure(figsize=(4.5, 2.4))
@@ -354,7 +355,7 @@ toy.draw(axes[0], ours, title=f"NFE 8: {distances[0]:.3f}")
 toy.draw(axes[1], released, title=f"without the mean's shift: {distances[1]:.3f}")
 
 # %% [markdown]
-# With the mean (left) the points lie in the three places; without its shift (right) the cloud misses them.
+# With the mean (left) the points lie in the three places; without its shift (right) the clouds lie beside them.
 #
 # ## Losses on the waveform
 #
@@ -391,7 +392,7 @@ plt.ylabel("consistency loss");
 #
 # ## Trained on a corpus
 #
-# Rows of the [experiments](experiments/README.md), which list the commands; the test speakers were not in the training data: mean [95 % interval over recordings]. "one call at T" is the one-step prediction of the teacher. "with" and "without": two models distilled with or without the noise of the teacher's step, tested over the signal-to-noise ratio.
+# Rows of the [experiments](experiments/README.md), which list the commands; the test speakers were not in the training data: mean [95 % interval over recordings]. "With" and "without": two models distilled with or without the noise of the teacher's step, tested over the signal-to-noise ratio.
 
 # %%
 experiment("budget", "score model, one-step", "consistency", test="test")
@@ -399,7 +400,7 @@ print()
 experiment("robustness", test="test", columns=("pesq", "si_sdr"))
 
 # %% [markdown]
-# Without the noise of the step the distilled model is better at every signal-to-noise ratio: the randomised trajectory does not make it more robust here. Each loss on the waveform improves its own score, and without both the distilled model scores below the noisy speech.
+# Without the noise of the step the distilled model is better at every signal-to-noise ratio: the randomised trajectory does not make it more robust here. ("Without PESQ": neither teacher nor distilled model had a PESQ loss; "alone" and "neither" refer to the distilled model.) Each loss on the waveform improves its own score, and without both the distilled model scores below the noisy speech.
 #
 # ## Details that matter
 #
@@ -419,7 +420,7 @@ experiment("robustness", test="test", columns=("pesq", "si_sdr"))
 #
 # ## Exercises
 #
-# Put your value into the cell at the end: it says whether it is right.
+# The cell at the end contains a solution; replace it by your own value, and it says whether it is right.
 #
 # **1.** Which fraction of the variance does a model distilled with `pc_step` keep on 15 times instead of 30?
 #
@@ -434,7 +435,7 @@ experiment("robustness", test="test", columns=("pesq", "si_sdr"))
 #
 # </details>
 #
-# **2.** With the strict boundary $f$ returns $x_{t_\varepsilon}$, not $x_0$. How many dB below $y$ is the part of $y$ that remains in its mean?
+# **2.** With the strict boundary $f$ returns $x_{t_\varepsilon}$, not $x_0$. What is the level of the part of $y$ that remains in its mean, in dB relative to $y$ (a negative number)?
 #
 # <details><summary>Hint</summary>
 #

@@ -50,7 +50,7 @@ for axis in axes[1]:
 figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 
 # %% [markdown]
-# `drift` removes most of the noise between the words but smears the harmonics; `drift_dagger` keeps them. The mean gains of both over a test set are printed here from the table of [notebook 8](8_comparison.ipynb).
+# `drift` removes most of the noise between the words but leaves the whistles of the crowd between 2 and 8 kHz; `drift_dagger` removes most of them. The mean gains of both over a test set are printed below, from the table of [notebook 8](8_comparison.ipynb).
 
 # %%
 scores = {row["row"]: row for row in read_rows("shipped")}
@@ -59,7 +59,7 @@ for column in ("si_sdr", "pesq", "estoi"):
     print(f"{column}: drift gains {(plain_score - base) / (dagger_score - base):.0%} of the gain of drift_dagger")
 
 # %% [markdown]
-# `drift` was trained on 12,000 crops of a second without pairs in the loss, `drift_dagger` on 171,400 crops of two seconds. Longer training with the drifting loss alone did not help: weights after 6,000 crops that were trained on another 55,000, with a batch of 64, reached a twentieth of the drifting loss, and their output was unintelligible.
+# `drift` was trained on 12,000 crops of a second without pairs in the loss, `drift_dagger` on 171,400 crops of two seconds. Longer training with the drifting loss alone did not help: weights that had seen 6,000 crops were trained on another 55,000 with a batch of 64: their drifting loss fell to a twentieth, but their output was unintelligible.
 #
 # ## Key equations
 #
@@ -117,7 +117,7 @@ axes[1].legend();
 #
 # $$V(x)=\frac{1}{Z_pZ_q}\,E_{y^+,y^-}\big[k(x,y^+)\,k(x,y^-)\,(y^+-y^-)\big]$$
 #
-# The double expectation equals the kernel-weighted mean of the clean points minus that of the generated points; this form is computed.
+# Here $p$ and $q$ are the distributions of the clean and the generated points, $Z_p=E\,k(x,y^+)$ and $Z_q=E\,k(x,y^-)$. The double expectation equals the kernel-weighted mean of the clean points minus that of the generated points; this form is computed.
 #
 # <details><summary>Derivation: the equilibrium, and a reading as a gradient flow</summary>
 #
@@ -125,7 +125,7 @@ axes[1].legend();
 #
 # *Equilibrium.* Exchanging the sets changes the sign, $V_{p,q}=-V_{q,p}$; so $V_{p,p}=-V_{p,p}=0$: if the generated points have the distribution of the clean ones, nothing moves. The loss asks for $\phi=\mathrm{sg}(\phi+V)$, which holds exactly where $V=0$. The converse, that $V=0$ everywhere implies equal distributions, depends on the kernel.
 #
-# *Gradient flow.* For a Gaussian kernel of bandwidth $h$, $m_p(x)-x=h^2\,\nabla\log(p*k)(x)$: the mean shift is the score of the Parzen-smoothed density. Then $V=h^2\,\nabla\log\frac{p*k}{q*k}$, the direction in which the Wasserstein gradient flow of a Kullback-Leibler divergence moves the points, here between smoothed densities ([arXiv 2605.05118](https://arxiv.org/abs/2605.05118)). With the exponential kernel of the paper the same holds with a local step size that depends on the point. The same work compares Algorithm 2 below with a single Sinkhorn iteration of optimal transport: rows and columns are normalised once, so the balance between distant modes is only approximate. The picture of $\tau=0.1$ above is such a case: no mass is carried between the places.
+# *Gradient flow.* For a Gaussian kernel of bandwidth $h$, $m_p(x)-x=h^2\,\nabla\log(p*k)(x)$: the mean shift is the score of the Parzen-smoothed density. Then $V=h^2\,\nabla\log\frac{p*k}{q*k}$, the direction in which the Wasserstein gradient flow of a Kullback-Leibler divergence moves the points, here between smoothed densities ([arXiv 2605.05118](https://arxiv.org/abs/2605.05118)). With the exponential kernel of the paper each of the two means is again such a gradient, of a density smoothed with the kernel $(d+\tau)e^{-d/\tau}$, but with a step size that depends on the point and differs for $p$ and $q$; so this is an analogy only. The same work compares Algorithm 2 below with a single Sinkhorn iteration of optimal transport: rows and columns are normalised once, so the balance between distant modes is only approximate. The picture of $\tau=0.1$ above is such a case: no mass is carried between the places.
 #
 # </details>
 
@@ -167,7 +167,7 @@ check("attraction + repulsion = Eq. (7)", (pull - push - whole).abs().max().item
 #
 # $$R=\mathrm{softmax}_{\text{row}}(-d/\tau),\quad C=\mathrm{softmax}_{\text{column}}(-d/\tau),\quad A=\sqrt{RC},\qquad V=S^-\,A^+y^+-S^+\,A^-y^-$$
 #
-# $d$ holds the distances to clean *and* generated points, $A^+$ and $A^-$ are its two halves and $S^\pm$ their row sums. This is **not** Eq. (7): clean and generated points share one soft-max, so do the moving points, and the result is multiplied by $S^+S^-$.
+# $d$ holds the distances to clean *and* generated points, $A^+$ and $A^-$ are its two halves and $S^\pm$ their row sums. This is **not** Eq. (7): in a row, clean and generated points compete in one soft-max; in a column, the moving points compete for one clean or generated point; and the difference of the two means is multiplied by $S^+S^-$.
 
 # %%
 show(drift.joint_weights, drift.drifting_field)
@@ -266,7 +266,7 @@ axes[1].semilogy(losses)
 axes[1].set(xlabel="step", ylabel="loss", title="mean square of V");
 
 # %% [markdown]
-# The generator reaches the three places (left) with one evaluation; the loss, the mean square of $V$ (right), falls by about a factor of ten and stays noisy, since every step draws new points.
+# The generator reaches the three places (left) with one evaluation, with some points between them; the loss, the mean square of $V$ (right), falls by about a factor of ten and stays noisy, since every step draws new points.
 #
 # ## Why the loss does not measure quality
 #
@@ -355,7 +355,7 @@ for layer, (axis, (x, p)) in enumerate(zip(axes, layers)):
 axes[0].set_ylabel("noisy frame, s");
 
 # %% [markdown]
-# Dark: small distance. A drift can only help where the nearest clean frame is the right one, on the diagonal. The higher the floor of the logarithm (layer 0), the more often this is the case.
+# Layers 0, 1 and 2 are log-mel frames with the floors 1, 0.1 and 0.01: a band below the floor counts as silent. (Layers 3 and 4 in the table at the end have another window.) Dark: small distance. A drift can only help where the nearest clean frame is the right one, on the diagonal. The higher the floor of the logarithm (layer 0), the more often this is the case.
 #
 # **Frames during training.** Like Figure 2 of the paper, by `python tutorials/experiments/drifting.py`: frames of layer 0 in the two directions in which those of clean speech vary most. Grey: all clean test recordings; colour: one recording, enhanced after different numbers of training steps. The contours contain a tenth, a half and nine tenths of the frames, a cross is their mean. The bars are the energy distance between the frames of twenty enhanced recordings and of the same recordings, clean.
 #
@@ -403,7 +403,7 @@ print()
 experiment("latents", snr=5, columns=("own_time",))
 
 # %% [markdown]
-# A network that estimates a mask can be trained with the drifting loss alone. In addition to the waveform losses of dagger, the drifting loss contributes nothing with 12,000 crops: without it the scores are the same. With noise on the input, or as a conditional generator, there is no mask, and after so few crops the output is not intelligible; the same holds for the field of Eq. (7). In unpaired training the joint field keeps 0.06 PESQ of the 0.20 that the pairs had gained over the noisy speech, and nothing towards another corpus. Towards women's voices the fraction of high-pitched frames rises by 0.05 [0.03, 0.08] while quality falls: a mask can attenuate a low voice but not raise its pitch. An encoder trained on noisy speech finds the right frame more often than one with random weights, in its first layer, and mel frames more often still; but training in its latent space is no better than in the random one.
+# A network that estimates a mask can be trained with the drifting loss alone. In addition to the waveform losses of dagger, the drifting loss contributes nothing with 12,000 crops: without it the scores are the same. With noise on the input, or as a conditional generator, there is no mask, and after so few crops the output is not intelligible (ESTOI below 0.2; PESQ, up to 1.55, means nothing there); the same holds for the field of Eq. (7). In unpaired training the joint field keeps 0.06 PESQ of the 0.20 that the pairs had gained over the noisy speech, and nothing towards another corpus. Towards women's voices the fraction of high-pitched frames rises by 0.05 [0.03, 0.08] while quality falls: a mask can attenuate a low voice but not raise its pitch. An encoder trained on noisy speech finds the right frame more often than one with random weights, in its first layer, and mel frames more often still; but training in its latent space is no better than in the random one.
 #
 # ## Details that matter
 #
@@ -424,7 +424,7 @@ experiment("latents", snr=5, columns=("own_time",))
 #
 # ## Exercises
 #
-# Put your value into the cell at the end: it says whether it is right.
+# The cell at the end contains a solution; replace it by your own value, and it says whether it is right.
 #
 # **1.** The enhanced wave becomes ten times louder before the encoder. By which factor does the drifting loss change?
 #
@@ -448,7 +448,7 @@ experiment("latents", snr=5, columns=("own_time",))
 # </details>
 # <details><summary>Solution</summary>
 #
-# `toy.energy_distance(move(200, (1.0,))[-1], reference)` gives 0.006: the points reach the three places. A wide kernel includes all three, and its pull is not only towards the mean: the exponential kernel has a kink at 0, so near points still have the largest weight.
+# `toy.energy_distance(move(200, (1.0,))[-1], reference)` gives 0.006: the points reach the three places. A wide kernel includes all three, and its pull is not only towards the mean: the exponential kernel has a kink at 0, so at distances far below $\tau$ it still tells near points from less near ones, where a Gaussian kernel would be flat.
 #
 # </details>
 #

@@ -76,8 +76,8 @@ figure.colorbar(image, ax=axes, label="dB below the loudest bin");
 # | score SDE | $\frac12E\left\lvert\sigma s_\theta+z\right\rvert^2$ | $dx=(f-g^2s_\theta)\,dt+g\,d\bar w$, many evaluations | [2](2_score.ipynb) |
 # | CRP | $\frac12E\left\lvert\hat x_N-x_0\right\rvert^2$ through the last evaluation | the same, few evaluations | [3](3_crp.ipynb) |
 # | consistency | $E\left\lvert f(x_{t_i})-f_{ema}(\hat x_{t_{i+1}})\right\rvert^2$ | $f(y+\sigma_Tz)$ | [4](4_consistency.ipynb) |
-# | DISPatch | the same error in some patches alone | the same | [5](5_patches.ipynb) |
-# | MeanFlow | $\frac12E\,(t-r)^2\left\lvert u-u_{tgt}\right\rvert^2$ | $x_1-u$ | [6](6_meanflow.ipynb) |
+# | DISPatch | $\sum_{p\in\mathcal M}E_p(S,T)$: the error against the teacher, in some patches | one evaluation | [5](5_patches.ipynb) |
+# | MeanFlow | $\frac12E\,(t-r)^2\left\lvert u-u_{tgt}\right\rvert^2$ | $x_1-0.97\,u$ | [6](6_meanflow.ipynb) |
 # | drifting | $E\left\lVert\phi-\mathrm{sg}(\phi+V)\right\rVert^2$ | one evaluation | [7](7_drift.ipynb) |
 #
 # ## The toy under all methods
@@ -159,11 +159,11 @@ figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", 
 #
 # ![PESQ, ESTOI and SI-SDR over NFE before and after CRP, with the one-step prediction of stage 1](experiments/nfe.png)
 #
-# CRP raises the scores at NFE 1, 2 and 5 to those of the one-step prediction, not above them.
+# CRP raises the SI-SDR to that of the one-step prediction and the PESQ nearly so; but the model trained for NFE 5 fails at NFE 1 as stage 1 does.
 #
 # ## A failure is data, too
 #
-# On the waterfall, at 2.5 dB, `drift` gains most of the SI-SDR that `drift_dagger` gains, but a small part of the PESQ.
+# On the waterfall, at 2.5 dB, `drift` gains most of the SI-SDR that `drift_dagger` gains, but only two fifths of the PESQ.
 
 # %%
 s, y = recordings["waterfall"]
@@ -308,7 +308,7 @@ budget("12000")
 budget("3000")
 
 # %% [markdown]
-# With a quarter of the crops most rows have lower scores, and dagger and the separator lead again. The additional rows each change one part of a method; the [guide](experiments/README.md) reads them question by question.
+# With a quarter of the crops most rows have lower scores, and dagger and the separator lead again. The additional rows each change one part of a method; the [guide](experiments/README.md) discusses them, one question at a time.
 #
 # ## Details that matter
 #
@@ -323,7 +323,7 @@ budget("3000")
 #
 # ## Exercises
 #
-# Put your value into the cell at the end: it says whether it is right.
+# The cell at the end contains a solution; replace it by your own value, and it says whether it is right.
 #
 # **1.** Which model gains most SI-SDR for its cost on the 110 recordings? Give its gain over the noisy input per second of one core (for a second of sound), in dB/s.
 #
