@@ -33,6 +33,7 @@ import data
 import dispatch
 import drift
 import meanflow
+import metrics
 import sgmse
 import train
 from helpers import peak, run_command
@@ -464,6 +465,9 @@ class Echo(torch.nn.Module):
         self.calls += 1
         return wave * self.gain.detach()
 
+    def evaluations(self):
+        return 1
+
 
 @pytest.mark.parametrize("length", [1, 700, 1000, 1001, 1751, 2501, 9999])
 def test_windows_put_together_are_the_whole(length):
@@ -646,6 +650,48 @@ def test_twenty_minutes_take_no_more_memory_than_ten_seconds(tmp_path):
         peaks[name] = float(in_fresh_process(peak_memory, tmp_path / f"{name}.wav", tmp_path / "out.wav").stdout)
         (tmp_path / f"{name}.wav").unlink()
     assert peaks["long"] - peaks["short"] < 100            # MiB; the samples of one channel have 110
+
+
+def test_progress_of_a_folder_counts_its_seconds(tmp_path, monkeypatch):
+    """Of all recordings that can be read, to the end."""
+    bars, tqdm = [], commands.tqdm
+    monkeypatch.setattr(commands, "tqdm", lambda *a, **k: bars.append(tqdm(*a, **k)) or bars[-1])
+    for name, samples in (("a", 16000), ("b", 24000)):
+        data.save_audio(tmp_path / f"{name}.wav", 0.1 * torch.randn(samples), 16000)
+    (tmp_path / "c.wav").write_bytes(b"no audio")
+    pairs = [(tmp_path / f"{name}.wav", tmp_path / f"out/{name}.wav") for name in "abc"]
+    assert commands.enhance_all(Echo(), pairs, 0, 30) == 1
+    assert [bar.total for bar in bars] == [2.5] and (bars[0].disable or bars[0].n == 2.5)
+
+
+class TwoVoices(Echo):
+    """Two speakers at two microphones: each estimate is a microphone, with noise."""
+
+    num_mics = num_speakers = 2
+
+    def enhance(self, wave, peak=None):
+        return wave + 0.1 * torch.randn_like(wave)
+
+
+def test_validation_of_an_array_compares_with_its_reference_microphone(monkeypatch):
+    clean, noisy = torch.randn(2, 2, 16000)
+    seen = []
+
+    class One:
+        def __len__(self):
+            return 1
+
+        def utterance(self, number):
+            return "a", clean, noisy
+
+    def evaluate(pairs, names, progress):
+        seen.append(pairs)
+        return metrics.Results([dict(name="a", note="", error="", **dict.fromkeys(names, 1.0))], names)
+
+    monkeypatch.setattr(metrics, "evaluate", evaluate)
+    commands.validate(TwoVoices(), One(), train.TrainConfig(valid_files=1))
+    enhanced, before = seen
+    assert torch.equal(before[0][2], noisy[:1].expand(2, -1)) and enhanced[0][2].shape == clean.shape
 
 
 # ---- door to door ----
