@@ -3,9 +3,9 @@
     python tutorials/experiments/comparison.py --data CORPUS [--every 3]
     python tutorials/experiments/comparison.py --data CORPUS --split valid --metrics pesq,estoi,si_sdr,dnsmos,distillmos
 
-Writes the table "shipped", which notebook 8 reads, or "shipped_valid" of the validation split; a row names the checkpoint by its SHA-256. Enhanced waves and scores are kept in
---scores, so that a command that was interrupted continues. The cost is CPU seconds per second of audio, measured on the
-first three recordings.
+Writes the table "shipped", which notebook 8 reads, or "shipped_valid" of the validation split, or --out; a row names the
+checkpoint by its SHA-256. Enhanced waves and scores are kept in --scores, so that a command that was interrupted continues.
+The cost is CPU seconds per second of audio, measured on the first three recordings.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import commands
 import data
-from scoring import (COLUMNS, TABLES, cell, cost, enhanced_and_scored, noisy_scored, observations, sha256, write_table)
+from scoring import COLUMNS, TABLES, cell, cost, enhanced_and_scored, noisy_scored, observations, sha256, write_table
 
 CHECKPOINTS = ("sgmse_stage1", "sgmse", "sgmse_crp1", "consistency", "meanflow", "drift", "drift_dagger", "dispatch")
 # Controls without the step that a method adds: (checkpoint, changes of its config).
@@ -37,8 +37,8 @@ def main():
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default: 2)")
     parser.add_argument("--out", type=Path, help="(default: the table in tutorials/experiments/tables/)")
     args = parser.parse_args()
-    table, which = "shipped" if args.split == "test" else "shipped_valid", tuple(args.metrics.split(","))
-    out = args.out or TABLES / f"{table}.csv"
+    out = args.out or TABLES / ("shipped.csv" if args.split == "test" else "shipped_valid.csv")
+    table, which = out.stem, tuple(args.metrics.split(","))
     commands.keep_memory()                                  # as all commands do
 
     try:
