@@ -78,8 +78,10 @@ def mutants(files, seed, count):
         yield file, node.lineno, before, after, source[:start] + after.encode() + source[end:]
 
 
-def survives(mutant, seconds=600):
-    """Whether all tests of its file pass in a copy of the tree with the mutant."""
+def fate(mutant, seconds=1500):
+    """What became of it in a copy of the tree: "SURVIVED" where all tests of its file pass, "killed", or "timed out" (an
+    endless loop, or a slow machine).
+    """
     file, *_, source = mutant
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "tree"
@@ -92,8 +94,8 @@ def survives(mutant, seconds=600):
             done = subprocess.run(command, cwd=copy, capture_output=True, timeout=seconds,
                                   env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"})
         except subprocess.TimeoutExpired:
-            return False                                 # an endless loop is noticed
-        return done.returncode == 0
+            return "timed out"
+        return "killed" if done.returncode else "SURVIVED"
 
 
 def main():
@@ -105,9 +107,9 @@ def main():
     args = parser.parse_args()
     chosen, survivors = list(mutants(args.files, args.seed, args.count)), 0
     with concurrent.futures.ThreadPoolExecutor(args.workers) as pool:
-        for (file, line, before, after, _), alive in zip(chosen, pool.map(survives, chosen)):
-            survivors += alive
-            print(f"{'SURVIVED' if alive else 'killed  '} {file}:{line}  {before}  ->  {after}", flush=True)
+        for (file, line, before, after, _), word in zip(chosen, pool.map(fate, chosen)):
+            survivors += word == "SURVIVED"
+            print(f"{word:9} {file}:{line}  {before}  ->  {after}", flush=True)
     print(f"{survivors} of {len(chosen)} survived")
     return survivors > len(chosen) / 20
 
