@@ -558,12 +558,12 @@ def evaluate_command(Method, args):
         path.unlink(missing_ok=True)
     failed = enhance_all(method, list(zip(noisy, enhanced)), args.seed, args.window, strict=True)
     if (method.num_mics, method.num_speakers) != (1, 1) and not alone:
-        heard = [out / "microphone0" / f"{name}.wav" for name in names]
-        for *paths, out_path in zip(clean, noisy, heard, enhanced):
+        first = [out / "microphone0" / f"{name}.wav" for name in names]
+        for *paths, out_path in zip(clean, noisy, first, enhanced):
             if out_path.is_file():  # what could not be enhanced is left to the scoring to name
                 microphone_0(*paths)
                 match_speakers(paths[0], out_path)
-        noisy = heard
+        noisy = first
     sizes = {name: sum(p.numel() for p in part.parameters())
              for name, part in method.named_children()}
     print("parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size))

@@ -295,8 +295,8 @@ class Student(train.Method):
         if self.teacher is None or warming_up:
             return task, parts
 
-        taught = self.teacher_output("enhance", noisy)
-        S, T, Y = (self.patch_spectrogram(wave) for wave in (enhanced, taught, clean))
+        teacher = self.teacher_output("enhance", noisy)
+        S, T, Y = (self.patch_spectrogram(wave) for wave in (enhanced, teacher, clean))
         distilled = self.distillation(S, T, Y, noisy)
         loss = task + self.config.distil_weight * distilled
         return loss, parts | {"distilled": distilled.detach()}

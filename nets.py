@@ -631,7 +631,7 @@ class SpatialNet(nn.Module):
         if not Y.is_complex() or Y.ndim != 4 or Y.shape[1:3] != (mics, bins):
             raise ValueError(f"expected a complex spectrogram (B, {mics}, {bins}, T) of "
                              f"{mics} microphone(s); got {Y.dtype} {tuple(Y.shape)}")
-        level = Y[:, :1].abs().mean(3, keepdim=True) + 1e-6  # (B, 1, F, 1), of microphone 0
+        level = Y[:, :1].abs().mean(3, keepdim=True) + 1e-6  # (B, 1, F, 1), at the reference
         x = as_real(Y / level).transpose(1, 2).flatten(0, 1)               # (B F, 2 M, T)
         with autocast(self, x):
             x = at_least_float32(self.encoder(x))                          # (B F, H, T)

@@ -69,7 +69,7 @@ def simulate_room(number, config=RoomConfig()):
     """Impulse responses of room `number`, float16 (speakers + 1, mics + 1, n) at 16 kHz.
 
     Sources: the speakers, then the noise, where draw_room puts them. Responses: that to each
-    microphone, then the direct path alone to microphone 0, aligned with the others.
+    microphone, then the direct path alone to the reference microphone, aligned with the others.
     Deterministic. Raises ValueError for a reverberation time that no walls can give.
     """
     import pyroomacoustics as pra
@@ -127,8 +127,8 @@ class RoomMixtures(MixedAudio):
     Clean: the direct path of each speaker to the reference microphone, aligned. The speakers
     are recordings of different folders, where there are as many. The noise is a recording played at
     one point, 1 m from the array or more, where most of it arrives from all sides. Ratios hold at
-    microphone 0, reverberation included: each further speaker is `sir` dB (drawn from
-    that range) below the first, the noise one of `snrs` below all speakers together.
+    the reference microphone, reverberation included: each further speaker is `sir` dB (drawn
+    from that range) below the first, the noise one of `snrs` below all speakers together.
 
     rooms: how many; first_room: the number of the first, see simulate_room. cache: folder of their
     responses.

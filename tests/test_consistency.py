@@ -545,9 +545,15 @@ def test_train_resume_enhance_evaluate(teacher, corpus, tmp_path, capsys):
 
 VARIANTS = [
     "--teacher TEACHER",
+    "--teacher TEACHER --no-stochastic",
     "--teacher TEACHER --solver euler --no-stochastic",
+    "--teacher TEACHER --solver euler",
+    "--teacher TEACHER --solver heun --no-stochastic",
     "--teacher TEACHER --solver heun",
     "--teacher TEACHER --solver mix",
+    "--teacher TEACHER --pesq-weight 1e-3",
+    "--teacher TEACHER --pesq-weight 0",
+    "--teacher TEACHER --si-sdr-weight 0",
     "--teacher TEACHER --pesq-weight 0 --si-sdr-weight 0",
     "--teacher TEACHER --consistency-weight 0",
     "--teacher TEACHER --weight snr",

@@ -41,10 +41,16 @@ def shipped(name):
     return train.load_checkpoint(name)
 
 
-def enhanced(name, wave):
+@functools.cache
+def output(name, samples):
     torch.manual_seed(0)
     with torch.inference_mode():
-        return shipped(name).enhance(torch.from_numpy(np.asarray(wave, np.float32))[None])[0].numpy()
+        return shipped(name).enhance(torch.frombuffer(bytearray(samples), dtype=torch.float32)[None])[0].numpy()
+
+
+def enhanced(name, wave):
+    """The output of shipped weights, computed once for each wave."""
+    return output(name, np.asarray(wave, np.float32).tobytes())
 
 
 def decibel(x):
@@ -106,11 +112,12 @@ def test_level_of_crops_is_that_of_the_peak_on_average():
 def test_clicks_and_offsets_cost_at_most_1_db(name):
     quiet = 0.03 * np.r_[NOISY[:48000], np.resize(NOISY - CLEAN, 48000)] / np.abs(NOISY).max()
     undisturbed = metrics.si_sdr(CLEAN[:48000], enhanced(name, quiet)[:48000])
-    clicks = quiet.copy()
     for place, decibels in ((-8000, 30), (24000, 0), (30000, 40)):
-        clicks[place] = 0.03 * 10 ** (decibels / 20)
-    for wave in (clicks, quiet - 0.4):
+        wave = quiet.copy()
+        wave[place] = 0.03 * 10 ** (decibels / 20)
         assert metrics.si_sdr(CLEAN[:48000], enhanced(name, wave)[:48000]) > undisturbed - 1
+    for offset in (0.5, -0.4):
+        assert metrics.si_sdr(CLEAN[:48000], enhanced(name, quiet + offset)[:48000]) > undisturbed - 1
 
 
 @pytest.mark.slow
@@ -740,7 +747,7 @@ def test_freed_memory_is_used_again_without_new_pages():
 def test_hiss_in_a_pause_costs_little(name):
     """At most 1.2 dB at -60 dBFS and 2 dB at -50, wherever it is."""
     alone = metrics.si_sdr(CLEAN, enhanced(name, NOISY))
-    for level, before, most in ((-60, 24000, 1.2), (-50, 0, 2.0)):
+    for level, before, most in ((-60, 0, 1.2), (-60, 24000, 1.2), (-50, 0, 2.0)):
         hiss = (10 ** (level / 20) * np.random.default_rng(0).standard_normal(48000)).astype(np.float32)
         out = enhanced(name, np.r_[hiss[:before], NOISY, hiss[before:]])
         assert metrics.si_sdr(CLEAN, out[before:][:len(CLEAN)]) > alone - most

@@ -673,7 +673,7 @@ class TwoVoices(Echo):
         return wave + 0.1 * torch.randn_like(wave)
 
 
-def test_validation_of_an_array_compares_with_its_reference_microphone(monkeypatch):
+def test_array_validation_compares_its_reference_microphone(monkeypatch):
     clean, noisy = torch.randn(2, 2, 16000)
     seen = []
 

@@ -123,7 +123,7 @@ def test_rows_of_patch_distillation_are_trained_scored_and_kept(tmp_path, corpus
 
 
 @pytest.mark.slow
-def test_the_fair_table_trains_each_stage_once_and_scores_it_on_both_tests(tmp_path, corpus, script):
+def test_fair_table_trains_stages_once_and_scores_both_tests(tmp_path, corpus, script):
     encoder = HubertModel(HubertConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, conv_dim=(8,) * 7,
         num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2))

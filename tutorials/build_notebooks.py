@@ -309,8 +309,8 @@ def page(notebook, before="", after=""):
                 alt = html.escape(caption(notebook["cells"], number) or f"figure of {title}")
                 picture = content["image/png"].strip()
                 width, height = struct.unpack(">II", base64.b64decode(picture[:32])[16:])
-                shape = "tall" if height > width else "wide"
-                body.append(f'<div class="scroll"><img alt="{alt}" class="{shape}" '
+                tall = 'class="tall" ' if height > width else ""
+                body.append(f'<div class="scroll"><img {tall}alt="{alt}" '
                             f'src="data:image/png;base64,{picture}"></div>')
             elif "image/svg+xml" in content:
                 body.append(f'<div class="scroll">{"".join(content["image/svg+xml"])}</div>')

@@ -6,6 +6,8 @@ The gain of a band is the projection of the enhanced onto the clean band, as in 
 level, whatever noise is left.
 """
 
+import functools
+
 import numpy as np
 
 
@@ -18,21 +20,7 @@ def gain(clean, enhanced, sample_rate, low, high):
     return 20 * np.log10(max(projection, 1e-6))
 
 
-def pitch(clean, enhanced, sample_rate):
-    """50 to 300 Hz."""
-    return gain(clean, enhanced, sample_rate, 50, 300)
-
-
-def middle(clean, enhanced, sample_rate):
-    """300 Hz to 1 kHz."""
-    return gain(clean, enhanced, sample_rate, 300, 1000)
-
-
-def presence(clean, enhanced, sample_rate):
-    """1 to 4 kHz."""
-    return gain(clean, enhanced, sample_rate, 1000, 4000)
-
-
-def high(clean, enhanced, sample_rate):
-    """4 to 8 kHz."""
-    return gain(clean, enhanced, sample_rate, 4000, 8000)
+pitch = functools.partial(gain, low=50, high=300)
+middle = functools.partial(gain, low=300, high=1000)
+presence = functools.partial(gain, low=1000, high=4000)
+high = functools.partial(gain, low=4000, high=8000)
